@@ -1,0 +1,50 @@
+"""What every test shares: seeds, quiet progress bars, no display, one thread, the real screens."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+import scvi
+import torch
+
+plt.switch_backend("Agg")
+torch.set_num_threads(1)
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _reproducible_and_quiet():
+    """Seed every test alike, whatever ran before it, and give back the settings afterwards."""
+    scvi.settings.seed = 0
+    scvi.settings.verbosity = logging.ERROR
+    scvi.settings.progress_bar_style = "tqdm"
+    yield
+    plt.close("all")
+
+
+def _screen(name: str) -> Path:
+    folder = Path(os.environ.get("SCVI_SAMS_TEST_DATA", _ROOT.parent / "shared" / "data"))
+    path = folder / name
+    if not path.is_file():
+        message = f"{name} is not in {folder}; set SCVI_SAMS_TEST_DATA to the folder that has it"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+@pytest.fixture(scope="session")
+def papalexi_path() -> Path:
+    """ECCITE-seq knock-outs in THP-1 cells: 20,729 cells x 299 genes, 25 perturbations."""
+    return _screen("papalexi2021_eccite.h5ad")
+
+
+@pytest.fixture(scope="session")
+def norman_path() -> Path:
+    """CRISPR activation in K562 cells: 3,375 cells x 500 genes, 18 genes and 15 pairs."""
+    return _screen("norman2019_subset.h5ad")
