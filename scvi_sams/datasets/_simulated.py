@@ -1,0 +1,351 @@
+"""Screens with a known mechanism: every mask, effect and basal state that made the counts."""
+
+from __future__ import annotations
+
+__all__ = ["BENCHMARK_SCREENS", "benchmark_screen", "simulated_screen"]
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from scvi_sams._exceptions import ScreenError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.random import Generator
+    from numpy.typing import NDArray
+
+CONTROL = "control"
+_N_HIDDEN = 64
+_CELLS_PER_CHUNK = 4096  # bounds the dense memory at 4096 x n_genes, whatever the screen's size
+
+_DEFAULT: dict[str, Any] = {
+    "n_cells": 20_000,
+    "n_genes": 1_000,
+    "n_perturbations": 200,
+    "n_pairs": 60,
+    "n_latent": 20,
+    "mask_probability": 0.1,
+    "effect_size": 2.0,
+    "library_size": 8_000.0,
+    "n_batches": 1,
+}
+_SMALL: dict[str, Any] = {
+    "n_cells": 6_000,
+    "n_genes": 500,
+    "n_perturbations": 60,
+    "n_pairs": 20,
+    "n_latent": 10,
+    "mask_probability": 0.2,
+}
+
+BENCHMARK_SCREENS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "default": _DEFAULT,
+        "weak": _DEFAULT | {"effect_size": 1.0},
+        "shallow": _DEFAULT | {"effect_size": 1.5, "library_size": 1_500.0},
+        "small": _DEFAULT | _SMALL,
+    }
+)
+"""Arguments of :func:`simulated_screen` that make each screen of :func:`benchmark_screen`."""
+
+
+def benchmark_screen(
+    variant: Literal["default", "weak", "shallow", "small"] = "default", seed: int = 0
+) -> ad.AnnData:
+    """Simulate one of the four screens on which the recovery of masks is reported.
+
+    Parameters
+    ----------
+    variant
+        One of the following:
+
+        * ``"default"``: 20,000 cells, 1,000 genes, 200 perturbations and 60 pairs of them,
+          20 latents, masks of density 0.1, effects of 2 standard deviations of the basal state,
+          about 8,000 counts a cell, one batch.
+        * ``"weak"``: effects half as large.
+        * ``"shallow"``: about 1,500 counts a cell, effects of 1.5.
+        * ``"small"``: 6,000 cells, 500 genes, 60 perturbations and 20 pairs, 10 latents, masks
+          of density 0.2.
+    seed
+        Seed of all randomness.
+
+    Returns
+    -------
+    The screen, laid out as by :func:`simulated_screen`.
+
+    Raises
+    ------
+    ScreenError
+        If ``variant`` is none of the four.
+
+    Examples
+    --------
+    >>> import scvi_sams
+    >>> adata = scvi_sams.datasets.benchmark_screen("small", seed=1)
+    >>> adata.shape
+    (6000, 500)
+    """
+    if variant not in BENCHMARK_SCREENS:
+        raise ScreenError(
+            f"There is no benchmark screen {variant!r}: `variant` is one of "
+            f"{', '.join(map(repr, BENCHMARK_SCREENS))}."
+        )
+    return simulated_screen(**BENCHMARK_SCREENS[variant], seed=seed)
+
+
+def simulated_screen(
+    n_cells: int = 4_000,
+    n_genes: int = 500,
+    n_perturbations: int = 30,
+    n_pairs: int = 8,
+    n_latent: int = 8,
+    *,
+    mask_probability: float = 0.15,
+    inactive_fraction: float = 0.0,
+    effect_size: float = 2.0,
+    effect_jitter: float = 0.3,
+    control_fraction: float = 0.1,
+    pair_fraction: float = 0.25,
+    library_size: float = 8_000.0,
+    library_spread: float = 0.3,
+    inverse_dispersion: float = 5.0,
+    n_batches: int = 2,
+    batch_effect_size: float = 0.2,
+    seed: int = 0,
+) -> ad.AnnData:
+    r"""Simulate a Perturb-seq screen whose sparse mechanism is known.
+
+    Perturbation :math:`t` moves the latents of its mask :math:`m_t` by its embedding
+    :math:`e_t`; a pair moves them by the sum of its parts:
+
+    .. math::
+
+        m_{tl} &\sim \mathrm{Bernoulli}(\pi), \qquad
+        e_{tl} = \pm\,\mathrm{effect\_size} + \mathrm{effect\_jitter} \cdot \mathcal N(0, 1) \\
+        z_i &= z^b_i + \textstyle\sum_t d_{it}\, m_t \odot e_t, \qquad
+        z^b_i \sim \mathcal N(0, I) \\
+        h_i &= \tanh(z_i W_1) + 0.2\, z_i W_1 \\
+        x_{ig} &\sim \mathrm{NegativeBinomial}\bigl(
+            l_i\, \mathrm{softmax}_g(a_g + b_{s_i g} + h_i W_2),\ \theta \bigr)
+
+    with gene intercepts :math:`a_g \sim \mathcal N(-1, 1.2^2)`, batch shifts
+    :math:`b_{sg} \sim \mathcal N(0, \mathrm{batch\_effect\_size}^2)` (none in the first batch)
+    and log-normal library sizes :math:`l_i`. A mask that comes out empty is given one latent at
+    random, so that every perturbation that is not inactive does something.
+
+    Parameters
+    ----------
+    n_cells
+        Cells, of every kind together.
+    n_genes
+        Genes.
+    n_perturbations
+        Perturbations, named ``"P001"``, ``"P002"`` and so on.
+    n_pairs
+        Distinct pairs of perturbations that are measured together (``"P001+P014"``).
+    n_latent
+        Latents that perturbations can move.
+    mask_probability
+        Probability that a perturbation moves a latent.
+    inactive_fraction
+        Share of the perturbations that move nothing.
+    effect_size
+        Size of an effect, in standard deviations of the basal state.
+    effect_jitter
+        Standard deviation of the effects about plus or minus ``effect_size``.
+    control_fraction
+        Share of the cells without a perturbation.
+    pair_fraction
+        Share of the cells with a pair; unused if ``n_pairs`` is 0. The other cells carry one
+        perturbation each, drawn uniformly.
+    library_size
+        Median library size, in counts a cell.
+    library_spread
+        Standard deviation of the logarithm of the library size.
+    inverse_dispersion
+        Inverse dispersion of the counts, the same for all genes.
+    n_batches
+        Batches; cells fall into them at random.
+    batch_effect_size
+        Standard deviation over genes of a batch's shift of log expression.
+    seed
+        Seed of all randomness. The truth (masks, embeddings, pairs, decoder, batch shifts) is
+        drawn from a stream of its own: it does not change with the number or depth of the cells.
+
+    Returns
+    -------
+    AnnData (cells x genes), whose counts (CSR, float32) are in ``X`` and ``layers["counts"]``:
+
+    * ``obs["perturbation"]``: ``"control"``, ``"P001"`` or ``"P001+P014"``
+    * ``obs["replicate"]``: the batch
+    * ``obs["total_counts"]``: counts of the cell
+    * ``obsm["true_basal"]``: basal state (cells x latents)
+    * ``uns["truth"]``: ``"mask"``, ``"embedding"`` and ``"effect"`` (their product), each
+      perturbations x latents, with ``"perturbation_names"``, ``"seed"`` and ``"parameters"``
+
+    Raises
+    ------
+    ScreenError
+        If an argument is out of its range.
+
+    Notes
+    -----
+    The generative model is that of Bereket and Karaletsos (NeurIPS 2023), section 3, with a
+    decoder that no network of the package can match exactly.
+
+    Examples
+    --------
+    >>> import scvi_sams
+    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500, seed=1)
+    >>> adata.uns["truth"]["mask"].shape
+    (30, 8)
+    """
+    parameters = {name: value for name, value in locals().items() if name != "seed"}
+    _check_parameters(parameters)
+    truth_rng, cell_rng = np.random.default_rng(seed).spawn(2)
+
+    mask = _draw_masks(truth_rng, n_perturbations, n_latent, mask_probability, inactive_fraction)
+    embedding = effect_jitter * truth_rng.standard_normal(mask.shape)
+    embedding += effect_size * truth_rng.choice([-1.0, 1.0], mask.shape)
+    effect = mask * embedding
+    names = _numbered("P", n_perturbations, min_width=3)
+    first, second = _draw_pairs(truth_rng, n_perturbations, n_pairs)
+    w_in = truth_rng.standard_normal((n_latent, _N_HIDDEN)) / np.sqrt(n_latent)
+    w_out = truth_rng.standard_normal((_N_HIDDEN, n_genes)) / np.sqrt(_N_HIDDEN)
+    intercept = truth_rng.normal(-1.0, 1.2, n_genes)
+    batch_shift = batch_effect_size * truth_rng.standard_normal((n_batches, n_genes))
+    batch_shift[0] = 0.0
+
+    # Conditions in the order control, singles, pairs; a cell is a row number of this table.
+    conditions = [
+        CONTROL,
+        *names,
+        *(f"{names[a]}+{names[b]}" for a, b in zip(first, second, strict=True)),
+    ]
+    shift = np.vstack([np.zeros((1, n_latent)), effect, effect[first] + effect[second]])
+    condition = _draw_conditions(
+        cell_rng, n_cells, n_perturbations, n_pairs, control_fraction, pair_fraction
+    )
+    batch = cell_rng.integers(n_batches, size=n_cells)
+    basal = cell_rng.standard_normal((n_cells, n_latent))
+    library = cell_rng.lognormal(np.log(library_size), library_spread, (n_cells, 1))
+
+    chunks = []
+    for start in range(0, n_cells, _CELLS_PER_CHUNK):
+        rows = slice(start, start + _CELLS_PER_CHUNK)
+        projected = (basal[rows] + shift[condition[rows]]) @ w_in
+        logits = (np.tanh(projected) + 0.2 * projected) @ w_out
+        logits += intercept + batch_shift[batch[rows]]
+        rate = np.exp(logits - logits.max(axis=1, keepdims=True))
+        rate *= library[rows] / rate.sum(axis=1, keepdims=True)
+        # A Poisson with a gamma rate is the negative binomial.
+        rate = cell_rng.gamma(inverse_dispersion, rate / inverse_dispersion)
+        chunks.append(sp.csr_matrix(cell_rng.poisson(rate).astype(np.float32)))
+    counts = sp.vstack(chunks, format="csr")
+
+    obs = pd.DataFrame(
+        {
+            "perturbation": pd.Categorical.from_codes(
+                condition, conditions
+            ).remove_unused_categories(),
+            "replicate": pd.Categorical.from_codes(batch, _numbered("replicate_", n_batches)),
+            "total_counts": np.asarray(counts.sum(axis=1)).ravel(),
+        },
+        index=_numbered("cell_", n_cells),
+    )
+    return ad.AnnData(
+        counts,
+        obs=obs,
+        var=pd.DataFrame(index=_numbered("gene_", n_genes)),
+        layers={"counts": counts.copy()},
+        obsm={"true_basal": basal},
+        uns={
+            "truth": {
+                "mask": mask,
+                "embedding": embedding,
+                "effect": effect,
+                "perturbation_names": np.array(names, dtype=object),
+                "seed": seed,
+                "parameters": parameters,
+            }
+        },
+    )
+
+
+def _draw_masks(
+    rng: Generator, n_perturbations: int, n_latent: int, probability: float, inactive: float
+) -> NDArray[np.bool_]:
+    """Masks (perturbations x latents), of which only the inactive perturbations' are empty."""
+    mask = rng.random((n_perturbations, n_latent)) < probability
+    fallback = rng.integers(n_latent, size=n_perturbations)
+    empty = np.flatnonzero(~mask.any(axis=1))
+    mask[empty, fallback[empty]] = True
+    mask[rng.permutation(n_perturbations)[: round(inactive * n_perturbations)]] = False
+    return mask
+
+
+def _draw_pairs(
+    rng: Generator, n_perturbations: int, n_pairs: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and second members of distinct pairs, uniform over all pairs, in sorted order."""
+    # Pairs are numbered (0,1), (0,2), ..., (1,2), ...: pair (a, b) is below ends[a].
+    ends = np.cumsum(np.arange(n_perturbations - 1, 0, -1))
+    n_possible = n_perturbations * (n_perturbations - 1) // 2
+    number = np.sort(rng.choice(n_possible, n_pairs, replace=False)) if n_pairs else np.arange(0)
+    first = np.searchsorted(ends, number, side="right")
+    return first, n_perturbations - (ends[first] - number)
+
+
+def _draw_conditions(
+    rng: Generator,
+    n_cells: int,
+    n_perturbations: int,
+    n_pairs: int,
+    control_fraction: float,
+    pair_fraction: float,
+) -> NDArray[np.int64]:
+    """Condition of each cell: 0 for control, then the perturbations, then the pairs."""
+    n_control = int(control_fraction * n_cells)
+    n_paired = int(pair_fraction * n_cells) if n_pairs else 0
+    single = 1 + rng.integers(n_perturbations, size=n_cells - n_control - n_paired)
+    pair = 1 + n_perturbations + rng.integers(max(n_pairs, 1), size=n_paired)
+    return rng.permutation(np.concatenate([np.zeros(n_control, np.int64), single, pair]))
+
+
+def _numbered(prefix: str, n: int, min_width: int = 1) -> list[str]:
+    """Names ``prefix1 ... prefixn``, padded with zeros so that they sort as numbers do."""
+    width = max(min_width, len(str(n)))
+    return [f"{prefix}{i:0{width}d}" for i in range(1, n + 1)]
+
+
+def _check_parameters(parameters: dict[str, Any]) -> None:
+    """Refuse arguments out of range, by name."""
+    counts = ("n_cells", "n_genes", "n_perturbations", "n_latent", "n_batches")
+    scales = ("library_size", "inverse_dispersion")
+    spreads = ("n_pairs", "effect_jitter", "library_spread", "batch_effect_size")
+    shares = ("mask_probability", "inactive_fraction", "control_fraction", "pair_fraction")
+    for names, fits, wanted in (
+        (counts, lambda value: value >= 1, "at least 1"),
+        (scales, lambda value: value > 0, "above 0"),
+        (spreads, lambda value: value >= 0, "0 or more"),
+        (shares, lambda value: 0 <= value <= 1, "between 0 and 1"),
+    ):
+        for name in names:
+            if not fits(parameters[name]):
+                raise ScreenError(f"`{name}` must be {wanted}, not {parameters[name]}.")
+    if parameters["control_fraction"] + parameters["pair_fraction"] > 1:
+        raise ScreenError(
+            "`control_fraction` and `pair_fraction` add up to more than 1: lower one of them."
+        )
+    n_perturbations, n_pairs = parameters["n_perturbations"], parameters["n_pairs"]
+    if n_pairs > (n_possible := n_perturbations * (n_perturbations - 1) // 2):
+        raise ScreenError(
+            f"`n_pairs` is {n_pairs}, but {n_perturbations} perturbations make only "
+            f"{n_possible} pairs: lower `n_pairs` or raise `n_perturbations`."
+        )

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import threading
+import warnings
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata.io import write_elem
+
+from scvi_sams import datasets
+from scvi_sams._exceptions import ScreenError
+from scvi_sams.datasets import _cache, _public
+
+NOWHERE = "http://127.0.0.1:9"  # the discard port, on which nothing listens
+
+
+def screen_of(labels, key="perturbation", dense=False, **obs) -> ad.AnnData:
+    """A screen in the format of the published files, with one cell a label."""
+    counts = np.arange(3 * len(labels), dtype=np.float32).reshape(len(labels), 3) % 5
+    index = [f"cell{i}" for i in range(len(labels))]
+    return ad.AnnData(
+        counts if dense else sp.csr_matrix(counts),
+        obs=pd.DataFrame({key: pd.Categorical(labels), **obs}, index=index),
+        var=pd.DataFrame(index=["G1", "HLA-A", "AC1.2"]),
+    )
+
+
+def conditions(adata: ad.AnnData) -> list[str]:
+    return adata.obs["perturbation"].tolist()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server on this machine, and the folder that it serves."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}", folder
+        httpd.shutdown()
+        thread.join()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+class TestFetch:
+    def test_downloads_records_and_does_not_download_again(self, server, tmp_path):
+        address, folder = server
+        (folder / "a.bin").write_bytes(b"counts")
+        cache = tmp_path / "cache"
+        path = _cache.fetch(f"{address}/a.bin", cache, progressbar=False)
+        assert path.read_bytes() == b"counts"
+        record = json.loads((cache / "a.bin.json").read_text())
+        assert record["size"] == 6
+        assert len(record["sha256"]) == 64
+        assert record["url"] == f"{address}/a.bin"
+        (folder / "a.bin").unlink()
+        assert _cache.fetch(f"{address}/a.bin", cache, progressbar=False) == path
+        assert sorted(p.name for p in cache.iterdir()) == ["a.bin", "a.bin.json"]
+
+    def test_changed_file_is_refused(self, server, tmp_path):
+        address, folder = server
+        (folder / "a.bin").write_bytes(b"counts")
+        path = _cache.fetch(f"{address}/a.bin", tmp_path / "cache", progressbar=False)
+        path.write_bytes(b"COUNTS")
+        with pytest.raises(ScreenError, match=r"a\.bin has 6 bytes.*Delete the file"):
+            _cache.fetch(f"{address}/a.bin", tmp_path / "cache", progressbar=False)
+
+    def test_download_that_differs_from_the_record_is_refused(self, server, tmp_path):
+        address, folder = server
+        (folder / "a.bin").write_bytes(b"counts")
+        _cache.fetch(f"{address}/a.bin", tmp_path / "cache", progressbar=False).unlink()
+        (folder / "a.bin").write_bytes(b"other counts")
+        with pytest.raises(ScreenError, match="12 bytes"):
+            _cache.fetch(f"{address}/a.bin", tmp_path / "cache", progressbar=False)
+
+    def test_failure_says_what_to_do_and_leaves_nothing_behind(self, tmp_path):
+        with pytest.raises(datasets.DatasetUnavailableError) as caught:
+            _cache.fetch(f"{NOWHERE}/a.bin", tmp_path / "cache", progressbar=False)
+        for hint in (f"{NOWHERE}/a.bin", str(tmp_path / "cache"), "`path=`", "SCVI_SAMS_CACHE"):
+            assert hint in str(caught.value)
+        assert isinstance(caught.value, ConnectionError)
+        assert isinstance(caught.value, ScreenError)
+        assert list((tmp_path / "cache").iterdir()) == []
+
+    def test_missing_page_is_a_failure(self, server, tmp_path):
+        with pytest.raises(datasets.DatasetUnavailableError, match="404"):
+            _cache.fetch(f"{server[0]}/none.bin", tmp_path, progressbar=False)
+        assert not (tmp_path / "none.bin").exists()
+
+    def test_environment_chooses_the_cache(self, server, tmp_path, monkeypatch):
+        address, folder = server
+        (folder / "a.bin").write_bytes(b"counts")
+        monkeypatch.setenv("SCVI_SAMS_CACHE", str(tmp_path / "mine"))
+        path = _cache.fetch(f"{address}/a.bin", progressbar=False)
+        assert path == tmp_path / "mine" / "a.bin"
+
+
+class TestTidy:
+    def test_scperturb(self):
+        labels = ["FEV_AHR", "control", "KLF1", "HLA-A_AC1.2", "control_KLF1"]
+        source = screen_of(labels, gemgroup=[1, 1, 2, 2, 2])
+        tidy = datasets.tidy_scperturb(source)
+        assert conditions(tidy) == ["AHR+FEV", "control", "KLF1", "AC1.2+HLA-A", "KLF1"]
+        assert tidy.obs["source_label"].tolist() == labels
+        assert tidy.obs["gemgroup"].tolist() == [1, 1, 2, 2, 2]
+        assert tidy.obs["perturbation"].dtype == "category"
+        for matrix in (tidy.X, tidy.layers["counts"]):
+            assert matrix.format == "csr"
+            assert matrix.dtype == np.float32
+            np.testing.assert_array_equal(matrix.toarray(), source.X.toarray())
+        assert not np.shares_memory(tidy.X.data, tidy.layers["counts"].data)
+        assert conditions(source) == labels
+
+    def test_single_perturbations_may_hold_the_delimiter(self):
+        tidy = datasets.tidy_scperturb(
+            screen_of(["non-targeting", "HSPA14_ENSG1"]), pair_delimiter=None
+        )
+        assert conditions(tidy) == ["control", "HSPA14_ENSG1"]
+
+    def test_cells_without_a_label_are_kept_with_a_warning(self):
+        source = screen_of(["control", None, "nan", "KLF1"])
+        with pytest.warns(UserWarning, match="2 of 4 cells have no label"):
+            tidy = datasets.tidy_scperturb(source)
+        assert tidy.n_obs == 4
+        assert tidy.obs["perturbation"].isna().tolist() == [False, True, True, False]
+
+    def test_dixit_guides_become_targets(self):
+        guides = [
+            "p_sgELK1_2",
+            "p_sgELK1_2 + p_sgELK1_5",
+            "p_sgYY1_3 + p_sgELK1_2",
+            "p_INTERGENIC393453",
+            "p_INTERGENIC393453 + p_sgYY1_3",
+            "p-sgYY1-3_p-sgELK1-2",
+            "control",
+        ]
+        tidy = datasets.tidy_dixit(screen_of(guides))
+        expected = ["ELK1", "ELK1", "ELK1+YY1", "control", "YY1", "ELK1+YY1", "control"]
+        assert conditions(tidy) == expected
+
+    def test_sciplex(self):
+        source = screen_of(
+            ["(+)-JQ1", "control", "Vorinostat"],
+            dose_value=pd.Categorical(["10.0", None, "10000.0"]),
+            cell_line=["A549", "K562", "MCF7"],
+        )
+        tidy = datasets.tidy_sciplex(source)
+        assert conditions(tidy) == ["(plus)-JQ1", "control", "Vorinostat"]
+        assert tidy.obs["dose"].tolist() == [10.0, 0.0, 10_000.0]
+        assert tidy.obs["cell_line"].dtype == "category"
+
+    def test_sciplex_needs_a_dose_for_every_treated_cell(self):
+        source = screen_of(
+            ["control", "Vorinostat"], dose_value=[0.0, np.nan], cell_line=["A549", "A549"]
+        )
+        with pytest.raises(ScreenError, match="1 treated cells.*'cell1'"):
+            datasets.tidy_sciplex(source)
+
+    def test_refuses_a_file_that_is_another(self):
+        with pytest.raises(ScreenError, match=r"no obs\['perturbation'\]"):
+            datasets.tidy_scperturb(screen_of(["control"], key="guide"))
+        with pytest.raises(ScreenError, match="is a control.*'A', 'B'"):
+            datasets.tidy_scperturb(screen_of(["A", "B"]))
+
+    @pytest.mark.parametrize("value", [0.5, -1.0, np.nan])
+    def test_refuses_what_is_no_count(self, value):
+        source = screen_of(["control", "A"], dense=True)
+        source.X[1, 2] = value
+        with pytest.raises(ScreenError, match="no counts.*'cell1'"):
+            datasets.tidy_scperturb(source)
+
+
+SCPERTURB = {
+    "norman_2019": "NormanWeissman2019_filtered.h5ad",
+    "replogle_2022_k562_essential": "ReplogleWeissman2022_K562_essential.h5ad",
+    "replogle_2022_rpe1": "ReplogleWeissman2022_rpe1.h5ad",
+    "dixit_2016": "DixitRegev2016.h5ad",
+    "srivatsan_2020_sciplex3": "SrivatsanTrapnell2020_sciplex3.h5ad",
+}
+PERTPY = {
+    "replogle_2022_k562_gwps": "replogle_2022_k562_gwps.h5ad",
+    "papalexi_2021": "papalexi_2021.h5mu",
+}
+
+
+def write_papalexi(path) -> None:
+    """A multimodal file as pertpy hosts it: the target genes are in the shared table only."""
+    rna = screen_of(["x", "y", "z"], key="orig.ident")
+    shared = pd.DataFrame(
+        {"gene_target": pd.Categorical(["STAT1", "NT", "JAK2"]), "replicate": ["1", "2", "1"]},
+        index=rna.obs_names,
+    )
+    with h5py.File(path, "w") as handle, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_elem(handle, "mod/rna", rna)
+        write_elem(handle, "obs", shared.iloc[::-1])
+
+
+class TestScreens:
+    @pytest.mark.parametrize("name", SCPERTURB | PERTPY)
+    def test_downloads_and_tidies(self, name, server, tmp_path, monkeypatch):
+        address, folder = server
+        monkeypatch.setattr(_public, "_SCPERTURB", address)
+        monkeypatch.setattr(_public, "_PERTPY", address)
+        file = folder / (SCPERTURB | PERTPY)[name]
+        if name == "papalexi_2021":
+            write_papalexi(file)
+        else:
+            screen_of(
+                ["JAK2", "control", "STAT1"],
+                dense=name.startswith("replogle"),
+                dose_value=[1.0, 0.0, 2.0],
+                cell_line=["A549"] * 3,
+            ).write_h5ad(file)
+        adata = getattr(datasets, name)(cache_dir=tmp_path / "cache", progressbar=False)
+        assert sorted(conditions(adata)) == ["JAK2", "STAT1", "control"]
+        assert adata.X.format == "csr"
+        assert adata.shape == (3, 3)
+
+    @pytest.mark.parametrize("name", SCPERTURB | PERTPY)
+    def test_offline(self, name, tmp_path, monkeypatch):
+        monkeypatch.setattr(_public, "_SCPERTURB", NOWHERE)
+        monkeypatch.setattr(_public, "_PERTPY", NOWHERE)
+        with pytest.raises(datasets.DatasetUnavailableError, match=(SCPERTURB | PERTPY)[name]):
+            getattr(datasets, name)(cache_dir=tmp_path, progressbar=False)
+
+    def test_reads_a_file_of_the_users(self, tmp_path):
+        screen_of(["AHR_FEV", "control"]).write_h5ad(tmp_path / "mine.h5ad")
+        adata = datasets.norman_2019(path=tmp_path / "mine.h5ad")
+        assert conditions(adata) == ["AHR+FEV", "control"]
+        assert not (tmp_path / "mine.h5ad.json").exists()
+
+    def test_path_that_is_no_file(self, tmp_path):
+        with pytest.raises(ScreenError, match="`path` names no file"):
+            datasets.norman_2019(path=tmp_path / "none.h5ad")
+
+    def test_papalexi_joins_the_shared_table_by_cell(self, tmp_path):
+        write_papalexi(tmp_path / "papalexi.h5mu")
+        adata = datasets.papalexi_2021(path=tmp_path / "papalexi.h5mu")
+        assert conditions(adata) == ["STAT1", "control", "JAK2"]
+        assert adata.obs["replicate"].tolist() == ["1", "2", "1"]
+
+    def test_papalexi_without_rna(self, tmp_path):
+        with h5py.File(tmp_path / "other.h5mu", "w") as handle:
+            handle.create_group("mod/adt")
+        with pytest.raises(ScreenError, match="no modality 'rna'"):
+            datasets.papalexi_2021(path=tmp_path / "other.h5mu")

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from scvi_sams._exceptions import ScreenError
+from scvi_sams.datasets import BENCHMARK_SCREENS, benchmark_screen, simulated_screen
+
+
+@pytest.fixture(scope="module")
+def screen() -> ad.AnnData:
+    return simulated_screen(seed=3)
+
+
+class TestLayout:
+    def test_counts_are_float32_integers_in_x_and_in_a_layer_of_their_own(self, screen):
+        assert screen.shape == (4_000, 500)
+        for matrix in (screen.X, screen.layers["counts"]):
+            assert sp.issparse(matrix)
+            assert matrix.format == "csr"
+            assert matrix.dtype == np.float32
+            assert (matrix.data == np.round(matrix.data)).all()
+        assert not np.shares_memory(screen.X.data, screen.layers["counts"].data)
+        assert (screen.X != screen.layers["counts"]).nnz == 0
+        np.testing.assert_array_equal(screen.obs["total_counts"], screen.X.sum(axis=1).A1)
+
+    def test_obs_names_conditions_and_batches(self, screen):
+        labels = screen.obs["perturbation"]
+        assert labels.dtype == "category"
+        assert set(screen.obs["replicate"].cat.categories) == {"replicate_1", "replicate_2"}
+        assert (labels == "control").sum() == 400
+        pairs = labels[labels.str.contains("+", regex=False)]
+        assert len(pairs) == 1_000
+        assert pairs.nunique() == 8
+        singles = set(labels.cat.categories) - set(pairs) - {"control"}
+        assert singles == set(screen.uns["truth"]["perturbation_names"])
+        for pair in pairs.unique():
+            first, second = pair.split("+")
+            assert first < second
+            assert {first, second} <= singles
+
+    def test_names_are_unique_and_sort_as_numbers(self, screen):
+        assert screen.obs_names.is_unique
+        assert screen.obs_names.is_monotonic_increasing
+        assert screen.var_names.is_monotonic_increasing
+
+    def test_truth_survives_an_h5ad(self, screen, tmp_path):
+        screen[:50].copy().write_h5ad(tmp_path / "screen.h5ad")
+        truth = ad.read_h5ad(tmp_path / "screen.h5ad").uns["truth"]
+        for name in ("mask", "embedding", "effect"):
+            np.testing.assert_array_equal(truth[name], screen.uns["truth"][name])
+        assert truth["mask"].dtype == bool
+        assert list(truth["perturbation_names"]) == list(screen.uns["truth"]["perturbation_names"])
+        assert truth["seed"] == 3
+        assert truth["parameters"] == screen.uns["truth"]["parameters"]
+
+    def test_rebuilds_from_its_own_parameters(self):
+        screen = simulated_screen(n_cells=60, n_genes=20, seed=5)
+        truth = screen.uns["truth"]
+        again = simulated_screen(**truth["parameters"], seed=truth["seed"])
+        assert (screen.X != again.X).nnz == 0
+
+
+class TestTruth:
+    def test_effect_is_mask_times_embedding_and_no_mask_is_empty(self, screen):
+        truth = screen.uns["truth"]
+        np.testing.assert_array_equal(truth["effect"], truth["mask"] * truth["embedding"])
+        assert truth["mask"].any(axis=1).all()
+
+    def test_effects_have_the_size_asked_for(self):
+        truth = simulated_screen(
+            n_cells=10, n_genes=5, n_perturbations=2_000, n_pairs=0, effect_size=1.5
+        ).uns["truth"]
+        assert np.abs(truth["embedding"]).mean() == pytest.approx(1.5, abs=0.01)
+        assert np.abs(truth["embedding"]).std() == pytest.approx(0.3, abs=0.01)
+        assert truth["embedding"].mean() == pytest.approx(0.0, abs=0.05)
+
+    def test_inactive_perturbations_move_nothing(self):
+        truth = simulated_screen(n_cells=10, n_genes=5, inactive_fraction=0.5).uns["truth"]
+        assert (~truth["mask"].any(axis=1)).sum() == 15
+
+    def test_perturbed_cells_move_along_their_effect(self):
+        """Strong one-latent shifts change the profile more than sampling does."""
+        screen = simulated_screen(n_cells=2_000, n_genes=200, n_perturbations=4, n_pairs=1)
+        profile = np.log1p(
+            1e4 * screen.X.toarray() / screen.obs["total_counts"].to_numpy()[:, None]
+        )
+        labels = screen.obs["perturbation"]
+        control = profile[labels == "control"]
+        null = np.linalg.norm(control[::2].mean(0) - control[1::2].mean(0))
+        for name in screen.uns["truth"]["perturbation_names"]:
+            shift = np.linalg.norm(profile[labels == name].mean(0) - control.mean(0))
+            assert shift > 2 * null
+
+    def test_counts_are_negative_binomial_about_the_rate(self):
+        """One gene alone takes the whole library, so its mean and variance are known."""
+        screen = simulated_screen(
+            n_cells=20_000,
+            n_genes=1,
+            library_size=100.0,
+            library_spread=0.0,
+            inverse_dispersion=4.0,
+            seed=1,
+        )
+        counts = screen.X.toarray().ravel()
+        assert counts.mean() == pytest.approx(100.0, rel=0.02)
+        assert counts.var() == pytest.approx(100.0 + 100.0**2 / 4.0, rel=0.05)
+
+    def test_batches_shift_expression_only_when_asked(self):
+        def gap(size: float) -> float:
+            screen = simulated_screen(n_cells=3_000, n_genes=100, batch_effect_size=size)
+            first = (screen.obs["replicate"] == "replicate_1").to_numpy()
+            means = [screen.X[rows].mean(axis=0).A1 for rows in (first, ~first)]
+            return float(np.abs(np.log(means[0] / means[1])).mean())
+
+        assert gap(0.5) > 5 * gap(0.0)
+
+
+class TestSeed:
+    def test_same_seed_same_bits(self):
+        first, second = simulated_screen(n_cells=200), simulated_screen(n_cells=200)
+        np.testing.assert_array_equal(first.X.data, second.X.data)
+        np.testing.assert_array_equal(first.X.indices, second.X.indices)
+        np.testing.assert_array_equal(first.obsm["true_basal"], second.obsm["true_basal"])
+        assert (first.obs == second.obs).all(axis=None)
+
+    def test_another_seed_another_screen(self):
+        first, second = simulated_screen(n_cells=200), simulated_screen(n_cells=200, seed=1)
+        assert (first.X != second.X).nnz > 0
+        assert (first.uns["truth"]["effect"] != second.uns["truth"]["effect"]).any()
+
+    def test_truth_does_not_change_with_the_cells(self):
+        few = simulated_screen(n_cells=50, library_size=500.0)
+        many = simulated_screen(n_cells=5_000)
+        np.testing.assert_array_equal(few.uns["truth"]["effect"], many.uns["truth"]["effect"])
+
+
+class TestBenchmark:
+    def test_variants_differ_from_the_default_as_documented(self):
+        default = dict(BENCHMARK_SCREENS["default"])
+        assert BENCHMARK_SCREENS["weak"] == default | {"effect_size": default["effect_size"] / 2}
+        assert BENCHMARK_SCREENS["shallow"]["library_size"] == 1_500
+        assert BENCHMARK_SCREENS["small"]["mask_probability"] > default["mask_probability"]
+
+    def test_default_has_no_batch_effect(self):
+        assert BENCHMARK_SCREENS["default"]["n_batches"] == 1
+
+    def test_small(self):
+        screen = benchmark_screen("small", seed=1)
+        assert screen.shape == (6_000, 500)
+        assert screen.uns["truth"]["mask"].shape == (60, 10)
+        assert screen.obs["replicate"].nunique() == 1
+
+    def test_unknown_variant_lists_the_known(self):
+        with pytest.raises(ScreenError, match=r"'huge'.*'default', 'weak', 'shallow', 'small'"):
+            benchmark_screen("huge")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_cells": 0}, "`n_cells` must be at least 1"),
+        ({"library_size": 0.0}, "`library_size` must be above 0"),
+        ({"effect_jitter": -1.0}, "`effect_jitter` must be 0 or more"),
+        ({"mask_probability": 1.5}, "`mask_probability` must be between 0 and 1"),
+        ({"control_fraction": 0.8, "pair_fraction": 0.3}, "add up to more than 1"),
+        ({"n_perturbations": 3, "n_pairs": 4}, "make only 3 pairs"),
+    ],
+)
+def test_refuses_what_is_out_of_range(arguments, message):
+    with pytest.raises(ScreenError, match=message):
+        simulated_screen(**arguments)
+
+
+def test_extremes():
+    every_pair = simulated_screen(n_cells=400, n_genes=3, n_perturbations=4, n_pairs=6)
+    assert every_pair.obs["perturbation"].str.contains("+", regex=False).sum() == 100
+    one = simulated_screen(n_cells=20, n_genes=3, n_perturbations=1, n_pairs=0, n_batches=1)
+    assert set(one.obs["perturbation"]) == {"control", "P001"}
+    dense = simulated_screen(n_cells=20, n_genes=3, mask_probability=1.0)
+    assert dense.uns["truth"]["mask"].all()
