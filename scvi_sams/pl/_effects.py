@@ -1,0 +1,90 @@
+"""Effects that the model gives against those that were observed."""
+
+from __future__ import annotations
+
+__all__ = ["model_vs_observed_effects"]
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scvi_sams.metrics import effect_correlation
+from scvi_sams.pl._figure import CATEGORICAL_COLORS, axes_or_new
+
+if TYPE_CHECKING:
+    import anndata as ad
+    from matplotlib.axes import Axes
+
+_MAX_POINTS = 2_000  # beyond these, points hide each other and are counted in hexagons
+
+
+def model_vs_observed_effects(
+    model_ate: ad.AnnData, observed_ate: ad.AnnData, ax: Axes | None = None
+) -> Axes:
+    """Plot every effect of a condition on a gene, as observed and as the model has it.
+
+    Parameters
+    ----------
+    model_ate
+        Conditions x genes, from ``model.get_average_treatment_effect``.
+    observed_ate
+        Conditions x genes, from
+        :func:`~scvi_sams.metrics.observed_average_treatment_effect`, best of cells that the
+        model was not trained on. Conditions and genes that only one of the two has are left out.
+    ax
+        Axes to draw into; a new figure by default.
+
+    Returns
+    -------
+    The axes, with observed effects on x, the model's on y, the line of equality, and the Pearson
+    correlation over all points in the title.
+
+    Raises
+    ------
+    ValueError
+        If no condition, or no gene, is in both.
+
+    Examples
+    --------
+    >>> import scvi_sams
+    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=1000, n_genes=100)
+    >>> halves = [
+    ...     scvi_sams.metrics.observed_average_treatment_effect(half, "perturbation", "control")
+    ...     for half in (adata[::2], adata[1::2])
+    ... ]
+    >>> ax = scvi_sams.pl.model_vs_observed_effects(*halves)
+    """
+    conditions = model_ate.obs_names.intersection(observed_ate.obs_names)
+    genes = model_ate.var_names.intersection(observed_ate.var_names)
+    if not (len(conditions) and len(genes)):
+        raise ValueError("The two have no condition, or no gene, in common.")
+    model_ate, observed_ate = model_ate[conditions, genes], observed_ate[conditions, genes]
+    model, observed = np.ravel(model_ate.X), np.ravel(observed_ate.X)
+
+    ax = axes_or_new(ax, (4.8, 4.2))
+    limit = 1.05 * float(max(np.abs(model).max(), np.abs(observed).max(), 1e-3))
+    if model.size > _MAX_POINTS:
+        hexagons = ax.hexbin(
+            observed,
+            model,
+            gridsize=70,
+            bins="log",
+            mincnt=1,
+            extent=(-limit, limit, -limit, limit),
+            cmap="viridis_r",
+            linewidths=0.1,
+        )
+        ax.figure.colorbar(hexagons, ax=ax, label="effects", shrink=0.6)
+    else:
+        ax.scatter(observed, model, s=8, c=CATEGORICAL_COLORS[0], alpha=0.5, linewidths=0)
+    ax.axline((0, 0), slope=1, color="0.3", linewidth=1, linestyle="--")
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    ax.set_xlabel("observed effect (log2 expression)")
+    ax.set_ylabel("model's effect (log2 expression)")
+    ax.set_title(
+        f"Pearson {effect_correlation(model_ate, observed_ate):.3f}: "
+        f"{len(conditions):,} conditions x {len(genes):,} genes",
+        fontsize="medium",
+    )
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
