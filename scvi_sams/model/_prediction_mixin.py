@@ -1,0 +1,383 @@
+"""Predicting conditions, measured or not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.utils import track
+
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams._exceptions import ScreenError
+from scvi_sams.data import PerturbationField, dosage_from_conditions
+from scvi_sams.module import CellPopulation, coupled_poisson
+from scvi_sams.module._functional import additive_shift, dosage_entries
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from scvi_sams.data import Conditions
+
+__all__ = ["PredictionMixin"]
+
+_COUNTS_PER = 1e4
+_MAX_DECODED_ELEMENTS = 20_000_000
+
+
+class PredictionMixin:
+    """Cells and average effects under any condition, never looking at cells of that condition."""
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        conditions: Conditions,
+        n_samples: int = 200,
+        basal: Literal["prior", "control"] | AnnData | Sequence[int] = "prior",
+        library_size: float | None = None,
+        batch: str | None = None,
+        return_mean: bool = False,
+    ) -> AnnData:
+        """Simulate cells under conditions, whether or not they were ever measured.
+
+        Cell k of every condition has the same basal state, library size and covariates, so that
+        conditions can be compared cell by cell.
+
+        Parameters
+        ----------
+        conditions
+            Labels (``"A"``, ``"A+B"``, a control label), dicts (``{"A": 1.0, "B": 0.5}``) or a
+            dosage matrix (conditions x perturbations).
+        n_samples
+            Cells of each condition. Ignored if ``basal`` is cells.
+        basal
+            Where basal states come from: ``"prior"``, ``"control"`` (the posterior of control
+            cells of the training data, drawn with replacement), or cells to ask "what if" about:
+            an AnnData, or indices into the model's own. Such cells keep their basal state, library
+            size and covariates.
+        library_size
+            Library size (or size factor) of every cell. By default those of control cells.
+        batch
+            Batch to predict for. By default batches as they occur among control cells.
+        return_mean
+            Return the mean normalised expression of each condition in place of its cells.
+
+        Returns
+        -------
+        AnnData of cells x genes with counts in ``X`` and ``obs`` columns ``condition``,
+        ``library_size`` and ``basal_cell``; ``layers["normalized_expression"]`` holds each cell's
+        expected share of the library. With ``return_mean``, conditions x genes with the mean of
+        that share in ``X`` and its standard deviation over cells in ``layers["std"]``.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a condition names a perturbation that the model has not seen.
+        ScreenError
+            If an argument cannot be used with this model.
+
+        Examples
+        --------
+        >>> cells = model.predict(["KLF1+CEBPA"], n_samples=200)  # doctest: +SKIP
+        """
+        self._check_if_trained(warn=False)
+        dosage, labels = self._parse_conditions(conditions)
+        population, cell_names = self._population(basal, n_samples, batch, library_size)
+        n_cells = len(population.basal)
+        perturbations, dosage = _used_columns(dosage)
+        effects = self._sample_effects(n_cells, perturbations)
+        parts: list[AnnData] = []
+        for row in track(range(len(labels)), description="Predict", disable=len(labels) < 20):
+            entries = dosage_entries(dosage[row : row + 1])
+            shift = additive_shift(entries, effects[:, entries.perturbation]).squeeze(1)
+            px = self._decode(population, shift)
+            scale = px.scale.cpu().numpy()
+            if return_mean:
+                part = ad.AnnData(
+                    scale.mean(0, keepdims=True), layers={"std": scale.std(0, keepdims=True)}
+                )
+            else:
+                part = ad.AnnData(
+                    sparse.csr_matrix(px.sample().cpu().numpy()),
+                    layers={"normalized_expression": scale},
+                )
+            parts.append(part)
+        predicted = ad.concat(parts)
+        predicted.var_names = pd.Index(self.get_var_names())
+        if return_mean:
+            predicted.obs_names = labels
+        else:
+            predicted.obs = self._predicted_obs(labels, population, cell_names)
+        predicted.uns["scvi_sams"] = self._provenance()
+        return predicted
+
+    @torch.inference_mode()
+    def get_average_treatment_effect(
+        self,
+        conditions: Conditions | None = None,
+        reference: str | dict[str, float] | None = None,
+        method: Literal["log_normalized", "mean"] = "log_normalized",
+        n_samples: int = 50,
+        n_cells: int = 50,
+        credible_level: float = 0.95,
+        basal: Literal["prior", "control"] | AnnData | Sequence[int] = "prior",
+        batch: str | None = None,
+    ) -> AnnData:
+        """Average effect of conditions on each gene, over a population of cells.
+
+        Every draw of masks and effects is applied to the same basal states, and counts of
+        condition and reference are drawn together (:func:`~scvi_sams.module.coupled_poisson`).
+
+        Parameters
+        ----------
+        conditions
+            As in :meth:`predict`; all single perturbations by default.
+        reference
+            What effects are measured against; no perturbation by default.
+        method
+            ``"log_normalized"``: difference of the mean of ``log2(1 + 1e4 * x / library)``, as
+            computed from observed counts (Bereket and Karaletsos 2023). ``"mean"``: difference of
+            the expected counts per 10,000, without sampling noise.
+        n_samples
+            Draws of masks and effects, which the intervals are made of.
+        n_cells
+            Cells of the population.
+        credible_level
+            Level of the intervals.
+        basal
+            Where basal states come from, as in :meth:`predict`.
+        batch
+            Batch to predict for, as in :meth:`predict`.
+
+        Returns
+        -------
+        AnnData, conditions x genes: posterior mean in ``X``, ends of the interval in
+        ``layers["lower"]`` and ``layers["upper"]``, posterior standard deviation in
+        ``layers["std"]``.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a condition names a perturbation that the model has not seen.
+
+        Examples
+        --------
+        >>> effect = model.get_average_treatment_effect(["KLF1", "KLF1+CEBPA"])  # doctest: +SKIP
+        >>> effect.to_df().loc["KLF1"].nlargest(10)  # doctest: +SKIP
+        """
+        if method not in {"log_normalized", "mean"}:
+            raise ValueError(f"method={method!r} is unknown; use 'log_normalized' or 'mean'.")
+        self._check_if_trained(warn=False)
+        dosage, labels = self._parse_conditions(
+            self.perturbation_names if conditions is None else conditions
+        )
+        reference_dosage, _ = self._parse_conditions({} if reference is None else reference)
+        population, _ = self._population(basal, n_cells, batch, None)
+        perturbations, used = _used_columns(sparse.vstack([reference_dosage, dosage], "csr"))
+        effects = self._sample_effects(n_samples, perturbations)
+        readout = _CoupledReadout(self, population, method)
+        n_at_once = max(
+            1, _MAX_DECODED_ELEMENTS // (len(population.basal) * self.summary_stats.n_vars)
+        )
+
+        def population_means(row: int) -> torch.Tensor:
+            entries = dosage_entries(used[row : row + 1])
+            shift = additive_shift(entries, effects[:, entries.perturbation])
+            if len(entries.cell) == 0:  # without a perturbation all draws are the same
+                return readout(shift[:1])
+            return torch.cat([readout(draws) for draws in shift.split(n_at_once)])
+
+        against = population_means(0)
+        tail = 50 * (1 - credible_level)
+        columns: dict[str, list[np.ndarray]] = {"mean": [], "lower": [], "upper": [], "std": []}
+        for row in track(range(len(labels)), description="Effects", disable=len(labels) < 20):
+            draws = (population_means(row + 1) - against).cpu().numpy()
+            columns["mean"].append(draws.mean(0))
+            columns["std"].append(draws.std(0))
+            lower, upper = np.percentile(draws, [tail, 100 - tail], axis=0)
+            columns["lower"].append(lower)
+            columns["upper"].append(upper)
+        layers = {name: np.stack(rows).astype(np.float32) for name, rows in columns.items()}
+        effect = ad.AnnData(
+            layers.pop("mean"),
+            obs=pd.DataFrame(index=pd.Index(labels, name="condition")),
+            var=pd.DataFrame(index=pd.Index(self.get_var_names())),
+            layers=layers,
+        )
+        effect.uns["scvi_sams"] = self._provenance() | {
+            "method": method,
+            "credible_level": credible_level,
+        }
+        return effect
+
+    # -- shared steps --------------------------------------------------------------------------
+
+    def _parse_conditions(self, conditions: Conditions) -> tuple[sparse.csr_matrix, list[str]]:
+        registry = self._perturbation_registry
+        parsed = dosage_from_conditions(
+            conditions,
+            self.perturbation_names,
+            registry[PerturbationField.CONTROL_KEY],
+            registry[PerturbationField.DELIMITER_KEY],
+        )
+        return parsed.matrix, parsed.labels
+
+    def _population(
+        self,
+        basal: Literal["prior", "control"] | AnnData | Sequence[int],
+        n_cells: int,
+        batch: str | None,
+        library_size: float | None,
+    ) -> tuple[CellPopulation, list[str] | None]:
+        """Basal states and covariates of cells, with the names of those that are real."""
+        names = None
+        if isinstance(basal, str) and basal == "prior":
+            population = self._prior_population(n_cells)
+        elif isinstance(basal, str) and basal == "control":
+            controls = self._training_controls()
+            drawn = controls[torch.randint(len(controls), (n_cells,)).numpy()]
+            population, names = self._posterior_population(self.adata, drawn)
+        elif isinstance(basal, str):
+            raise ScreenError(
+                f"basal={basal!r} is unknown; use 'prior', 'control', an AnnData or indices."
+            )
+        elif isinstance(basal, ad.AnnData):
+            population, names = self._posterior_population(basal, np.arange(basal.n_obs))
+        else:
+            population, names = self._posterior_population(self.adata, np.asarray(basal))
+        if batch is not None:
+            code = self._batch_code(batch)
+            batch_index = torch.full_like(population.library, code, dtype=torch.long)
+            population = population._replace(batch_index=batch_index)
+        if library_size is not None:
+            library = torch.full_like(population.library, library_size)
+            population = population._replace(library=library)
+        return population, names
+
+    def _prior_population(self, n_cells: int) -> CellPopulation:
+        """Basal states from the prior; covariates and library sizes of control cells."""
+        reference = self.reference_cells_
+        n_reference = len(reference[REGISTRY_KEYS.SIZE_FACTOR_KEY])
+        drawn = torch.randint(n_reference, (n_cells,)).numpy()
+        basal = torch.randn(n_cells, self.module.n_latent)
+        tensors = {key: torch.as_tensor(values[drawn]) for key, values in reference.items()}
+        return _population(basal, tensors, self.device)
+
+    def _posterior_population(
+        self, adata: AnnData | None, indices: np.ndarray
+    ) -> tuple[CellPopulation, list[str]]:
+        """Basal states drawn from the posterior of given cells, with their own covariates."""
+        adata = self._validate_anndata(adata)
+        module, frame = self.module, self.module.effects.frame
+        basal, covariates = [], []
+        for tensors in self._make_data_loader(adata, indices=indices):
+            outputs = module.inference(**module._get_inference_input(tensors))
+            location, gain, variance = outputs["potential"]
+            mean = gain * (location - outputs["shift_mean"])
+            basal.append((mean + variance.sqrt() * torch.randn_like(mean)) @ frame.T)
+            tensors = {key: value for key, value in tensors.items() if value is not None}
+            covariates.append(tensors | {REGISTRY_KEYS.SIZE_FACTOR_KEY: outputs["library"]})
+        stacked = {
+            key: torch.cat([part[key] for part in covariates])
+            for key in self.reference_cells_
+        }
+        names = adata.obs_names[indices].tolist()
+        return _population(torch.cat(basal), stacked, self.device), names
+
+    def _training_controls(self) -> np.ndarray:
+        """Indices of the control cells that the model was trained on."""
+        dosage = self.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+        controls = np.flatnonzero(np.asarray(dosage.sum(1)).ravel() == 0)
+        if self.train_indices is not None:
+            controls = np.intersect1d(controls, self.train_indices)
+        if len(controls) == 0:
+            raise ScreenError(
+                "basal='control' needs control cells, and the model was trained without any; use "
+                "basal='prior' or give the cells."
+            )
+        return controls
+
+    def _batch_code(self, batch: str) -> int:
+        registry = self.adata_manager.get_state_registry(REGISTRY_KEYS.BATCH_KEY)
+        categories = [str(category) for category in registry["categorical_mapping"]]
+        if str(batch) not in categories:
+            raise ScreenError(
+                f"batch={batch!r} is not a batch of this model; it knows {', '.join(categories)}."
+            )
+        return categories.index(str(batch))
+
+    def _sample_effects(self, n_samples: int, perturbations: np.ndarray) -> torch.Tensor:
+        rows = torch.as_tensor(perturbations, device=self.device)
+        return self.module.effects.sample(n_samples, rows)
+
+    def _decode(self, population: CellPopulation, shift: torch.Tensor) -> Any:
+        """Distribution of counts of a population, shifted."""
+        state = population.basal + shift
+        return self.module.generative(state, **population.covariates())["px"]
+
+    def _predicted_obs(
+        self, labels: list[str], population: CellPopulation, cell_names: list[str] | None
+    ) -> pd.DataFrame:
+        n_cells = len(population.basal)
+        cell = np.arange(n_cells) if cell_names is None else np.asarray(cell_names)
+        obs = pd.DataFrame(
+            {
+                "condition": pd.Categorical(np.repeat(labels, n_cells), categories=labels),
+                "basal_cell": np.tile(cell, len(labels)),
+                "library_size": np.tile(population.library.cpu().numpy().ravel(), len(labels)),
+            }
+        )
+        if population.batch_index is not None:
+            mapping = self.adata_manager.get_state_registry(REGISTRY_KEYS.BATCH_KEY)
+            codes = population.batch_index.cpu().numpy().ravel()
+            batches = np.asarray(mapping["categorical_mapping"])[codes]
+            obs["batch"] = pd.Categorical(np.tile(batches, len(labels)).astype(str))
+        obs.index = [f"{label}_{k}" for label in labels for k in range(n_cells)]
+        return obs
+
+
+class _CoupledReadout:
+    """Population means of conditions, all from the same cells and the same sampling noise."""
+
+    def __init__(self, model: Any, population: CellPopulation, method: str) -> None:
+        self.model, self.population, self.method = model, population, method
+        if method == "log_normalized":
+            px = model._decode(population, torch.zeros_like(population.basal))
+            self.gamma = torch.distributions.Gamma(px.theta, px.theta).sample()
+            self.rate = px.mu * self.gamma
+            self.counts = torch.poisson(self.rate)
+
+    def __call__(self, shift: torch.Tensor) -> torch.Tensor:
+        """Means over cells, shape ``(n_draws, n_genes)``, of shifts ``(n_draws, 1, n_latent)``."""
+        px = self.model._decode(self.population, shift)
+        if self.method == "mean":
+            return _COUNTS_PER * px.scale.mean(1)
+        counts = coupled_poisson(self.counts, self.rate, px.mu * self.gamma)
+        return torch.log2(1 + _COUNTS_PER * counts / self.population.library).mean(1)
+
+
+def _used_columns(dosage: sparse.csr_matrix) -> tuple[np.ndarray, torch.Tensor]:
+    """Perturbations that any condition uses, and the dense doses of those alone."""
+    used = np.unique(dosage.indices)
+    return used, torch.as_tensor(dosage[:, used].toarray())
+
+
+def _population(
+    basal: torch.Tensor, tensors: dict[str, torch.Tensor], device: torch.device
+) -> CellPopulation:
+    def on_device(key: str, dtype: torch.dtype) -> torch.Tensor | None:
+        return tensors[key].to(device, dtype) if key in tensors else None
+
+    return CellPopulation(
+        basal.to(device),
+        on_device(REGISTRY_KEYS.SIZE_FACTOR_KEY, torch.float32),
+        on_device(REGISTRY_KEYS.BATCH_KEY, torch.long),
+        on_device(REGISTRY_KEYS.CAT_COVS_KEY, torch.long),
+        on_device(REGISTRY_KEYS.CONT_COVS_KEY, torch.float32),
+    )

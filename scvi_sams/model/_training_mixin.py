@@ -1,0 +1,141 @@
+"""Training with the defaults of this family."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scvi import REGISTRY_KEYS
+from scvi.model.base import UnsupervisedTrainingMixin
+
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams.train import SAMSTrainingPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["SAMSTrainingMixin"]
+
+_TARGET_STEPS = 5_000  # where the benchmarks stop to gain
+_MIN_EPOCHS = 2
+_MAX_EPOCHS = 400
+_MAX_REFERENCE_CELLS = 2_000
+
+
+class SAMSTrainingMixin(UnsupervisedTrainingMixin):
+    """``train`` with a number of epochs that follows from a number of steps."""
+
+    _training_plan_cls = SAMSTrainingPlan
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        train_size: float | None = None,
+        batch_size: int = 128,
+        early_stopping: bool = False,
+        plan_kwargs: dict[str, Any] | None = None,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Train the model.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells. By default as many as make about 5,000 steps, between
+            2 and 400. Learning rate, warm-up and the switching on of the masks follow the share
+            of them that is done.
+        train_size
+            Share of the cells to train on, 0.9 by default; the rest is for validation.
+        batch_size
+            Cells in a minibatch. Small ones train faster here.
+        early_stopping
+            Stop when the validation bound no longer improves. Counting starts when masks and
+            warm-up are done (``early_stopping_warmup_epochs``).
+        plan_kwargs
+            Arguments of :class:`~scvi_sams.train.SAMSTrainingPlan`.
+        datasplitter_kwargs
+            Arguments of :class:`~scvi.dataloaders.DataSplitter`, such as ``external_indexing``
+            to choose the cells.
+        **kwargs
+            Further arguments of scvi-tools' ``train`` and :class:`~scvi.train.Trainer`, such as
+            ``accelerator``, ``devices``, ``check_val_every_n_epoch``, ``enable_checkpointing``,
+            ``gradient_clip_val``, ``precision``, ``ckpt_path`` or ``callbacks``.
+
+        Raises
+        ------
+        TrainingDivergedError
+            If training diverged and could not be mended by restarts.
+
+        Examples
+        --------
+        >>> model.train(max_epochs=50, early_stopping=True)  # doctest: +SKIP
+        """
+        datasplitter_kwargs = datasplitter_kwargs or {}
+        if max_epochs is None:
+            max_epochs = _epochs_for(self._n_training_cells(train_size, datasplitter_kwargs), batch_size)
+        if early_stopping:
+            fraction = (plan_kwargs or {}).get("mask_warmup_fraction") or 0.4
+            kwargs.setdefault("early_stopping_warmup_epochs", math.ceil(1.5 * fraction * max_epochs))
+        super().train(
+            max_epochs=max_epochs,
+            train_size=train_size,
+            batch_size=batch_size,
+            early_stopping=early_stopping,
+            plan_kwargs=plan_kwargs,
+            datasplitter_kwargs=datasplitter_kwargs,
+            **kwargs,
+        )
+        self._keep_reference_cells()
+
+    def _n_training_cells(
+        self, train_size: float | None, datasplitter_kwargs: dict[str, Any]
+    ) -> int:
+        indices: Sequence[np.ndarray] | None = datasplitter_kwargs.get("external_indexing")
+        if indices is not None:
+            return len(indices[0])
+        return math.ceil((train_size or 0.9) * self.adata.n_obs)
+
+    def _keep_reference_cells(self) -> None:
+        """Keep library sizes and covariates of control cells, to predict without the AnnData.
+
+        All training cells stand in where there are no controls. No expression is kept.
+        """
+        train_indices = np.asarray(self.train_indices)
+        dosage = self.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+        is_control = np.asarray(dosage.sum(1)).ravel() == 0
+        controls = train_indices[is_control[train_indices]]
+        reference = controls if len(controls) else train_indices
+        if len(reference) > _MAX_REFERENCE_CELLS:
+            reference = np.random.default_rng(0).choice(
+                reference, _MAX_REFERENCE_CELLS, replace=False
+            )
+        self.reference_cells_ = self._cell_covariates(np.sort(reference))
+
+    def _cell_covariates(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Library sizes and covariates of registered cells, each an array with a row a cell."""
+        registry = self.adata_manager.data_registry
+        keys = (
+            REGISTRY_KEYS.SIZE_FACTOR_KEY,
+            REGISTRY_KEYS.BATCH_KEY,
+            REGISTRY_KEYS.CAT_COVS_KEY,
+            REGISTRY_KEYS.CONT_COVS_KEY,
+        )
+        covariates = {}
+        for key in keys:
+            if key in registry:
+                values = self.adata_manager.get_from_registry(key)
+                values = values.to_numpy() if isinstance(values, pd.DataFrame) else values
+                covariates[key] = np.asarray(values)[indices].reshape(len(indices), -1)
+        if REGISTRY_KEYS.SIZE_FACTOR_KEY not in covariates:
+            counts = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)[indices]
+            covariates[REGISTRY_KEYS.SIZE_FACTOR_KEY] = np.asarray(counts.sum(1)).reshape(-1, 1)
+        return covariates
+
+
+def _epochs_for(n_cells: int, batch_size: int) -> int:
+    steps_per_epoch = math.ceil(n_cells / batch_size)
+    return int(np.clip(math.ceil(_TARGET_STEPS / steps_per_epoch), _MIN_EPOCHS, _MAX_EPOCHS))

@@ -1,0 +1,131 @@
+"""Inference of masks, effects and frame from running statistics, without gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from scvi_sams.module._closed_form import (
+    learned_spike_variance,
+    procrustes,
+    quartimax,
+    spike_slab,
+)
+from scvi_sams.module._running_statistics import RunningStatistics
+
+if TYPE_CHECKING:
+    from scvi_sams.module._functional import DosageEntries
+    from scvi_sams.module._networks import Potential
+    from scvi_sams.module._perturbation_effects import PerturbationEffects
+
+__all__ = ["ClosedFormInference"]
+
+_MAX_DAMPING = 0.7
+_MAX_RELATIVE_WEIGHT = 2.0  # a perturbation with very many cells must not set the rotation alone
+_SWITCH_ON_LOGIT = 8.0  # masks start on and are pruned
+_SWITCH_ON_SWEEPS = 15
+
+
+class ClosedFormInference(nn.Module):
+    """Coordinate ascent over masks, effects and frame.
+
+    Parameters
+    ----------
+    n_perturbations, n_latent
+        Shape of the effects.
+    mask_evidence_cells
+        Evidence for a mask saturates at this many cells; ``None`` for no limit. An effect must
+        stand out from a background of standard deviation ``mask_evidence_cells ** -0.5`` (in
+        units of the basal standard deviation) to be called a mechanism.
+    """
+
+    def __init__(
+        self, n_perturbations: int, n_latent: int, mask_evidence_cells: float | None = 25.0
+    ) -> None:
+        super().__init__()
+        self.mask_floor_variance = 1 / mask_evidence_cells if mask_evidence_cells else 0.0
+        self.statistics = RunningStatistics(n_perturbations, n_latent)
+
+    @torch.no_grad()
+    def observe(
+        self,
+        effects: PerturbationEffects,
+        entries: DosageEntries,
+        potential: Potential,
+        shift: Tensor,
+        n_training_cells: int,
+    ) -> None:
+        """Add the cells of a minibatch (see :meth:`RunningStatistics.observe`)."""
+        mean, _ = effects.moments(entries.perturbation)
+        of_entries = mean @ effects.frame
+        self.statistics.observe(entries, potential, shift, of_entries, n_training_cells)
+
+    @torch.no_grad()
+    def switch_on(
+        self,
+        effects: PerturbationEffects,
+        n_training_cells: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Start the masks after the warm-up: rotate dense shifts to sparse ones, then prune."""
+        score, curvature, _ = self._statistics(effects, n_training_cells)
+        shifts = score / (curvature + 1 / effects.embedding_variance)
+        weight = curvature.mean(1, keepdim=True)
+        weight = (weight / weight.mean()).sqrt().clamp(max=_MAX_RELATIVE_WEIGHT)
+        rotation = quartimax(shifts * weight, generator=generator)
+        effects.frame.copy_(rotation.T)
+        effects.slab_mean.copy_(shifts @ rotation)
+        effects.mask_logits.fill_(_SWITCH_ON_LOGIT)
+        effects.masks_on.fill_(True)
+        self.update(effects, n_training_cells, n_sweeps=_SWITCH_ON_SWEEPS)
+
+    @torch.no_grad()
+    def update(
+        self, effects: PerturbationEffects, n_training_cells: int, n_sweeps: int = 1
+    ) -> None:
+        """Update frame, masks and effects from the statistics, damped.
+
+        All perturbations move at once, so cells with several of them need a smaller step.
+        """
+        n_together = int(self.statistics.max_per_cell)
+        damping = min(_MAX_DAMPING, 1 / n_together) if n_together > 2 else _MAX_DAMPING
+        for _ in range(n_sweeps):
+            score, curvature, mean = self._statistics(effects, n_training_cells)
+            _align_frame(effects, score, curvature, mean)
+            score, curvature, mean = self._statistics(effects, n_training_cells)
+            curvature = curvature @ effects.frame.T.square()
+            posterior = spike_slab(
+                score @ effects.frame.T + curvature * mean,
+                curvature,
+                mask_prior_logit=effects.mask_prior_logit,
+                embedding_variance=effects.embedding_variance,
+                spike_variance=effects.spike_variance,
+                mask_floor_variance=self.mask_floor_variance,
+            )
+            effects.assign(posterior, damping)
+            if effects.learn_spike_scale:
+                effects.spike_variance.copy_(learned_spike_variance(effects.posterior))
+
+    def _statistics(
+        self, effects: PerturbationEffects, n_training_cells: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Score and curvature in the network frame, expected effects in that of the masks."""
+        mean, _ = effects.moments()
+        score, curvature = self.statistics.score_and_curvature(
+            mean @ effects.frame, n_training_cells
+        )
+        return score, curvature, mean
+
+
+def _align_frame(
+    effects: PerturbationEffects, score: Tensor, curvature: Tensor, mean: Tensor
+) -> None:
+    """Turn the frame so that the sparse effects explain the shifts that the cells show."""
+    q = effects.posterior
+    sparse = torch.sigmoid(q.mask_logits) * q.slab_mean
+    weight = curvature.mean(1, keepdim=True)
+    shown = score / curvature.clamp(min=1e-3) + mean @ effects.frame
+    # The small multiple of the old frame decides for latents that no perturbation uses.
+    effects.frame.copy_(procrustes((sparse * weight).T @ shown + 1e-6 * effects.frame))

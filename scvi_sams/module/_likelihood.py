@@ -1,0 +1,117 @@
+"""Negative binomial log-likelihood with a gradient of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["negative_binomial_log_likelihood"]
+
+
+def negative_binomial_log_likelihood(
+    logits: Tensor,
+    log_inverse_dispersion: Tensor,
+    counts: Tensor,
+    library: Tensor,
+    n_dispersion_cells: int | None = None,
+) -> Tensor:
+    r"""Log-likelihood of each cell under a negative binomial whose mean is a softmax.
+
+    The mean is :math:`\mu_{ig} = l_i \, \mathrm{softmax}_g(\mathrm{logits}_i)` and the variance
+    :math:`\mu + \mu^2 / \theta_g`. Gradients with respect to the logits are
+
+    .. math:: \frac{\theta (x - \mu)}{\theta + \mu} - \rho \sum_h \frac{\theta (x - \mu)}{\theta +
+       \mu},
+
+    with no logarithm or gamma function, which makes a training step several times cheaper than
+    automatic differentiation of the same expression.
+
+    Parameters
+    ----------
+    logits
+        Unnormalised log expression, shape ``(..., n_cells, n_genes)``.
+    log_inverse_dispersion
+        Logarithm of theta, shape ``(n_genes,)``.
+    counts
+        Counts, shape ``(n_cells, n_genes)``.
+    library
+        Library size or size factor, shape ``(n_cells, 1)``.
+    n_dispersion_cells
+        Estimate the gradient of the dispersion from this many leading cells (scaled up), since
+        its digamma functions are the most expensive part and the dispersion is shared by all
+        cells. The cells of a minibatch are in random order, so the estimate is unbiased. ``None``
+        uses all of them.
+
+    Returns
+    -------
+    Log-likelihood summed over genes, shape ``(..., n_cells)``.
+
+    Examples
+    --------
+    >>> counts = torch.tensor([[1.0, 0.0]])
+    >>> negative_binomial_log_likelihood(
+    ...     torch.zeros(1, 2), torch.zeros(2), counts, torch.tensor([[2.0]])
+    ... )
+    tensor([-2.0794])
+    """
+    return _NegativeBinomialLogLikelihood.apply(
+        logits, log_inverse_dispersion, counts, library, n_dispersion_cells
+    )
+
+
+class _NegativeBinomialLogLikelihood(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        log_inverse_dispersion: Tensor,
+        counts: Tensor,
+        library: Tensor,
+        n_dispersion_cells: int | None,
+    ) -> Tensor:
+        dtype = torch.promote_types(logits.dtype, torch.float32)  # never in half precision
+        log_theta = log_inverse_dispersion.to(dtype)
+        counts, theta = counts.to(dtype), log_theta.exp()
+        log_mean = torch.log_softmax(logits.to(dtype), -1).add_(library.to(dtype).log())
+        mean = log_mean.exp()
+        total = counts + theta
+        log_mean_plus_theta = (mean + theta).log_()
+        log_likelihood = (
+            (counts * log_mean - total * log_mean_plus_theta).sum(-1)
+            + (torch.lgamma(total) - torch.lgamma(counts + 1)).sum(-1)
+            + (theta * log_theta - torch.lgamma(theta)).sum()
+        )
+        ctx.save_for_backward(log_theta, counts, mean, library, log_mean_plus_theta)
+        ctx.n_dispersion_cells = n_dispersion_cells
+        ctx.dtypes = logits.dtype, log_inverse_dispersion.dtype
+        return log_likelihood
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        log_theta, counts, mean, library, log_mean_plus_theta = ctx.saved_tensors
+        theta = log_theta.exp()
+        logits_gradient = theta_gradient = None
+        if ctx.needs_input_grad[0]:
+            residual = (counts - mean).mul_(theta).div_(mean + theta)
+            excess = residual.sum(-1, keepdim=True)
+            residual.addcmul_(mean / library, excess, value=-1)
+            logits_gradient = residual.mul_(gradient.unsqueeze(-1)).to(ctx.dtypes[0])
+        if ctx.needs_input_grad[1]:
+            n_cells = counts.shape[0]
+            k = min(ctx.n_dispersion_cells or n_cells, n_cells)
+            some, some_mean = counts[:k], mean[..., :k, :]
+            slope = (
+                torch.digamma(some + theta)
+                - torch.digamma(theta)
+                + log_theta
+                + 1
+                - log_mean_plus_theta[..., :k, :]
+                - (some + theta) / (some_mean + theta)
+            )
+            weighted = (slope * gradient[..., :k].unsqueeze(-1)).flatten(0, -2).sum(0)
+            theta_gradient = (theta * weighted * (n_cells / k)).to(ctx.dtypes[1])
+        return logits_gradient, theta_gradient, None, None, None

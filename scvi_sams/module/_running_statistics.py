@@ -1,0 +1,120 @@
+"""What the cells say about each perturbation, kept as running averages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from scvi_sams.module._functional import DosageEntries
+    from scvi_sams.module._networks import Potential
+
+__all__ = ["RunningStatistics"]
+
+
+class RunningStatistics(nn.Module):
+    """Sufficient statistics of the perturbation effects, averaged over recent cells.
+
+    With the guide ``Normal(g (f - shift), v)`` the bound is quadratic in the shift: a cell with
+    dose d of perturbation t contributes ``d g (f - others)`` to the score of the effect of t and
+    ``d**2 g`` to its curvature, ``others`` being the shift of the cell's other perturbations.
+    Averages forget over as many cells as the perturbation has, so that they follow the encoder;
+    no cell is cached, memory is three numbers a perturbation and latent.
+
+    Parameters
+    ----------
+    n_perturbations, n_latent
+        Shape of the effects.
+    """
+
+    def __init__(self, n_perturbations: int, n_latent: int) -> None:
+        super().__init__()
+        shape = (n_perturbations, n_latent)
+        self.register_buffer("pull", torch.zeros(shape))  # mean of d g f
+        self.register_buffer("others", torch.zeros(shape))  # mean of d g (shift of the others)
+        self.register_buffer("curvature", torch.zeros(shape))  # mean of d^2 g
+        self.register_buffer("weight", torch.zeros(n_perturbations, 1))
+        # Counted in integers: float32 stops counting at 16 million.
+        self.register_buffer(
+            "n_occurrences", torch.zeros(n_perturbations, 1, dtype=torch.int64)
+        )
+        self.register_buffer("n_cells_seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("max_per_cell", torch.ones((), dtype=torch.int64))
+
+    def n_cells(self, n_training_cells: int) -> Tensor:
+        """Number of training cells of each perturbation, extrapolated during the first epoch.
+
+        Returns
+        -------
+        Shape ``(n_perturbations, 1)``.
+        """
+        share = self.n_occurrences.double() / self.n_cells_seen.clamp(min=1)
+        return (share * n_training_cells).to(self.pull.dtype)
+
+    @torch.no_grad()
+    def observe(
+        self,
+        entries: DosageEntries,
+        potential: Potential,
+        shift: Tensor,
+        effects: Tensor,
+        n_training_cells: int,
+    ) -> None:
+        """Add the cells of a minibatch.
+
+        Parameters
+        ----------
+        entries
+            Their non-zero doses.
+        potential
+            Their potentials, network frame.
+        shift
+            Their expected shifts, network frame, shape ``(n_cells, n_latent)``.
+        effects
+            Expected effects of the perturbations of ``entries``, network frame, shape
+            ``(n_entries, n_latent)``.
+        n_training_cells
+            Number of training cells.
+        """
+        self.n_cells_seen += entries.n_cells
+        if len(entries.cell) == 0:
+            return
+        gain, location = (field[entries.cell] for field in (potential.gain, potential.location))
+        dose = entries.dose.unsqueeze(1).to(gain.dtype)
+        rows, index, count = entries.perturbation.unique(return_inverse=True, return_counts=True)
+        self.n_occurrences[rows] += count.unsqueeze(1)
+        per_cell = torch.bincount(entries.cell, minlength=1).max()
+        self.max_per_cell.copy_(torch.maximum(self.max_per_cell, per_cell))
+
+        count = count.unsqueeze(1).to(gain.dtype)
+        memory = self.n_cells(n_training_cells)[rows].clamp(min=1)
+        weight = self.weight[rows] * torch.exp(-count / memory) + count
+        self.weight[rows] = weight
+        weighted_gain = dose * gain
+        for average, values in (
+            (self.pull, weighted_gain * location),
+            (self.others, weighted_gain * (shift[entries.cell] - dose * effects)),
+            (self.curvature, weighted_gain * dose),
+        ):
+            total = values.new_zeros(len(rows), values.shape[1]).index_add_(0, index, values)
+            average[rows] += (total - count * average[rows]) / weight
+
+    def score_and_curvature(self, effects: Tensor, n_training_cells: int) -> tuple[Tensor, Tensor]:
+        """Gradient and curvature of the bound of all training cells, at the given effects.
+
+        Parameters
+        ----------
+        effects
+            Expected effects, network frame, shape ``(n_perturbations, n_latent)``.
+        n_training_cells
+            Number of training cells.
+
+        Returns
+        -------
+        Score and diagonal curvature, each of shape ``(n_perturbations, n_latent)``.
+        """
+        n_cells = self.n_cells(n_training_cells)
+        score = n_cells * (self.pull - self.others - self.curvature * effects)
+        return score, n_cells * self.curvature

@@ -1,0 +1,372 @@
+"""Training plan of the family: schedules, global terms, global updates, and a guard."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scvi import REGISTRY_KEYS, settings
+from scvi.train import TrainingPlan
+from torch.optim.lr_scheduler import LambdaLR
+
+from scvi_sams._exceptions import TrainingDivergedError
+from scvi_sams.train._divergence_guard import DivergenceGuard
+from scvi_sams.train._schedules import cosine_learning_rate, linear_warmup
+
+if TYPE_CHECKING:
+    from scvi.module.base import LossOutput
+    from torch import Tensor
+
+    from scvi_sams.module import SAMSVAEModule
+
+__all__ = ["SAMSTrainingPlan"]
+
+_GRADIENT_NORM_MEMORY = 0.98
+_MAX_RESTARTS = 5
+
+
+class SAMSTrainingPlan(TrainingPlan):
+    """Train the networks by gradient and the global latents by either engine.
+
+    Adds to the local loss of the module the divergences of masks and embeddings, divided by the
+    number of training cells, so that the loss is the negative bound per cell. Validation uses the
+    training number too (scvi-tools divides by that of the validation cells).
+
+    Every schedule is a function of the share of steps done. Training starts as a plain VAE; the
+    masks are switched on after ``mask_warmup_fraction`` of it. From then on the closed-form engine
+    updates frame, masks and effects every ``global_update_every`` steps.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    lr
+        Learning rate of the networks at its peak.
+    global_lr_factor
+        Learning rate of masks and embeddings, relative to ``lr``; gradient engine only. The
+        gradient of one perturbation is diluted by all cells that do not carry it.
+    eps
+        Epsilon of Adam. scvi-tools' 0.01 would freeze the global latents.
+    weight_decay
+        Weight decay of the networks; never applied to masks and embeddings.
+    kl_warmup_fraction, min_kl_weight
+        The weight on the divergence of the basal state rises from ``min_kl_weight`` to one over
+        this share of training. ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup``, if given, take
+        the place of the share.
+    mask_warmup_fraction
+        Share of training before the masks are switched on; 0.4 for the closed-form engine and 0
+        for the gradient engine by default.
+    kl_global_weight
+        Weight on the divergences of the global latents.
+    global_update_every
+        Steps between two closed-form updates.
+    n_initialization_cells
+        Training cells read for the scale of the encoder's input and the decoder's bias.
+    clip_factor
+        Gradients are clipped to this multiple of their running mean norm, unless
+        ``gradient_clip_val`` is passed to ``train``.
+    **kwargs
+        Further arguments of :class:`scvi.train.TrainingPlan`.
+
+    Raises
+    ------
+    TrainingDivergedError
+        If the loss diverged more often than restarts from a snapshot could mend.
+    """
+
+    module: SAMSVAEModule
+
+    def __init__(
+        self,
+        module: SAMSVAEModule,
+        *,
+        lr: float = 4e-3,
+        global_lr_factor: float = 10.0,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        kl_warmup_fraction: float = 0.3,
+        min_kl_weight: float = 0.1,
+        n_epochs_kl_warmup: int | None = None,
+        n_steps_kl_warmup: int | None = None,
+        mask_warmup_fraction: float | None = None,
+        kl_global_weight: float = 1.0,
+        global_update_every: int = 20,
+        n_initialization_cells: int = 20_000,
+        clip_factor: float = 2.0,
+        **kwargs: Any,
+    ) -> None:
+        self.kl_warmup_fraction = kl_warmup_fraction
+        self._n_steps = 0
+        self._warm_start = False
+        super().__init__(
+            module,
+            lr=lr,
+            eps=eps,
+            weight_decay=weight_decay,
+            min_kl_weight=min_kl_weight,
+            n_epochs_kl_warmup=n_epochs_kl_warmup,
+            n_steps_kl_warmup=n_steps_kl_warmup,
+            **kwargs,
+        )
+        if mask_warmup_fraction is None:
+            mask_warmup_fraction = 0.0 if module.closed_form is None else 0.4
+        self.global_lr_factor = global_lr_factor
+        self.mask_warmup_fraction = mask_warmup_fraction
+        self.kl_global_weight = kl_global_weight
+        self.global_update_every = global_update_every
+        self.n_initialization_cells = n_initialization_cells
+        self.clip_factor = clip_factor
+        self.guard = DivergenceGuard()
+        self.n_restarts = 0
+        self._gradient_norm = math.nan
+        self._global_terms: dict[str, Tensor] | None = None
+        self._last_terms: dict[str, Tensor] = {}
+
+    # -- schedules -----------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        """Share of the training steps done."""
+        return self.global_step / self._n_steps if self._n_steps else 0.0
+
+    @property
+    def kl_weight(self) -> Tensor:
+        """Weight on the divergence of the basal state."""
+        if self.n_epochs_kl_warmup is not None or self.n_steps_kl_warmup is not None:
+            return super().kl_weight
+        weight = 1.0
+        if not self._warm_start:
+            weight = linear_warmup(self.progress, self.kl_warmup_fraction, self.min_kl_weight)
+        return torch.tensor(self.max_kl_weight * weight, device=self.device)
+
+    def initialize_val_metrics(self) -> None:
+        """Scale the global terms of the validation bound by the training cells."""
+        (
+            self.elbo_val,
+            self.rec_loss_val,
+            self.kl_local_val,
+            self.kl_global_val,
+            self.val_metrics,
+        ) = self._create_elbo_metric_components(mode="validation", n_total=self.n_obs_training)
+        self.elbo_val.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Two groups of parameters, and a learning rate that follows the share of steps."""
+        effects = {id(parameter) for parameter in self.module.effects.parameters()}
+        trainable = [p for p in self.module.parameters() if p.requires_grad]
+        groups = [{"params": [p for p in trainable if id(p) not in effects]}]
+        if len(groups[0]["params"]) < len(trainable):
+            groups.append(
+                {
+                    "params": [p for p in trainable if id(p) in effects],
+                    "lr": self.lr * self.global_lr_factor,
+                    "weight_decay": 0.0,
+                }
+            )
+        if self.optimizer_name == "Adam":
+            optimizer = torch.optim.Adam(
+                groups,
+                lr=self.lr,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                fused=self.device.type in {"cpu", "cuda"},
+            )
+        else:
+            optimizer = self.get_optimizer_creator()(groups)
+        if self.reduce_lr_on_plateau:
+            return super().configure_optimizers() | {"optimizer": optimizer}
+        self._n_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, self._learning_rate_factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _learning_rate_factor(self, step: int) -> float:
+        return cosine_learning_rate(step, self._n_steps) * 0.5**self.n_restarts
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, LossOutput]:
+        """Run the module and add the divergences of the global latents to its loss."""
+        inference_outputs, generative_outputs, local = super().forward(*args, **kwargs)
+        if self.training:
+            self.module.observe(inference_outputs)
+        terms = self._global_divergences()
+        kl_global = torch.stack(list(terms.values())).sum()
+        loss = local.loss + self.kl_global_weight * kl_global / self.n_obs_training
+        self._last_terms = {
+            "reconstruction loss": local.reconstruction_loss_sum,
+            "KL divergence of the basal state": local.kl_local_sum,
+            "KL divergence of masks and embeddings": kl_global,
+        }
+        return (
+            inference_outputs,
+            generative_outputs,
+            replace(local, loss=loss, kl_global=terms, kl_global_sum=None),
+        )
+
+    def _global_divergences(self) -> dict[str, Tensor]:
+        """The global terms; between closed-form updates they do not change."""
+        if self.module.closed_form is None:
+            return self.module.effects.kl_divergence()
+        if self._global_terms is None:
+            with torch.no_grad():
+                self._global_terms = self.module.effects.kl_divergence()
+        return self._global_terms
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to a multiple of the running mean norm; skip the step if it is not finite."""
+        if gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not torch.isfinite(norm):
+            for parameter in parameters:
+                parameter.grad = None
+            return
+        value = norm.item()
+        if math.isnan(self._gradient_norm):
+            self._gradient_norm = value
+        limit = self.clip_factor * self._gradient_norm
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        self._gradient_norm += (1 - _GRADIENT_NORM_MEMORY) * (
+            min(value, limit) - self._gradient_norm
+        )
+
+    # -- hooks ---------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Give every process noise of its own; one process keeps the stream of its seed."""
+        if self.trainer.world_size > 1 and settings.seed is not None:
+            torch.manual_seed(settings.seed + self.global_rank)
+
+    def on_train_start(self) -> None:
+        """Read what the module must know of the training cells before the first step."""
+        self._n_steps = int(self.trainer.estimated_stepping_batches)
+        module = self.module
+        self._warm_start = bool(module.effects.masks_on) and self.global_step == 0
+        module.n_training_cells.fill_(self.n_obs_training)
+        if not module.initialized:
+            _initialize_from(self.trainer.train_dataloader, module, self.n_initialization_cells)
+        self._global_terms = None
+        self.guard.keep(module, self._optimizer)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Guard against divergence, then update the global latents if it is time."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        divergent = self.guard.is_divergent(float(loss))
+        if self.trainer.strategy.reduce_boolean_decision(divergent, all=False):
+            self._restart(float(loss))
+            return
+        self._update_globals()
+        self.guard.keep(self.module, self._optimizer)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the state of the global latents."""
+        effects = self.module.effects
+        with torch.no_grad():
+            on = effects.mask_probability() > 0.5
+            on = on & effects.masks_on
+            metrics = self._global_divergences() | {
+                "mask_density": on.float().mean(),
+                "n_active_latents": on.any(0).float().sum(),
+                "spike_scale": effects.spike_variance.sqrt(),
+            }
+        for name, value in metrics.items():
+            self.log(name, value, on_step=False, on_epoch=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a resumed run must know."""
+        checkpoint["sams_training"] = {
+            "n_restarts": self.n_restarts,
+            "gradient_norm": self._gradient_norm,
+            "guard": self.guard.state_dict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written."""
+        state = checkpoint["sams_training"]
+        self.n_restarts = state["n_restarts"]
+        self._gradient_norm = state["gradient_norm"]
+        self.guard.load_state_dict(state["guard"])
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizers(use_pl_optimizer=False)
+
+    def _update_globals(self) -> None:
+        module = self.module
+        if module.globals_frozen:
+            return
+        n_cells = int(module.n_training_cells)
+        if not module.effects.masks_on:
+            if self.progress < self.mask_warmup_fraction:
+                return
+            if module.closed_form is None:
+                module.effects.masks_on.fill_(True)
+            else:
+                # A generator of its own: the rotation's random starts must not shift the noise
+                # of the cells.
+                generator = torch.Generator().manual_seed(settings.seed or 0)
+                module.closed_form.switch_on(module.effects, n_cells, generator)
+        elif module.closed_form is not None and self.global_step % self.global_update_every == 0:
+            module.closed_form.update(module.effects, n_cells)
+        else:
+            return
+        self._global_terms = None
+
+    def _restart(self, loss: float) -> None:
+        """Go back to the last healthy state with half the learning rate."""
+        culprits = [
+            name for name, term in self._last_terms.items() if not torch.isfinite(term).all()
+        ]
+        found = f"{' and '.join(culprits)} is not finite" if culprits else f"the loss is {loss:.4g}"
+        where = f"epoch {self.current_epoch + 1} (step {self.global_step})"
+        if self.n_restarts == _MAX_RESTARTS:
+            raise TrainingDivergedError(
+                f"Training diverged in {where}: {found}, after {_MAX_RESTARTS} restarts with "
+                f"smaller learning rates. Try a smaller learning rate "
+                f"(plan_kwargs={{'lr': {self.lr / 4:.2g}}}), the residual guide "
+                "(basal_gain='residual'), or look for cells with extreme counts."
+            )
+        self.guard.restore(self.module, self._optimizer)
+        self.n_restarts += 1
+        self._global_terms = None
+        warnings.warn(
+            f"Training diverged in {where}: {found}. Restored the last healthy state and halved "
+            "the learning rate.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
+
+
+@torch.no_grad()
+def _initialize_from(dataloader: Any, module: SAMSVAEModule, n_cells: int) -> None:
+    """Initialise a module from the first training cells that a loader gives."""
+    total: Tensor | float = 0.0
+    log_total: Tensor | float = 0.0
+    log_squares: Tensor | float = 0.0
+    n_read = 0
+    for batch in dataloader:
+        counts = batch[REGISTRY_KEYS.X_KEY]
+        counts = (counts if counts.layout == torch.strided else counts.to_dense()).double()
+        log_counts = torch.log1p(counts)
+        total = total + counts.sum(0)
+        log_total = log_total + log_counts.sum(0)
+        log_squares = log_squares + log_counts.square().sum(0)
+        n_read += len(counts)
+        if n_read >= n_cells:
+            break
+    log_mean = log_total / n_read
+    variance = (log_squares / n_read - log_mean.square()).clamp(min=0)
+    module.initialize(total / n_read, log_mean, variance.sqrt())
