@@ -230,6 +230,8 @@ def papalexi_2021(
         if "mod/rna" not in handle:
             raise ScreenError(f"{file} has no modality 'rna': is this the right file?")
         adata, shared = read_elem(handle["mod/rna"]), read_elem(handle["obs"])
+    if isinstance(adata, dict):  # files of early mudata do not say that a modality is an AnnData
+        adata = ad.AnnData(**adata)
     adata.obs = adata.obs.join(shared[shared.columns.difference(adata.obs.columns)])
     return tidy_papalexi(adata)
 
@@ -293,7 +295,7 @@ def srivatsan_2020_sciplex3(
     Raises
     ------
     DatasetUnavailableError, ScreenError
-        As :func:`norman_2019`, or if a treated cell has no dose.
+        As :func:`norman_2019`.
 
     Notes
     -----

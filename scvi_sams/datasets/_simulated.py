@@ -206,6 +206,7 @@ def simulated_screen(
     >>> adata.uns["truth"]["mask"].shape
     (30, 8)
     """
+    # First of all, while the arguments are the only local names.
     parameters = {name: value for name, value in locals().items() if name != "seed"}
     _check_parameters(parameters)
     truth_rng, cell_rng = np.random.default_rng(seed).spawn(2)

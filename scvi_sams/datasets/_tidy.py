@@ -3,7 +3,7 @@
 Every function takes an AnnData as read from the published file and returns a new one: counts in
 ``X`` and ``layers["counts"]`` (CSR, float32), conditions in ``obs["perturbation"]`` as
 ``"control"``, ``"A"`` or ``"A+B"``, and the label of the source in ``obs["source_label"]``. No
-cell and no column is dropped; cells whose label is missing keep a missing value, with a warning.
+cell and no column is dropped; what is missing in the source stays missing, with a warning.
 """
 
 from __future__ import annotations
@@ -136,17 +136,18 @@ def tidy_sciplex(adata: ad.AnnData) -> ad.AnnData:
     Raises
     ------
     ScreenError
-        As :func:`tidy_scperturb`, or if a treated cell has no dose.
+        As :func:`tidy_scperturb`, or if a column is missing.
     """
     _require(adata, "dose_value", "cell_line")
     tidy = _tidy(adata, "perturbation", lambda label: _condition([label], {CONTROL, "Vehicle"}))
     dose = pd.to_numeric(tidy.obs["dose_value"].astype(object), errors="coerce").astype(float)
     dose[tidy.obs["perturbation"] == CONTROL] = 0.0
-    without = tidy.obs_names[dose.isna() & tidy.obs["perturbation"].notna()]
-    if len(without):
-        raise ScreenError(
-            f"{len(without)} treated cells have no number in obs['dose_value'], the first "
-            f"{without[0]!r}: give their doses, or leave these cells out."
+    if n_without := int((dose.isna() & tidy.obs["perturbation"].notna()).sum()):
+        warnings.warn(
+            f"{n_without} treated cells have no number in obs['dose_value']: leave them out with "
+            f'adata[adata.obs["dose"].notna()].copy().',
+            UserWarning,
+            stacklevel=3,
         )
     tidy.obs["dose"] = dose
     tidy.obs["cell_line"] = tidy.obs["cell_line"].astype("category")

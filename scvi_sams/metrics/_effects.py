@@ -102,17 +102,18 @@ def observed_average_treatment_effect(
             f"{', '.join(map(repr, controls))}, the labels begin with "
             f"{', '.join(map(repr, labels.cat.categories[:5]))}."
         )
+    min_cells = max(min_cells, 1)  # no cell, no mean
     if conditions is None:
         kept = labels.cat.categories.difference(controls, sort=False)
-        kept = kept[n_cells[kept] >= max(min_cells, 1)]
+        kept = kept[n_cells[kept] >= min_cells]
     else:
         kept = pd.Index(conditions)
         if kept.has_duplicates or kept.isin(controls).any():
             raise ScreenError("`conditions` names one twice, or a control: leave that out.")
-        counts = n_cells.reindex(kept, fill_value=0)
-        if (few := counts[counts < max(min_cells, 1)]).size:
+        n_kept = n_cells.reindex(kept, fill_value=0)
+        if (few := n_kept[n_kept < min_cells]).size:
             raise ScreenError(
-                f"{few.size} of `conditions` have fewer than {max(min_cells, 1)} cells, the first "
+                f"{few.size} of `conditions` have fewer than {min_cells} cells, the first "
                 f"{few.index[0]!r} with {few.iloc[0]}: leave them out or lower `min_cells`."
             )
 

@@ -162,12 +162,13 @@ class TestTidy:
         assert tidy.obs["dose"].tolist() == [10.0, 0.0, 10_000.0]
         assert tidy.obs["cell_line"].dtype == "category"
 
-    def test_sciplex_needs_a_dose_for_every_treated_cell(self):
+    def test_sciplex_keeps_treated_cells_without_a_dose_with_a_warning(self):
         source = screen_of(
             ["control", "Vorinostat"], dose_value=[0.0, np.nan], cell_line=["A549", "A549"]
         )
-        with pytest.raises(ScreenError, match="1 treated cells.*'cell1'"):
-            datasets.tidy_sciplex(source)
+        with pytest.warns(UserWarning, match="1 treated cells have no number"):
+            tidy = datasets.tidy_sciplex(source)
+        assert tidy.obs["dose"].isna().tolist() == [False, True]
 
     def test_refuses_a_file_that_is_another(self):
         with pytest.raises(ScreenError, match=r"no obs\['perturbation'\]"):
@@ -247,8 +248,13 @@ class TestScreens:
         with pytest.raises(ScreenError, match="`path` names no file"):
             datasets.norman_2019(path=tmp_path / "none.h5ad")
 
-    def test_papalexi_joins_the_shared_table_by_cell(self, tmp_path):
+    @pytest.mark.filterwarnings("ignore::anndata.OldFormatWarning")
+    @pytest.mark.parametrize("marked", [True, False])
+    def test_papalexi_joins_the_shared_table_by_cell(self, marked, tmp_path):
         write_papalexi(tmp_path / "papalexi.h5mu")
+        if not marked:
+            with h5py.File(tmp_path / "papalexi.h5mu", "a") as handle:
+                handle["mod/rna"].attrs.clear()
         adata = datasets.papalexi_2021(path=tmp_path / "papalexi.h5mu")
         assert conditions(adata) == ["STAT1", "control", "JAK2"]
         assert adata.obs["replicate"].tolist() == ["1", "2", "1"]
