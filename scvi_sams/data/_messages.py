@@ -1,0 +1,58 @@
+"""Wording shared by the errors and warnings about a screen."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+from scvi_sams._exceptions import UnknownPerturbationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["listed", "nearest", "unknown_perturbations"]
+
+
+def listed(items: Iterable[object], limit: int = 5) -> str:
+    """Quote the first `limit` items and count the rest.
+
+    Examples
+    --------
+    >>> listed(["KLF1", "CEBPA", "JAK2"], limit=2)
+    "'KLF1', 'CEBPA' and 1 more"
+    """
+    items = list(items)
+    shown = ", ".join(repr(str(item)) for item in items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """Find the known names spelt most like `name`, whatever their case.
+
+    Examples
+    --------
+    >>> nearest("klf2", ["KLF1", "CEBPA", "JAK2"])
+    ['KLF1']
+    """
+    by_lowercase: dict[str, list[str]] = {}
+    for candidate in known:
+        by_lowercase.setdefault(candidate.lower(), []).append(candidate)
+    matches = difflib.get_close_matches(name.lower(), by_lowercase, n=n)
+    return [candidate for match in matches for candidate in sorted(by_lowercase[match])][:n]
+
+
+def unknown_perturbations(
+    unknown: Sequence[str], names: Sequence[str], limit: int = 5
+) -> UnknownPerturbationError:
+    """Build the error for perturbations that are not among `names`."""
+    culprits = []
+    for name in unknown[:limit]:
+        close = nearest(name, names)
+        culprits.append(f"{name!r} (nearest: {listed(close)})" if close else repr(name))
+    if len(unknown) > limit:
+        culprits.append(f"{len(unknown) - limit} more")
+    return UnknownPerturbationError(
+        f"Unknown perturbations: {', '.join(culprits)}. The {len(names)} known ones are "
+        f"{listed(names)}. Correct the names or leave these out: a trained model takes no new "
+        "perturbations."
+    )
