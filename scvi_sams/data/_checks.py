@@ -73,7 +73,7 @@ def check_counts(adata: AnnData, layer: str | None = None) -> None:
     empty = np.flatnonzero(totals == 0)
     if empty.size:
         raise ScreenError(
-            f"{empty.size} cells have no counts in {source}: {listed(adata.obs_names[empty])}. "
+            f"Cells without counts in {source} ({empty.size}): {listed(adata.obs_names[empty])}. "
             "Drop them, as with `sc.pp.filter_cells(adata, min_counts=1)`."
         )
 
@@ -116,9 +116,9 @@ def check_size_factor(adata: AnnData, key: str) -> None:
     faulty = np.flatnonzero(~((factors > 0) & (factors < np.inf)))
     if faulty.size:
         raise ScreenError(
-            f"Size factors must be positive, but {faulty.size} cells of adata.obs[{key!r}] have "
-            f"{listed(np.unique(factors[faulty]))}: {listed(adata.obs_names[faulty])}. Correct "
-            "them or drop the cells."
+            f"Size factors must be positive and finite, but adata.obs[{key!r}] holds "
+            f"{listed(np.unique(factors[faulty]))} in cells {listed(adata.obs_names[faulty])}. "
+            "Correct them or drop the cells."
         )
 
 
@@ -157,7 +157,8 @@ def check_confounding(
     Examples
     --------
     >>> import anndata
-    >>> adata = anndata.AnnData(obs=pd.DataFrame({"lane": ["1", "2"] * 20}))
+    >>> obs = pd.DataFrame({"lane": ["1", "2"] * 20}, index=[f"cell{i}" for i in range(40)])
+    >>> adata = anndata.AnnData(obs=obs)
     >>> dosage = sparse.csr_matrix(np.repeat([[1.0], [0.0]], 20, axis=0))
     >>> check_confounding(adata, dosage, ["KLF1"], "lane")
     """
@@ -175,8 +176,8 @@ def check_confounding(
     n_controls = in_batch.T @ (dosage.getnnz(axis=1) == 0)
     alone = confounded & (n_controls[n_cells.argmax(axis=0)] == 0)
     message = (
-        f"{confounded.sum()} perturbations have all their cells in one batch of "
-        f"adata.obs[{batch_key!r}]: {listed(np.asarray(names)[confounded])}. Their effects are "
+        f"Perturbations with all their cells in one batch of adata.obs[{batch_key!r}] "
+        f"({confounded.sum()}): {listed(np.asarray(names)[confounded])}. Their effects are "
         "told from the batch's only by its control cells."
     )
     if alone.any():

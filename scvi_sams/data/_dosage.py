@@ -175,9 +175,10 @@ def _frame_values(frame: pd.DataFrame, source: str) -> Any:
             f"Columns of {source} that are not numeric: {listed(faulty)}. Convert them with "
             "pandas.to_numeric, or drop them if they are no perturbations."
         )
-    if frame.shape[1] and all(isinstance(dtype, pd.SparseDtype) for dtype in frame.dtypes):
-        # to_coo refuses columns whose missing value is not 0.
-        return frame.astype(pd.SparseDtype(np.float32, 0)).sparse.to_coo()
+    if frame.shape[1] and all(
+        isinstance(dtype, pd.SparseDtype) and dtype.fill_value == 0 for dtype in frame.dtypes
+    ):
+        return frame.sparse.to_coo()
     return frame.to_numpy(dtype=np.float64, na_value=np.nan)
 
 

@@ -46,7 +46,8 @@ class PerturbationField(ObsmField):
     perturbation_names_uns_key
         Key of `adata.uns` with the column names of a dosage matrix that is no DataFrame.
     control
-        Label or labels of unperturbed cells.
+        Label or labels of unperturbed cells. With a dosage matrix, where these are its zero rows,
+        what conditions may call them.
     combination_delimiter
         What joins the parts of a label; None takes every label as one perturbation.
 
@@ -233,7 +234,7 @@ class PerturbationField(ObsmField):
         rare = np.asarray(dosage.names)[n_cells < 2]
         if rare.size:
             self._warn(
-                f"{rare.size} perturbations have fewer than two cells: {listed(rare)}. What is "
+                f"Perturbations with fewer than two cells ({rare.size}): {listed(rare)}. What is "
                 "learned of them is little more than the prior; consider dropping their cells."
             )
 

@@ -165,7 +165,7 @@ def _dosed_rows(
     for index, (label, dose) in enumerate(pairs):
         columns = [column_of.get(part) for part in parts[label]]
         active = [column for column in columns if column is not None]
-        values = _split_doses(dose, delimiter, len(columns)) if active else []
+        values = _split_doses(dose, delimiter) if active else []
         if len(values) == len(columns):  # one dose for each part, control parts among them
             values = [v for v, column in zip(values, columns, strict=True) if column is not None]
         rows.append(list(zip(active, values, strict=False)))
@@ -178,7 +178,7 @@ def _dosed_rows(
         raise ScreenError(
             f"The number of doses is not the number of parts in cells "
             f"{listed(cells[np.isin(pair_of_cell, uneven)])}: label {texts[label]!r} has "
-            f"{len(parts[label])} parts, but its dose is {str(dose)!r}. Give one dose for each "
+            f"{len(parts[label])} part(s), but its dose is {str(dose)!r}. Give one dose for each "
             f"part, as in {(delimiter or '+').join(['1.0'] * len(parts[label]))!r}."
         )
     if invalid:
@@ -191,11 +191,12 @@ def _dosed_rows(
     return rows
 
 
-def _split_doses(dose: object, delimiter: str | None, n_parts: int) -> list[float]:
+def _split_doses(dose: object, delimiter: str | None) -> list[float]:
     """Read the doses of a label; what is no number becomes NaN."""
-    # A single dose is never split, so that "1e+3" is one number.
-    pieces = str(dose).split(delimiter) if delimiter and n_parts > 1 else [str(dose)]
-    return [_number(piece) for piece in pieces]
+    whole = _number(str(dose))  # first, so that "1e+3" is one number
+    if delimiter and np.isnan(whole):
+        return [_number(piece) for piece in str(dose).split(delimiter)]
+    return [whole]
 
 
 def _number(text: str) -> float:
@@ -216,8 +217,8 @@ def _check_present(
     missing = (codes == -1) | np.isin(codes, np.flatnonzero(text_missing))
     if missing.any():
         raise ScreenError(
-            f"{missing.sum()} cells have no label in {column}: {listed(cells[missing])}. Drop "
-            "them, or give them the control label if that is what they are."
+            f"Cells without a label in {column} ({missing.sum()}): {listed(cells[missing])}. "
+            "Drop them, or give them the control label if that is what they are."
         )
 
 
@@ -226,12 +227,12 @@ def _check_controls(
 ) -> None:
     for control in controls:
         if control not in occurring:
-            counts = labels.value_counts().items()
-            frequent = [f"{label} ({count} cells)" for label, count in counts if count]
+            counts = labels.value_counts().head(10).items()
+            frequent = ", ".join(f"{str(label)!r} ({count})" for label, count in counts if count)
             close = nearest(control, occurring)
             hint = f" Did you mean {listed(close)}?" if close else ""
             raise ScreenError(
-                f"No cell has the control label {control!r} in {column}, which holds "
-                f"{listed(frequent, limit=10)}.{hint} Pass the label of its control cells as "
-                "`control`."
+                f"No cell has the control label {control!r} in {column}. Its most "
+                f"frequent labels (and their cells) are {frequent}.{hint} Pass the label of its "
+                "control cells as `control`."
             )

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from scvi.data import AnnDataManager
+from scvi.data.fields import LayerField, NumericalObsField
+
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams._exceptions import ScreenError, UnknownPerturbationError
+from scvi_sams.data import PerturbationField
+
+KEY, OBSM_KEY = SAMS_REGISTRY_KEYS
+LABELS = ["NT", "A", "B", "A+B", "C", "C", "B", "NT+A"]
+NAMES = ["A", "B", "C"]
+DOSES = np.array(
+    [[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 1], [0, 1, 0], [1, 0, 0]]
+)
+
+
+def _adata(labels=LABELS, matrix=None, names=None):
+    n_obs = len(labels if matrix is None else matrix)
+    adata = anndata.AnnData(sparse.csr_matrix(np.ones((n_obs, 2), dtype=np.float32)))
+    adata.obs_names = [f"cell{i}" for i in range(n_obs)]
+    if matrix is None:
+        adata.obs["guide"] = labels
+    elif names is None:
+        adata.obsm["doses"] = matrix
+    else:
+        adata.obsm["doses"] = pd.DataFrame(matrix, columns=names, index=adata.obs_names)
+    return adata
+
+
+def _register(adata, *args, source_registry=None, **kwargs):
+    fields = [LayerField("X", None, is_count_data=False), PerturbationField(*args, **kwargs)]
+    manager = AnnDataManager(fields)
+    manager.register_fields(adata, source_registry)
+    return manager
+
+
+def _by_label(adata=None, **kwargs):
+    return _register(_adata() if adata is None else adata, "guide", control="NT", **kwargs)
+
+
+def _registered(manager):
+    matrix = manager.get_from_registry(KEY)
+    assert type(matrix) is sparse.csr_matrix
+    assert matrix.dtype == np.float32
+    return matrix.toarray()
+
+
+def _names(manager):
+    return manager.registry["field_registries"][KEY]["state_registry"]["column_names"]
+
+
+class TestRegister:
+    def test_labels(self):
+        manager = _by_label()
+        np.testing.assert_array_equal(_registered(manager), DOSES)
+        assert manager.summary_stats.n_perturbation == 3
+        assert dict(manager.data_registry[KEY]) == {"attr_name": "obsm", "attr_key": OBSM_KEY}
+        state = manager.registry["field_registries"][KEY]["state_registry"]
+        assert state == {
+            "column_names": NAMES,
+            "control": ["NT"],
+            "combination_delimiter": "+",
+            "perturbation_key": "guide",
+            "dosage_key": None,
+            "perturbation_names_uns_key": None,
+        }
+        assert all(type(name) is str for name in state["column_names"])
+
+    def test_labels_and_doses(self):
+        adata = _adata()
+        adata.obs["dose"] = ["0", "2", "1", "1+0.5", "1", "1", "1", "3"]
+        expected = DOSES * [[1], [2], [1], [1], [1], [1], [1], [3]] * [1.0, 1, 1]
+        expected[3, 1] = 0.5
+        np.testing.assert_array_equal(_registered(_by_label(adata, dosage_key="dose")), expected)
+
+    @pytest.mark.parametrize(
+        "storage",
+        [
+            np.array,
+            sparse.csr_matrix,
+            sparse.csc_matrix,
+            sparse.csr_array,
+            sparse.csc_array,
+            lambda matrix: np.asfortranarray(matrix.astype(np.int8)),
+        ],
+    )
+    def test_matrix(self, storage):
+        adata = _adata(matrix=DOSES)
+        adata.obsm["doses"] = storage(DOSES)
+        adata.uns["targets"] = np.array(NAMES)
+        manager = _register(adata, dosage_key="doses", perturbation_names_uns_key="targets")
+        np.testing.assert_array_equal(_registered(manager), DOSES)
+        assert _names(manager) == NAMES
+
+    def test_frame(self):
+        manager = _register(_adata(matrix=DOSES, names=NAMES), dosage_key="doses")
+        np.testing.assert_array_equal(_registered(manager), DOSES)
+        assert _names(manager) == NAMES
+
+    @pytest.mark.filterwarnings("ignore:Sparse", "ignore:.*invariant checks")
+    def test_loads_dense_and_sparse(self):
+        manager = _by_label()
+        batch = manager.create_torch_dataset()[[3, 0]]
+        np.testing.assert_array_equal(batch[KEY], DOSES[[3, 0]])
+        assert batch[KEY].dtype == np.float32
+        batch = manager.create_torch_dataset(load_sparse_tensor=True)[[3, 0]]
+        np.testing.assert_array_equal(batch[KEY].to_dense().numpy(), DOSES[[3, 0]])
+
+    def test_one_perturbation_is_silent(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            manager = _by_label(_adata(["NT", "A", "A"]))
+        assert manager.summary_stats.n_perturbation == 1
+
+    def test_warns_without_control_cells(self):
+        with pytest.warns(UserWarning, match="No cell is a control.*`control`"):
+            _register(_adata(["A", "A", "B", "B"]), "guide")
+        with pytest.warns(UserWarning, match="No cell is a control.*one another"):
+            _register(_adata(matrix=np.ones((2, 1)), names=["A"]), dosage_key="doses")
+
+    def test_warns_of_rare_perturbations(self):
+        with pytest.warns(UserWarning, match=r"fewer than two cells \(2\): 'A', 'C'"):
+            _by_label(_adata(["NT", "A", "B", "B", "C"]))
+
+    def test_every_cell_a_control(self):
+        with pytest.raises(ScreenError, match="Every cell is a control.*'A', 'B'"):
+            _register(_adata(matrix=np.zeros((3, 2)), names=["A", "B"]), dosage_key="doses")
+
+    def test_view(self):
+        with pytest.raises(ValueError, match="copy"):
+            _by_label(_adata()[:4])
+
+    def test_errors_name_the_column(self):
+        with pytest.raises(ScreenError, match="'ctrl' in column 'guide'.*'NT'"):
+            _register(_adata(), "guide", control="ctrl")
+        adata = _adata(matrix=-DOSES, names=NAMES)
+        with pytest.raises(ScreenError, match=r"adata\.obsm\['doses'\].*'cell1'"):
+            _register(adata, dosage_key="doses")
+
+    def test_table_of_the_registry(self):
+        field = PerturbationField("guide", control="NT")
+        assert field.view_state_registry(field.register_field(_adata())).row_count == 3
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({}, "`perturbation_key` names a column"),
+            (
+                {"perturbation_key": "guide", "perturbation_names_uns_key": "n"},
+                "leave one of the two out",
+            ),
+            ({"dosage_key": OBSM_KEY}, f"'{OBSM_KEY}'.*another key"),
+        ],
+    )
+    def test_refused(self, arguments, message):
+        with pytest.raises(ScreenError, match=message):
+            PerturbationField(**arguments)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"perturbation_key": "gene"}, r"adata\.obs has no 'gene'.*holds 'guide', 'dose'"),
+            (
+                {"perturbation_key": "guide", "dosage_key": "doses"},
+                "leave `perturbation_key` out",
+            ),
+            ({"dosage_key": "dose"}, r"adata\.obsm has no 'dose'.*as `perturbation_key`"),
+            (
+                {"dosage_key": "doses", "perturbation_names_uns_key": "targets"},
+                r"adata\.uns has no 'targets' \(`perturbation_names_uns_key`\); it holds nothing",
+            ),
+            ({"dosage_key": "doses"}, "no names"),
+        ],
+    )
+    def test_absent_keys(self, arguments, message):
+        adata = _adata()
+        adata.obs["dose"] = 1.0
+        adata.obsm["doses"] = DOSES
+        with pytest.raises(ScreenError, match=message):
+            _register(adata, **arguments)
+
+
+class TestTransfer:
+    def test_labels_missing_and_reordered(self):
+        manager = _by_label()
+        query = manager.transfer_fields(_adata(["C+B", "C"]))
+        np.testing.assert_array_equal(_registered(query), [[0, 1, 1], [0, 0, 1]])
+        assert _names(query) == NAMES
+        assert query.summary_stats.n_perturbation == 3
+        only_control = manager.transfer_fields(_adata(["NT", "NT"]))
+        assert not _registered(only_control).any()
+
+    def test_frame_in_another_order(self):
+        manager = _register(_adata(matrix=DOSES, names=NAMES), dosage_key="doses")
+        order = [2, 0]
+        query = _adata(matrix=DOSES[:, order], names=[NAMES[i] for i in order])
+        transferred = manager.transfer_fields(query)
+        np.testing.assert_array_equal(_registered(transferred), DOSES * [1, 0, 1])
+        # The user's own matrix stays as it was, so that a second transfer reads the same.
+        again = transferred.transfer_fields(query.copy())
+        np.testing.assert_array_equal(_registered(again), DOSES * [1, 0, 1])
+
+    def test_uns_names_in_another_order(self):
+        def adata(order):
+            adata = _adata(matrix=sparse.csr_matrix(DOSES[:, order]).toarray())
+            adata.uns["targets"] = np.array(NAMES)[order]
+            return adata
+
+        keys = {"dosage_key": "doses", "perturbation_names_uns_key": "targets"}
+        manager = _register(adata([0, 1, 2]), **keys)
+        query = manager.transfer_fields(adata([1, 2, 0]))
+        np.testing.assert_array_equal(_registered(query), DOSES)
+        frame = _adata(matrix=DOSES[:, ::-1], names=NAMES[::-1])
+        frame.uns["targets"] = np.array(["not", "read"])
+        np.testing.assert_array_equal(_registered(manager.transfer_fields(frame)), DOSES)
+
+    @pytest.mark.parametrize("extend_categories", [False, True])
+    def test_unknown(self, extend_categories):
+        manager = _by_label(_adata(["NT", "KLF1", "KLF1", "JAK2", "JAK2"]))
+        with pytest.raises(UnknownPerturbationError, match=r"'KLF2' \(nearest: 'KLF1'\)"):
+            manager.transfer_fields(_adata(["KLF2"]), extend_categories=extend_categories)
+        by_frame = _register(_adata(matrix=DOSES, names=NAMES), dosage_key="doses")
+        with pytest.raises(UnknownPerturbationError, match="'X'"):
+            by_frame.transfer_fields(_adata(matrix=np.eye(2), names=["A", "X"]))
+
+    def test_absent_column(self):
+        query = _adata()
+        del query.obs["guide"]
+        with pytest.raises(ScreenError, match=r"adata\.obs has no 'guide'.*it holds nothing"):
+            _by_label().transfer_fields(query)
+
+    def test_saved_registry(self):
+        adata = _adata()
+        registry = pickle.loads(pickle.dumps(_by_label(adata).registry))
+        manager = _by_label(_adata(["B", "A", "NT"]), source_registry=registry)
+        np.testing.assert_array_equal(_registered(manager), DOSES[[2, 1, 0]])
+        assert _names(manager) == NAMES
+
+    def test_copy_carries_its_own_doses(self):
+        adata = _adata()
+        manager = _by_label(adata)
+        subset = adata[[3, 0]].copy()
+        np.testing.assert_array_equal(_registered(manager.transfer_fields(subset)), DOSES[[3, 0]])
+        np.testing.assert_array_equal(_registered(manager), DOSES)
+
+
+class TestFiles:
+    @pytest.mark.parametrize("backed", [None, "r", "r+"])
+    def test_h5ad(self, tmp_path, backed):
+        adata = _adata()
+        source = _by_label(adata)
+        adata.obs["guide"] = adata.obs["guide"].astype("category")
+        adata.write_h5ad(tmp_path / "screen.h5ad")
+        read = anndata.read_h5ad(tmp_path / "screen.h5ad", backed=backed)
+        for manager in (_by_label(read), source.transfer_fields(read)):
+            np.testing.assert_array_equal(_registered(manager), DOSES)
+            batch = manager.create_torch_dataset()[[0, 3]]
+            np.testing.assert_array_equal(batch[KEY], DOSES[[0, 3]])
+
+    def test_h5ad_with_frame(self, tmp_path):
+        _adata(matrix=DOSES, names=NAMES).write_h5ad(tmp_path / "screen.h5ad")
+        read = anndata.read_h5ad(tmp_path / "screen.h5ad")
+        manager = _register(read, dosage_key="doses")
+        np.testing.assert_array_equal(_registered(manager), DOSES)
+        assert _names(manager) == NAMES
+
+
+class TestTogether:
+    def test_two_screens_do_not_touch_each_other(self):
+        first = _by_label()
+        second = _register(_adata(["ctrl", "X_Y", "X", "Y"]), "guide", None, None, "ctrl", "_")
+        assert (_names(first), _names(second)) == (NAMES, ["X", "Y"])
+        np.testing.assert_array_equal(_registered(first), DOSES)
+        np.testing.assert_array_equal(_registered(second), [[0, 0], [1, 1], [1, 0], [0, 1]])
+
+    def test_two_setups_of_one_screen(self):
+        adata = _adata()
+        adata.obs["other"] = ["X", "X"] + ["NT"] * 6
+        first = _by_label(adata)
+        second = _register(adata, "other", control="NT")
+        assert _registered(second).shape == (8, 1)
+        first.validate()  # what every method of a model calls
+        np.testing.assert_array_equal(_registered(first), DOSES)
+
+    def test_nullable_size_factor_loads(self):
+        """What `check_size_factor` accepts, scvi-tools' own field must be able to load."""
+        adata = _adata()
+        adata.obs["total"] = pd.array(range(1, 9), dtype="Int64")
+        manager = AnnDataManager([NumericalObsField("size_factor", "total")])
+        manager.register_fields(adata)
+        factors = manager.create_torch_dataset()[[0, 7]]["size_factor"]
+        assert factors.dtype == np.float32
+        np.testing.assert_array_equal(factors, [[1], [8]])
