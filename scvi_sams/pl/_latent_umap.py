@@ -78,17 +78,18 @@ def latent_umap(
 
     drawn = np.random.default_rng(seed).permutation(len(obs))[:n_cells]
     latent = _representation(source, representation, drawn)
-    plane = _umap(latent, n_neighbors, seed)
+    x, y = _umap(latent, n_neighbors, seed).T
     ax = axes_or_new(ax, (6.0, 4.2) if color is not None else (4.4, 4.2))
-    size = float(np.clip(20_000 / len(plane), 2, 20))
+    size = float(np.clip(20_000 / len(x), 2, 20))
     if color is None:
-        ax.scatter(*plane.T, s=size, c=CATEGORICAL_COLORS[0], linewidths=0, rasterized=True)
+        ax.scatter(x, y, s=size, c=CATEGORICAL_COLORS[0], linewidths=0, rasterized=True)
     elif pd.api.types.is_numeric_dtype(obs[color]) and not pd.api.types.is_bool_dtype(obs[color]):
         values = obs[color].iloc[drawn].to_numpy(dtype=float, na_value=np.nan)
         # A few extreme cells would take the colours away from all others.
         low, high = np.nanquantile(values, [0.01, 0.99])
         points = ax.scatter(
-            *plane.T,
+            x,
+            y,
             s=size,
             c=values,
             cmap="cividis",
@@ -99,7 +100,7 @@ def latent_umap(
         )
         ax.figure.colorbar(points, ax=ax, label=color, shrink=0.6, extend="both")
     else:
-        _scatter_categories(ax, plane, latent, obs[color].iloc[drawn], size)
+        _scatter_categories(ax, x, y, latent, obs[color].iloc[drawn], size)
     ax.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
     ax.set_aspect("equal", adjustable="datalim")
     ax.spines[["top", "right"]].set_visible(False)
@@ -129,13 +130,20 @@ def _umap(latent: NDArray[np.float32], n_neighbors: int, seed: int) -> NDArray[n
     # Ten neighbours of five cells do not exist.
     n_neighbors = max(2, min(n_neighbors, len(latent) - 1))
     sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="X", random_state=seed)
-    sc.tl.umap(cells, random_state=seed)
+    # From principal components: the spectral start fails where many cells share one state.
+    centred = latent - latent.mean(axis=0)
+    _, _, components = np.linalg.svd(centred, full_matrices=False)
+    start = centred @ components[:2].T
+    start = np.pad(start, ((0, 0), (0, 2 - start.shape[1])))
+    start = 10 * start / np.abs(start).max().clip(1e-12)
+    sc.tl.umap(cells, init_pos=start.astype(np.float32), random_state=seed)
     return cells.obsm["X_umap"]
 
 
 def _scatter_categories(
     ax: Axes,
-    plane: NDArray[np.float32],
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
     latent: NDArray[np.float32],
     labels: pd.Series,
     size: float,
@@ -146,7 +154,8 @@ def _scatter_categories(
     if others.any():
         n_others = labels[others].nunique()
         ax.scatter(
-            *plane[others].T,
+            x[others],
+            y[others],
             s=size,
             c=OTHER_COLOR,
             linewidths=0,
@@ -156,7 +165,13 @@ def _scatter_categories(
     for name, color in zip(shown, CATEGORICAL_COLORS, strict=False):
         cells = (labels == name).to_numpy()
         ax.scatter(
-            *plane[cells].T, s=1.5 * size, c=color, linewidths=0, rasterized=True, label=str(name)
+            x[cells],
+            y[cells],
+            s=1.5 * size,
+            c=color,
+            linewidths=0,
+            rasterized=True,
+            label=str(name),
         )
     legend = ax.legend(
         title=labels.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["mask_heatmap"]
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -14,8 +14,8 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scvi_sams.pl._figure import axes_or_new
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
     from scvi.model.base import BaseModelClass
 
 _ROW_INCHES = 0.14  # holds a label of 7 points
@@ -31,8 +31,9 @@ def mask_heatmap(
 ) -> Axes:
     """Plot the masks, or the effects, of the perturbations that do something.
 
-    Rows are ordered by clustering the effects, so that perturbations that share a mechanism, in
-    the same direction, stand together; columns by how many perturbations move the latent.
+    Rows are clustered, so that perturbations that share a mechanism stand together (with
+    ``values="effect"`` those that move it the same way); columns are ordered by how many
+    perturbations move the latent.
     Perturbations and latents without a mask above the threshold are left out and counted in the
     title. Where rows are too thin for a label each, every second, third ... one is labelled.
 
@@ -82,12 +83,13 @@ def mask_heatmap(
         ax.set_title(title, fontsize="medium")
         return ax
 
-    order = _clustered(effect.loc[rows, columns])
     by_use = active.sum(axis=0)[columns].sort_values(ascending=False, kind="stable").index
-    table = (mask if values == "mask" else effect).loc[order, by_use]
+    table = (mask if values == "mask" else effect).loc[rows, by_use]
+    table = table.iloc[_cluster_order(table.to_numpy())]
 
     height = min(max(_ROW_INCHES * len(table), _MIN_HEIGHT), _MAX_HEIGHT)
     ax = axes_or_new(ax, (2.8 + 0.22 * max(len(by_use), 10), 1.0 + height))
+    style: dict[str, Any]
     if values == "mask":
         style = {"cmap": "Blues", "vmin": 0.0, "vmax": 1.0}
         legend = "inclusion probability"
@@ -110,20 +112,19 @@ def mask_heatmap(
     return ax
 
 
-def _clustered(effect: pd.DataFrame) -> pd.Index:
-    """Perturbations in the order of an average-linkage tree on their effects' directions."""
-    if len(effect) < 3:
-        return effect.index
-    directions = effect.to_numpy()
-    directions = directions / np.linalg.norm(directions, axis=1, keepdims=True).clip(1e-12)
+def _cluster_order(table: NDArray[np.floating]) -> NDArray[np.intp]:
+    """Rows in the order of an average-linkage tree on their directions."""
+    if len(table) < 3:
+        return np.arange(len(table))
+    directions = table / np.linalg.norm(table, axis=1, keepdims=True).clip(1e-12)
     # The optimal order of the leaves costs the cube of their number.
     tree = linkage(directions, "average", optimal_ordering=len(directions) <= 1_000)
-    return effect.index[leaves_list(tree)]
+    return leaves_list(tree)
 
 
 def _label_rows(ax: Axes, names: list[str]) -> None:
-    figure_height = ax.figure.get_size_inches()[1]
-    fitting = max(1, int(ax.get_position().height * figure_height / (0.85 * _ROW_INCHES)))
+    height = ax.get_window_extent().height / ax.figure.dpi
+    fitting = max(1, int(height / (0.85 * _ROW_INCHES)))
     step = math.ceil(len(names) / fitting)
     ax.set_yticks(range(0, len(names), step), names[::step], fontsize=7)
     ax.tick_params(axis="y", length=0 if step == 1 else 2)

@@ -7,6 +7,7 @@ __all__ = ["training_history"]
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from scvi_sams.pl._figure import CATEGORICAL_COLORS, axes_or_new
 
@@ -77,6 +78,7 @@ def training_history(model: BaseModelClass, ax: Axes | None = None) -> Axes:
     if values.size and np.ptp(values) > 0:
         margin = 0.05 * np.ptp(values)
         ax.set_ylim(values.min() - margin, values.max() + margin)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epoch")
     ax.set_ylabel("negative ELBO (nats a cell)")
     ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,3 @@
+from scvi_sams.cli._main import main
+
+__all__ = ["main"]

@@ -1,0 +1,88 @@
+"""Entry point: run a command, and turn what went wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import logging
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+from scvi_sams.cli._errors import CommandError, one_line
+from scvi_sams.cli._parser import build_parser
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+_FAILED, _INTERRUPTED = 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``scvi-sams``.
+
+    Parameters
+    ----------
+    arguments
+        Words after the program's name; those of the process by default.
+
+    Returns
+    -------
+    Exit code: 0, 1 if the input cannot be used or training diverged, 130 if interrupted.
+
+    Raises
+    ------
+    SystemExit
+        With code 2 for arguments that do not parse; with 0 after ``--help`` and ``--version``.
+
+    Examples
+    --------
+    >>> from scvi_sams.cli import main
+    >>> main(["predict", "no_such_folder", "--conditions", "KLF1", "-o", "cells.h5ad"])
+    1
+    """
+    args = build_parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        _quieten_libraries()
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    # Imported here, since torch takes seconds that --help and a typing error need not cost.
+    from scvi_sams._exceptions import ScreenError, TrainingDivergedError
+
+    try:
+        if args.command == "fit":
+            from scvi_sams.cli._fit import fit
+
+            fit(args)
+        else:
+            from scvi_sams.cli._predict import predict
+
+            predict(args)
+    except KeyboardInterrupt as interrupt:
+        _print_line("error", interrupt, "interrupted")
+        return _INTERRUPTED
+    except (CommandError, ScreenError, TrainingDivergedError, OSError) as error:
+        _print_line("error", error)
+        return _FAILED
+    return 0
+
+
+def _print_line(kind: str, error: BaseException, message: str | None = None) -> None:
+    parts = [message or str(error), *getattr(error, "__notes__", ())]
+    print(one_line(kind, "; ".join(parts)), file=sys.stderr)
+
+
+def _quieten_libraries() -> None:
+    """Show warnings about the screen as lines of their own, and none about how libraries work."""
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=UserWarning, module=r"scvi_sams(\.|$)")
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(one_line("warning", str(message)), file=sys.stderr)
+
+    warnings.showwarning = show
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.ERROR)

@@ -1,0 +1,151 @@
+"""Arguments of ``scvi-sams``. Imports nothing heavy, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+__all__ = ["build_parser"]
+
+import argparse
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from scvi_sams.cli._errors import PROGRAM, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(one_line("error", f"{message}; see {self.prog} --help"), file=sys.stderr)
+        raise SystemExit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands; the parsed ``command`` is ``"fit"`` or ``"predict"``."""
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Sparse additive mechanism shift VAE for Perturb-seq screens.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version(PROGRAM)}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_fit(
+        commands.add_parser(
+            "fit",
+            help="train on a screen; write model, masks, effects, figures and a summary",
+            allow_abbrev=False,
+        )
+    )
+    _add_predict(
+        commands.add_parser(
+            "predict",
+            help="simulate cells under conditions, measured or not, from a trained model",
+            allow_abbrev=False,
+        )
+    )
+    return parser
+
+
+def _add_fit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "screen",
+        metavar="SCREEN",
+        help="an .h5ad file with counts, or 'simulated' for a small screen with known effects",
+    )
+    _add_output(parser, "folder to write to", "OUT")
+
+    screen = parser.add_argument_group("what the file holds")
+    screen.add_argument(
+        "--perturbation-key", metavar="COLUMN", help="obs column of labels, such as KLF1+CEBPA"
+    )
+    screen.add_argument(
+        "--control", nargs="+", metavar="LABEL", help="label or labels of unperturbed cells"
+    )
+    screen.add_argument("--combination-delimiter", default="+", metavar="TEXT", help="default: +")
+    screen.add_argument(
+        "--dosage-key",
+        metavar="KEY",
+        help="obs column of doses; without --perturbation-key, obsm key of a dosage matrix",
+    )
+    screen.add_argument("--batch-key", metavar="COLUMN", help="obs column of batches")
+    screen.add_argument("--layer", metavar="LAYER", help="layer of the counts; default: X")
+    screen.add_argument(
+        "--size-factor-key",
+        metavar="COLUMN",
+        help="obs column of library sizes; default: the sum of the counts. Needed where the "
+        "genes are a part of those measured",
+    )
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--n-latent", type=_positive(int), metavar="N", help="latent dimensions")
+    training.add_argument(
+        "--max-epochs", type=_positive(int), metavar="N", help="default: by the number of cells"
+    )
+    training.add_argument("--seed", type=int, default=0, help="default: 0")
+    training.add_argument(
+        "--held-out-fraction",
+        type=_fraction,
+        default=0.1,
+        metavar="F",
+        help="share of the cells kept for evaluation; default: 0.1, 0 for none",
+    )
+    training.add_argument("--threads", type=_positive(int), metavar="N", help="CPU threads")
+    training.add_argument(
+        "--accelerator",
+        default="auto",
+        choices=("auto", "cpu", "gpu", "mps"),
+        help="default: auto",
+    )
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="OUT", help="the folder that fit wrote")
+    _add_output(parser, ".h5ad file to write", "FILE")
+    parser.add_argument(
+        "--conditions", nargs="+", required=True, metavar="CONDITION", help="such as KLF1+CEBPA"
+    )
+    parser.add_argument(
+        "--n-samples",
+        type=_positive(int),
+        default=200,
+        metavar="N",
+        help="cells for each condition; default: 200",
+    )
+    parser.add_argument("--batch", metavar="LABEL", help="default: batches as among controls")
+    parser.add_argument(
+        "--library-size",
+        type=_positive(float),
+        metavar="L",
+        help="of every cell; default: library sizes as among controls",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+
+
+def _add_output(parser: argparse.ArgumentParser, help: str, metavar: str) -> None:
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=help)
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it in "invalid int value"
+    return parse
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and below 1")
+    return value
+
+
+_fraction.__name__ = "number"

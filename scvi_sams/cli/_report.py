@@ -1,0 +1,128 @@
+"""What a person sees of a fit: figures, and a table in the terminal."""
+
+from __future__ import annotations
+
+__all__ = ["CONDITION", "CONTROL", "print_report", "write_figures"]
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from scvi_sams import pl
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import anndata as ad
+    from matplotlib.axes import Axes
+
+    import scvi_sams
+
+CONDITION = "condition"
+"""Column of the latent's ``obs`` with what each cell received."""
+CONTROL = "control"
+"""Its label of cells that received nothing."""
+
+_SHOWN_PERTURBATIONS = 20
+_SHOWN_GENES = 3
+
+
+def write_figures(
+    folder: Path,
+    model: scvi_sams.SAMSVAE,
+    latent: ad.AnnData,
+    ate: ad.AnnData,
+    measured: dict[str, ad.AnnData | None],
+) -> None:
+    """Write the figures as PNG.
+
+    Effects are held against those in held-out cells, or in training cells where none were held
+    out; without controls there is no such figure.
+    """
+    plt.switch_backend("agg")  # a batch machine has no display
+    latent = latent.copy()
+    latent.obsm["X_sams"] = latent.X
+    _save(pl.training_history(model), folder / "training.png")
+    _save(pl.latent_umap(latent, color=CONDITION), folder / "latent_umap.png")
+    _save(pl.mask_heatmap(model), folder / "masks.png")
+    for cells in ("held out", "training"):
+        if (observed := measured[cells]) is not None:
+            ax = pl.model_vs_observed_effects(ate, observed)
+            ax.set_xlabel(f"effect in {cells} cells (log2 expression)")
+            _save(ax, folder / "effects.png")
+            break
+
+
+def _save(ax: Axes, path: Path) -> None:
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def print_report(
+    model: scvi_sams.SAMSVAE, ate: ad.AnnData, summary: dict[str, Any], output: Path
+) -> None:
+    """Print what the strongest perturbations do, and the figures of the summary."""
+    console = Console(highlight=False)
+    console.print()
+    console.print(_perturbation_table(model, ate))
+    n_hidden = len(model.perturbation_names) - _SHOWN_PERTURBATIONS
+    if n_hidden > 0:
+        console.print(f"  ... and {n_hidden:,} weaker ones, in {output / 'effects.csv'}")
+    console.print("  latents: how many it moves; strength: how far, in s.d. of the basal state")
+    console.print()
+    console.print(_summary_table(summary))
+    console.print(f"\nResults are in {output}", soft_wrap=True)
+
+
+def _perturbation_table(model: scvi_sams.SAMSVAE, ate: ad.AnnData) -> Table:
+    mask, effect = model.get_perturbation_mask(), model.get_perturbation_effect()
+    n_active = (mask > 0.5).sum(axis=1)
+    strength = np.sqrt((effect**2).sum(axis=1))
+    table = Table(title="What the perturbations do", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("perturbation")
+    table.add_column("latents", justify="right")
+    table.add_column("strength", justify="right")
+    table.add_column("top genes, log2 change")
+    for name in strength.nlargest(_SHOWN_PERTURBATIONS).index:
+        genes = _top_genes(ate, name) if name in ate.obs_names else "only in combinations"
+        table.add_row(name, str(n_active[name]), f"{strength[name]:.2f}", genes)
+    return table
+
+
+def _top_genes(ate: ad.AnnData, condition: str) -> str:
+    effect = ate[condition].to_df().iloc[0]
+    top = effect[effect.abs().nlargest(_SHOWN_GENES).index]
+    return ", ".join(f"{gene} {change:+.2f}" for gene, change in top.items())
+
+
+def _summary_table(summary: dict[str, Any]) -> Table:
+    def number(value: float | None, digits: str) -> str:
+        return "none held out" if value is None else format(value, digits)
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for label, text in (
+        (
+            "active",
+            f"{summary['n_active_perturbations']:,} of {summary['n_perturbations']:,} "
+            f"perturbations, {summary['n_active_latents']:,} latents",
+        ),
+        ("held-out IWELBO", f"{number(summary['held_out_iwelbo'], ',.2f')} nats a cell"),
+        (
+            "held-out effect correlation",
+            f"{number(summary['held_out_ate_correlation'], '.3f')} (means of training cells: "
+            f"{number(summary['held_out_ate_correlation_of_training_means'], '.3f')})",
+        ),
+        ("time", f"{summary['seconds']:,.0f} s, {summary['training_seconds']:,.0f} s of training"),
+        ("peak memory", f"{number(summary['peak_memory_mb'], ',.0f')} MB"),
+    ):
+        table.add_row(label, text)
+    return table
