@@ -1,4 +1,4 @@
-"""What every test shares: seeds, quiet progress bars, no display, one thread, the real screens."""
+"""What every test shares: seeds, quiet libraries, no display, one thread, the real screens."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ import torch
 
 plt.switch_backend("Agg")
 torch.set_num_threads(1)
+for _library in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(_library).setLevel(logging.ERROR)
 
 _ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _seeded_module():
+    """Seed the fixtures that a module shares, which are made before those of a test."""
+    scvi.settings.seed = 0
+
+
 @pytest.fixture(autouse=True)
 def _reproducible_and_quiet():
-    """Seed every test alike, whatever ran before it, and give back the settings afterwards."""
+    """Seed every test alike, whatever ran before it, and leave no figure open."""
     scvi.settings.seed = 0
     scvi.settings.verbosity = logging.ERROR
-    scvi.settings.progress_bar_style = "tqdm"
     yield
     plt.close("all")
 

@@ -9,13 +9,17 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
+from scvi_sams._exceptions import ScreenError, TrainingDivergedError
 from scvi_sams.cli._errors import CommandError, one_line
+from scvi_sams.cli._fit import fit
 from scvi_sams.cli._parser import build_parser
+from scvi_sams.cli._predict import predict
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+_COMMANDS = {"fit": fit, "predict": predict}
 _FAILED, _INTERRUPTED = 1, 130
 
 
@@ -49,18 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Imported here, since torch takes seconds that --help and a typing error need not cost.
-    from scvi_sams._exceptions import ScreenError, TrainingDivergedError
-
     try:
-        if args.command == "fit":
-            from scvi_sams.cli._fit import fit
-
-            fit(args)
-        else:
-            from scvi_sams.cli._predict import predict
-
-            predict(args)
+        _COMMANDS[args.command](args)
     except KeyboardInterrupt as interrupt:
         _print_line("error", interrupt, "interrupted")
         return _INTERRUPTED

@@ -1,4 +1,4 @@
-"""Arguments of ``scvi-sams``. Imports nothing heavy, so that ``--help`` is quick."""
+"""Arguments of ``scvi-sams``."""
 
 from __future__ import annotations
 

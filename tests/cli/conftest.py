@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+import scvi_sams
+from scvi_sams.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The last line on stderr, where a command says why it failed."""
+        return self.err.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def run(capsys):
+    """Run ``scvi-sams`` with some words, in this process."""
+
+    def run(*words: object) -> Result:
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def screen_path(tmp_path_factory) -> Path:
+    """A small screen of known effects, as a user would have it on disk."""
+    path = tmp_path_factory.mktemp("screen") / "screen.h5ad"
+    adata = scvi_sams.datasets.simulated_screen(
+        n_cells=500, n_genes=60, n_perturbations=6, n_pairs=2, control_fraction=0.2
+    )
+    del adata.uns["truth"]
+    adata.write_h5ad(path)
+    return path

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+
+import anndata as ad
+import h5py
+import numpy as np
+import pytest
+
+import scvi_sams
+from scvi_sams import ScreenError, TrainingDivergedError
+
+LABELS = ("--perturbation-key", "perturbation", "--control", "control")
+
+
+def _assert_refused(done, *culprits, code=1):
+    """One line of cause and mend, naming the culprits, and no traceback."""
+    assert done.code == code
+    assert done.out == ""
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.startswith("scvi-sams: error: ")
+    for culprit in culprits:
+        assert culprit in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        (["--seed", "x"], "--seed"),
+        (["--max-epochs", "0"], "--max-epochs"),
+        (["--n-latent", "2.5"], "--n-latent"),
+        (["--held-out-fraction", "1"], "--held-out-fraction"),
+        (["--accelerator", "abacus"], "abacus"),
+        (["--latents", "3"], "--latents"),
+    ],
+)
+def test_arguments_that_do_not_parse(run, tmp_path, words, culprit):
+    done = run("fit", "simulated", "-o", tmp_path / "out", *words)
+    _assert_refused(done, culprit, code=2)
+
+
+def test_no_command(run):
+    _assert_refused(run(), "COMMAND", code=2)
+
+
+def test_no_output(run):
+    _assert_refused(run("fit", "simulated"), "--output", code=2)
+
+
+def test_no_such_file(run, tmp_path):
+    done = run("fit", tmp_path / "none.h5ad", *LABELS, "-o", tmp_path / "out")
+    _assert_refused(done, "none.h5ad")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_hdf5(run, tmp_path):
+    (tmp_path / "counts.csv").write_text("gene,cell\n")
+    done = run("fit", tmp_path / "counts.csv", *LABELS, "-o", tmp_path / "out")
+    _assert_refused(done, "counts.csv", "h5ad")
+
+
+def test_a_file_that_is_hdf5_without_an_anndata(run, tmp_path):
+    with h5py.File(tmp_path / "matrix.h5", "w") as file:
+        file["X"] = np.ones(3)
+    done = run("fit", tmp_path / "matrix.h5", *LABELS, "-o", tmp_path / "out")
+    _assert_refused(done, "matrix.h5", "obs, var")
+
+
+def test_a_damaged_file(run, screen_path, tmp_path):
+    shutil.copy(screen_path, tmp_path / "damaged.h5ad")
+    with h5py.File(tmp_path / "damaged.h5ad", "a") as file:
+        del file["X"]["indptr"]
+    done = run("fit", tmp_path / "damaged.h5ad", *LABELS, "-o", tmp_path / "out")
+    _assert_refused(done, "damaged.h5ad")
+
+
+@pytest.mark.parametrize(
+    ("words", "culprits"),
+    [
+        ([], ["--perturbation-key", "'perturbation'", "'replicate'"]),
+        (["--perturbation-key", "guide"], ["'guide'", "'perturbation'"]),
+        (["--perturbation-key", "perturbation"], ["--control", "'control'"]),
+        (["--perturbation-key", "perturbation", "--control", "NT"], ["'NT'"]),
+        ([*LABELS, "--batch-key", "lane"], ["--batch-key", "'lane'"]),
+        ([*LABELS, "--size-factor-key", "umi"], ["--size-factor-key", "'umi'"]),
+        ([*LABELS, "--layer", "raw"], ["'raw'"]),
+        ([*LABELS, "--dosage-key", "dose"], ["'dose'"]),
+        ([*LABELS, "--held-out-fraction", "1e-9"], ["--held-out-fraction"]),
+    ],
+)
+def test_arguments_that_do_not_fit_the_screen(run, screen_path, tmp_path, words, culprits):
+    done = run("fit", screen_path, "-o", tmp_path / "out", *words)
+    _assert_refused(done, *culprits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_counts_that_are_none(run, screen_path, tmp_path):
+    adata = ad.read_h5ad(screen_path)
+    adata.X.data[:] = 0.5
+    adata.write_h5ad(tmp_path / "screen.h5ad")
+    done = run("fit", tmp_path / "screen.h5ad", *LABELS, "-o", tmp_path / "out")
+    _assert_refused(done, "adata.X")
+
+
+def test_a_gpu_that_is_not_there(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    done = run("fit", "simulated", "--accelerator", "gpu", "-o", tmp_path / "out")
+    _assert_refused(done, "--accelerator gpu")
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_a_folder_of_something_else_is_kept(run, tmp_path, overwrite):
+    (tmp_path / "thesis.txt").write_text("mine")
+    done = run("fit", "simulated", "-o", tmp_path, *overwrite)
+    _assert_refused(done, str(tmp_path))
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [TrainingDivergedError, ScreenError])
+def test_training_that_fails_is_one_line(run, screen_path, tmp_path, monkeypatch, error):
+    def train(*_, **__):
+        raise error("epoch 3:\nthe reconstruction is NaN; lower the learning rate")
+
+    monkeypatch.setattr(scvi_sams.SAMSVAE, "train", train)
+    done = run("fit", screen_path, *LABELS, "-o", tmp_path / "out")
+    assert done.code == 1
+    assert done.error == (
+        "scvi-sams: error: epoch 3: the reconstruction is NaN; lower the learning rate"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trained_model_outlives_a_full_disk(run, screen_path, tmp_path, monkeypatch):
+    def no_space(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(scvi_sams.SAMSVAE, "get_average_treatment_effect", no_space)
+    done = run(
+        *("fit", screen_path, *LABELS, "--n-latent", 4, "--max-epochs", 1),
+        *("-o", tmp_path / "out"),
+    )
+    (kept,) = tmp_path.iterdir()
+    assert done.code == 1
+    assert done.error == (
+        f"scvi-sams: error: no space left on device; what was finished is in {kept}"
+    )
+    assert (kept / "model" / "model.pt").is_file()
+
+
+def test_an_interruption_is_one_line(run, screen_path, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scvi_sams.SAMSVAE, "train", interrupt)
+    done = run("fit", screen_path, *LABELS, "-o", tmp_path / "out")
+    assert (done.code, done.error) == (130, "scvi-sams: error: interrupted")
+
+
+def test_a_bug_of_ours_keeps_its_traceback(run, screen_path, tmp_path, monkeypatch):
+    def bug(*_, **__):
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr(scvi_sams.SAMSVAE, "train", bug)
+    with pytest.raises(AttributeError, match="a bug"):
+        run("fit", screen_path, *LABELS, "-o", tmp_path / "out")
+
+
+def test_the_version_is_the_package_s(run):
+    done = run("--version")
+    assert (done.code, done.out) == (0, f"scvi-sams {version('scvi-sams')}\n")
+
+
+def test_warnings_about_the_screen_are_lines_of_their_own(run, screen_path, tmp_path, monkeypatch):
+    adata = ad.read_h5ad(screen_path)
+    adata = adata[adata.obs["perturbation"] != "control"].copy()
+    adata.obsm["dose"] = adata.obs["perturbation"].astype(str).str.get_dummies(sep="+")
+    adata.write_h5ad(tmp_path / "screen.h5ad")
+
+    def train(*_, **__):
+        raise ScreenError("far enough")
+
+    monkeypatch.setattr(scvi_sams.SAMSVAE, "train", train)
+    done = run("fit", tmp_path / "screen.h5ad", "--dosage-key", "dose", "-o", tmp_path / "out")
+    (line,) = [line for line in done.err.splitlines() if "warning" in line]
+    assert line.startswith("scvi-sams: warning: No cell is a control")
+
+
+def test_the_program_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "scvi_sams", "fit", "none.h5ad", "-o", "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "scvi-sams: error: there is no file none.h5ad; give an .h5ad file or 'simulated'\n"
+    )
