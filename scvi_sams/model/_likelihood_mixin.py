@@ -133,7 +133,9 @@ class LikelihoodMixin:
         for start in range(0, n_particles, n_held):
             effects = module.effects.sample(min(n_held, n_particles - start))
             cells = []
-            for tensors in track(loader, description="Importance weights", disable=len(loader) < 50):
+            for tensors in track(
+                loader, description="Importance weights", disable=len(loader) < 50
+            ):
                 n_cells, n_genes = tensors[REGISTRY_KEYS.X_KEY].shape
                 n_at_once = max(1, _MAX_WEIGHT_ELEMENTS // (n_cells * n_genes))
                 parts = [

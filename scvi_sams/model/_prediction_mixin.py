@@ -15,7 +15,7 @@ from scvi.utils import track
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data import PerturbationField, dosage_from_conditions
-from scvi_sams.module import CellPopulation, coupled_poisson
+from scvi_sams.module import CellPopulation, expected_log_normalized
 from scvi_sams.module._functional import additive_shift, dosage_entries
 
 if TYPE_CHECKING:
@@ -92,28 +92,28 @@ class PredictionMixin:
         n_cells = len(population.basal)
         perturbations, dosage = _used_columns(dosage)
         effects = self._sample_effects(n_cells, perturbations)
-        parts: list[AnnData] = []
+        values, layer = [], []
         for row in track(range(len(labels)), description="Predict", disable=len(labels) < 20):
             entries = dosage_entries(dosage[row : row + 1])
             shift = additive_shift(entries, effects[:, entries.perturbation]).squeeze(1)
             px = self._decode(population, shift)
             scale = px.scale.cpu().numpy()
             if return_mean:
-                part = ad.AnnData(
-                    scale.mean(0, keepdims=True), layers={"std": scale.std(0, keepdims=True)}
-                )
+                values.append(scale.mean(0, keepdims=True))
+                layer.append(scale.std(0, keepdims=True))
             else:
-                part = ad.AnnData(
-                    sparse.csr_matrix(px.sample().cpu().numpy()),
-                    layers={"normalized_expression": scale},
-                )
-            parts.append(part)
-        predicted = ad.concat(parts)
-        predicted.var_names = pd.Index(self.get_var_names())
-        if return_mean:
-            predicted.obs_names = labels
-        else:
-            predicted.obs = self._predicted_obs(labels, population, cell_names)
+                values.append(sparse.csr_matrix(px.sample().cpu().numpy()))
+                layer.append(scale)
+        predicted = ad.AnnData(
+            np.concatenate(values) if return_mean else sparse.vstack(values, "csr"),
+            obs=(
+                pd.DataFrame(index=pd.Index(labels, name="condition"))
+                if return_mean
+                else self._predicted_obs(labels, population, cell_names)
+            ),
+            var=pd.DataFrame(index=pd.Index(self.get_var_names())),
+            layers={"std" if return_mean else "normalized_expression": np.concatenate(layer)},
+        )
         predicted.uns["scvi_sams"] = self._provenance()
         return predicted
 
@@ -123,16 +123,17 @@ class PredictionMixin:
         conditions: Conditions | None = None,
         reference: str | dict[str, float] | None = None,
         method: Literal["log_normalized", "mean"] = "log_normalized",
-        n_samples: int = 50,
-        n_cells: int = 50,
+        n_samples: int = 25,
+        n_cells: int = 200,
         credible_level: float = 0.95,
         basal: Literal["prior", "control"] | AnnData | Sequence[int] = "prior",
         batch: str | None = None,
     ) -> AnnData:
         """Average effect of conditions on each gene, over a population of cells.
 
-        Every draw of masks and effects is applied to the same basal states, and counts of
-        condition and reference are drawn together (:func:`~scvi_sams.module.coupled_poisson`).
+        Every draw of masks and effects is applied to the same basal states, and expectations over
+        counts are computed, not sampled (:func:`~scvi_sams.module.expected_log_normalized`), so
+        that the draws differ by what is uncertain about the perturbations alone.
 
         Parameters
         ----------
@@ -143,7 +144,7 @@ class PredictionMixin:
         method
             ``"log_normalized"``: difference of the mean of ``log2(1 + 1e4 * x / library)``, as
             computed from observed counts (Bereket and Karaletsos 2023). ``"mean"``: difference of
-            the expected counts per 10,000, without sampling noise.
+            the expected counts per 10,000.
         n_samples
             Draws of masks and effects, which the intervals are made of.
         n_cells
@@ -181,17 +182,27 @@ class PredictionMixin:
         population, _ = self._population(basal, n_cells, batch, None)
         perturbations, used = _used_columns(sparse.vstack([reference_dosage, dosage], "csr"))
         effects = self._sample_effects(n_samples, perturbations)
-        readout = _CoupledReadout(self, population, method)
         n_at_once = max(
             1, _MAX_DECODED_ELEMENTS // (len(population.basal) * self.summary_stats.n_vars)
         )
 
         def population_means(row: int) -> torch.Tensor:
+            """Means over the population, draws x genes."""
             entries = dosage_entries(used[row : row + 1])
             shift = additive_shift(entries, effects[:, entries.perturbation])
             if len(entries.cell) == 0:  # without a perturbation all draws are the same
-                return readout(shift[:1])
-            return torch.cat([readout(draws) for draws in shift.split(n_at_once)])
+                shift = shift[:1]
+            means = []
+            for draws in shift.split(n_at_once):
+                px = self._decode(population, draws)
+                if method == "mean":
+                    means.append(_COUNTS_PER * px.scale.mean(1))
+                else:
+                    expected = expected_log_normalized(
+                        px.mu, self.module.px_r.exp(), population.library, _COUNTS_PER
+                    )
+                    means.append(expected.mean(1))
+            return torch.cat(means)
 
         against = population_means(0)
         tail = 50 * (1 - credible_level)
@@ -284,8 +295,7 @@ class PredictionMixin:
             tensors = {key: value for key, value in tensors.items() if value is not None}
             covariates.append(tensors | {REGISTRY_KEYS.SIZE_FACTOR_KEY: outputs["library"]})
         stacked = {
-            key: torch.cat([part[key] for part in covariates])
-            for key in self.reference_cells_
+            key: torch.cat([part[key] for part in covariates]) for key in self.reference_cells_
         }
         names = adata.obs_names[indices].tolist()
         return _population(torch.cat(basal), stacked, self.device), names
@@ -303,9 +313,13 @@ class PredictionMixin:
             )
         return controls
 
+    @property
+    def _batch_categories(self) -> list[str]:
+        state = self._field_state(REGISTRY_KEYS.BATCH_KEY)
+        return [str(category) for category in state["categorical_mapping"]]
+
     def _batch_code(self, batch: str) -> int:
-        registry = self.adata_manager.get_state_registry(REGISTRY_KEYS.BATCH_KEY)
-        categories = [str(category) for category in registry["categorical_mapping"]]
+        categories = self._batch_categories
         if str(batch) not in categories:
             raise ScreenError(
                 f"batch={batch!r} is not a batch of this model; it knows {', '.join(categories)}."
@@ -334,32 +348,11 @@ class PredictionMixin:
             }
         )
         if population.batch_index is not None:
-            mapping = self.adata_manager.get_state_registry(REGISTRY_KEYS.BATCH_KEY)
             codes = population.batch_index.cpu().numpy().ravel()
-            batches = np.asarray(mapping["categorical_mapping"])[codes]
-            obs["batch"] = pd.Categorical(np.tile(batches, len(labels)).astype(str))
+            batches = np.asarray(self._batch_categories)[codes]
+            obs["batch"] = pd.Categorical(np.tile(batches, len(labels)))
         obs.index = [f"{label}_{k}" for label in labels for k in range(n_cells)]
         return obs
-
-
-class _CoupledReadout:
-    """Population means of conditions, all from the same cells and the same sampling noise."""
-
-    def __init__(self, model: Any, population: CellPopulation, method: str) -> None:
-        self.model, self.population, self.method = model, population, method
-        if method == "log_normalized":
-            px = model._decode(population, torch.zeros_like(population.basal))
-            self.gamma = torch.distributions.Gamma(px.theta, px.theta).sample()
-            self.rate = px.mu * self.gamma
-            self.counts = torch.poisson(self.rate)
-
-    def __call__(self, shift: torch.Tensor) -> torch.Tensor:
-        """Means over cells, shape ``(n_draws, n_genes)``, of shifts ``(n_draws, 1, n_latent)``."""
-        px = self.model._decode(self.population, shift)
-        if self.method == "mean":
-            return _COUNTS_PER * px.scale.mean(1)
-        counts = coupled_poisson(self.counts, self.rate, px.mu * self.gamma)
-        return torch.log2(1 + _COUNTS_PER * counts / self.population.library).mean(1)
 
 
 def _used_columns(dosage: sparse.csr_matrix) -> tuple[np.ndarray, torch.Tensor]:

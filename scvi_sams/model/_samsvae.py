@@ -133,8 +133,7 @@ class SAMSVAE(
         stats = self.summary_stats
         n_cats_per_cov = None
         if stats.get("n_extra_categorical_covs", 0) > 0:
-            joint = self.get_state_registry(REGISTRY_KEYS.CAT_COVS_KEY)
-            n_cats_per_cov = list(joint["n_cats_per_key"])
+            n_cats_per_cov = list(self._field_state(REGISTRY_KEYS.CAT_COVS_KEY)["n_cats_per_key"])
         self.module = self._module_cls(
             n_input=stats.n_vars,
             n_perturbations=stats.n_perturbation,
@@ -212,10 +211,15 @@ class SAMSVAE(
         if size_factor_key is not None:
             check_size_factor(adata, size_factor_key)
         perturbations = PerturbationField(
-            perturbation_key, dosage_key, perturbation_names_uns_key, control, combination_delimiter
+            perturbation_key,
+            dosage_key,
+            perturbation_names_uns_key,
+            control,
+            combination_delimiter,
         )
         fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
+            # Checked above, entry by entry; scvi-tools samples the entries from numpy's global stream.
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
             NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
@@ -225,12 +229,10 @@ class SAMSVAE(
         ]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
-        check_confounding(
-            adata,
-            manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY),
-            manager.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)["column_names"],
-            batch_key,
-        )
+        if kwargs.get("source_registry") is None:  # a screen of its own, not a query
+            key = SAMS_REGISTRY_KEYS.PERTURBATION_KEY
+            names = manager.get_state_registry(key).column_names
+            check_confounding(adata, manager.get_from_registry(key), names, batch_key)
         cls.register_manager(manager)
 
     @classmethod
@@ -262,10 +264,13 @@ class SAMSVAE(
         query.module.globals_frozen.fill_(True)
         return query
 
+    def _field_state(self, registry_key: str) -> dict[str, Any]:
+        """State of a registered field, with or without the AnnData."""
+        return self.registry["field_registries"][registry_key]["state_registry"]
+
     @property
     def _perturbation_registry(self) -> dict[str, Any]:
-        registry = self.registry_["field_registries"][SAMS_REGISTRY_KEYS.PERTURBATION_KEY]
-        return registry["state_registry"]
+        return self._field_state(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
 
     def _provenance(self) -> dict[str, Any]:
         """What every file written from a prediction says of its origin."""

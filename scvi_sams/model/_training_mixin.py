@@ -76,10 +76,14 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
         """
         datasplitter_kwargs = datasplitter_kwargs or {}
         if max_epochs is None:
-            max_epochs = _epochs_for(self._n_training_cells(train_size, datasplitter_kwargs), batch_size)
+            max_epochs = _epochs_for(
+                self._n_training_cells(train_size, datasplitter_kwargs), batch_size
+            )
         if early_stopping:
             fraction = (plan_kwargs or {}).get("mask_warmup_fraction") or 0.4
-            kwargs.setdefault("early_stopping_warmup_epochs", math.ceil(1.5 * fraction * max_epochs))
+            kwargs.setdefault(
+                "early_stopping_warmup_epochs", math.ceil(1.5 * fraction * max_epochs)
+            )
         super().train(
             max_epochs=max_epochs,
             train_size=train_size,

@@ -35,6 +35,8 @@ class ClosedFormInference(nn.Module):
     ----------
     n_perturbations, n_latent
         Shape of the effects.
+    n_batch
+        Number of batches.
     mask_evidence_cells
         Evidence for a mask saturates at this many cells; ``None`` for no limit. An effect must
         stand out from a background of standard deviation ``mask_evidence_cells ** -0.5`` (in
@@ -42,11 +44,17 @@ class ClosedFormInference(nn.Module):
     """
 
     def __init__(
-        self, n_perturbations: int, n_latent: int, mask_evidence_cells: float | None = 25.0
+        self,
+        n_perturbations: int,
+        n_latent: int,
+        *,
+        n_batch: int = 1,
+        mask_evidence_cells: float | None = 25.0,
     ) -> None:
         super().__init__()
         self.mask_floor_variance = 1 / mask_evidence_cells if mask_evidence_cells else 0.0
-        self.statistics = RunningStatistics(n_perturbations, n_latent)
+        self.statistics = RunningStatistics(n_perturbations, n_latent, n_batch)
+        self.register_buffer("basal_mean", torch.zeros(n_batch, n_latent))
 
     @torch.no_grad()
     def observe(
@@ -55,12 +63,66 @@ class ClosedFormInference(nn.Module):
         entries: DosageEntries,
         potential: Potential,
         shift: Tensor,
+        batch_index: Tensor,
         n_training_cells: int,
     ) -> None:
-        """Add the cells of a minibatch (see :meth:`RunningStatistics.observe`)."""
+        """Add the cells of a minibatch.
+
+        Parameters
+        ----------
+        effects
+            Posterior of the effects.
+        entries
+            Non-zero doses of the cells.
+        potential
+            Potentials of the cells, network frame, centred at the basal mean of their batch.
+        shift
+            Expected shifts of the cells, network frame.
+        batch_index
+            Batch of each cell, shape ``(n_cells,)``.
+        n_training_cells
+            Number of training cells.
+        """
         mean, _ = effects.moments(entries.perturbation)
         of_entries = mean @ effects.frame
-        self.statistics.observe(entries, potential, shift, of_entries, n_training_cells)
+        statistics = self.statistics
+        statistics.observe(entries, potential, shift, of_entries, n_training_cells)
+        location = potential.location + self.basal_mean[batch_index]
+        statistics.observe_basal(
+            batch_index,
+            potential._replace(location=location),
+            shift,
+            self._basal_information(effects, entries, n_training_cells),
+            n_training_cells,
+        )
+
+    def _basal_information(
+        self, effects: PerturbationEffects, entries: DosageEntries, n_training_cells: int
+    ) -> Tensor:
+        """How much each cell tells of the basal mean: all cells of a perturbation whose effect
+        could be anything within its prior tell no more than one draw from that prior.
+
+        Returns
+        -------
+        Between zero and one, shape ``(n_cells, 1)``.
+        """
+        rows = entries.perturbation
+        n_cells = self.statistics.n_cells(n_training_cells)[rows, 0]
+        prior_variance = effects.embedding_variance * torch.sigmoid(
+            torch.tensor(effects.mask_prior_logit)
+        )
+        information = n_cells.new_ones(entries.n_cells)
+        of_entries = 1 / (1 + n_cells * prior_variance)
+        return information.index_reduce_(0, entries.cell, of_entries, "amin").unsqueeze(1)
+
+    @torch.no_grad()
+    def centre(self) -> None:
+        """Move the basal means to where the cells are.
+
+        An exact reparametrisation of the decoder. Without it an offset of the encoder, which costs
+        little, looks like a shift that all perturbations share.
+        """
+        self.basal_mean.copy_(self.statistics.basal_mean())
 
     @torch.no_grad()
     def switch_on(

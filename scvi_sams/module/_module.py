@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SAMSVAEModule"]
 
-_N_DISPERSION_CELLS = 32  # the dispersion is shared by all cells; see the likelihood
+_N_DISPERSION_CELLS = 16  # the dispersion is shared by all cells; see the likelihood
 _RELAXATION_TEMPERATURE = 0.5
 
 
@@ -115,7 +115,12 @@ class SAMSVAEModule(BaseModuleClass):
             trainable=not closed_form,
         )
         self.closed_form = (
-            ClosedFormInference(n_perturbations, n_latent, mask_evidence_cells)
+            ClosedFormInference(
+                n_perturbations,
+                n_latent,
+                n_batch=n_batch,
+                mask_evidence_cells=mask_evidence_cells,
+            )
             if closed_form
             else None
         )
@@ -124,7 +129,9 @@ class SAMSVAEModule(BaseModuleClass):
         self.register_buffer("globals_frozen", torch.tensor(False))
 
     @torch.no_grad()
-    def initialize(self, counts_mean: Tensor, log_count_mean: Tensor, log_count_std: Tensor) -> None:
+    def initialize(
+        self, counts_mean: Tensor, log_count_mean: Tensor, log_count_std: Tensor
+    ) -> None:
         """Set the scale of the encoder's input and the decoder's bias from training data.
 
         Parameters
@@ -192,8 +199,16 @@ class SAMSVAEModule(BaseModuleClass):
         if not self.encode_covariates:
             categories, cont = (), None
         potential = self.encoder(x, *categories, cont=cont)
+        potential = potential._replace(
+            location=potential.location - self.basal_mean(batch_index, len(x))
+        )
         entries = dosage_entries(dosage)
-        outputs = {"potential": potential, "entries": entries, "library": library}
+        outputs = {
+            "potential": potential,
+            "entries": entries,
+            "library": library,
+            "batch_index": batch_index,
+        }
         if self.training and self.closed_form is None:
             shift_mean = self._sampled_shift(entries)
             shift_variance = torch.zeros_like(shift_mean)
@@ -254,7 +269,8 @@ class SAMSVAEModule(BaseModuleClass):
         if transform_batch is not None and batch_index is not None:
             batch_index = torch.ones_like(batch_index) * transform_batch
         categories, cont = _network_covariates(batch_index, cat_covs, cont_covs)
-        logits = self.decoder(z @ self.effects.frame, *categories, cont=cont)
+        u = z @ self.effects.frame + self.basal_mean(batch_index, z.shape[-2])
+        logits = self.decoder(u, *categories, cont=cont)
         scale = torch.softmax(logits.float() if logits.dtype.itemsize < 4 else logits, -1)
         px = NegativeBinomial(mu=scale * library, theta=self.px_r.exp(), scale=scale)
         return {"px": px, "px_logits": logits}
@@ -305,6 +321,20 @@ class SAMSVAEModule(BaseModuleClass):
 
     # -- global latents ------------------------------------------------------------------------
 
+    def basal_mean(self, batch_index: Tensor | None, n_cells: int) -> Tensor | float:
+        """Mean basal state of the batches of cells, in the frame of the networks.
+
+        Returns
+        -------
+        Shape ``(n_cells, n_latent)``; zero if masks are inferred by gradient.
+        """
+        if self.closed_form is None:
+            return 0.0
+        means = self.closed_form.basal_mean
+        if batch_index is None:
+            return means[:1].expand(n_cells, -1)
+        return means[batch_index.squeeze(-1).long()]
+
     def shift_moments(self, entries: DosageEntries) -> tuple[Tensor, Tensor]:
         """Posterior mean and variance of the shifts of cells, in the frame of the networks.
 
@@ -345,11 +375,15 @@ class SAMSVAEModule(BaseModuleClass):
         if self.closed_form is None or self.globals_frozen:
             return
         potential = inference_outputs["potential"]
+        batch_index = inference_outputs["batch_index"]
+        if batch_index is None:
+            batch_index = torch.zeros_like(potential.location[:, :1], dtype=torch.long)
         self.closed_form.observe(
             self.effects,
             inference_outputs["entries"],
             Potential(*(field.detach().float() for field in potential)),
             inference_outputs["shift_mean"],
+            batch_index.squeeze(1),
             int(self.n_training_cells),
         )
 

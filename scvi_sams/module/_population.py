@@ -1,13 +1,12 @@
-"""Simulated cells: basal states with covariates, and counts of two conditions drawn together."""
+"""Basal states of cells with their covariates."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-__all__ = ["CellPopulation", "coupled_poisson"]
+__all__ = ["CellPopulation"]
 
 
 class CellPopulation(NamedTuple):
@@ -35,38 +34,3 @@ class CellPopulation(NamedTuple):
         fields = self._asdict()
         del fields["basal"]
         return fields
-
-
-def coupled_poisson(counts: Tensor, rate: Tensor, new_rate: Tensor) -> Tensor:
-    """Turn Poisson draws into draws at another rate, changing as few counts as possible.
-
-    Counts are thinned where the rate falls and topped up where it rises; the result is an exact
-    draw at the new rate. Differences between two conditions then carry no noise where the
-    conditions agree, which is what makes an average effect from few cells accurate.
-
-    Parameters
-    ----------
-    counts
-        Poisson draws with mean ``rate``, shape ``(n_cells, n_genes)``.
-    rate
-        Shape of ``counts``.
-    new_rate
-        Rates of the result, shape ``(..., n_cells, n_genes)``.
-
-    Returns
-    -------
-    Draws with mean ``new_rate``, its shape.
-
-    Examples
-    --------
-    >>> counts = torch.tensor([3.0])
-    >>> coupled_poisson(counts, torch.tensor([2.0]), torch.tensor([2.0]))
-    tensor([3.])
-    """
-    rate, counts = rate.expand_as(new_rate), counts.expand_as(new_rate)
-    drawn = counts.clone()
-    falls = (new_rate < rate) & (counts > 0)
-    drawn[falls] = torch.binomial(counts[falls], new_rate[falls] / rate[falls])
-    rises = new_rate > rate
-    drawn[rises] += torch.poisson(new_rate[rises] - rate[rises])
-    return drawn

@@ -23,23 +23,28 @@ class RunningStatistics(nn.Module):
     Averages forget over as many cells as the perturbation has, so that they follow the encoder;
     no cell is cached, memory is three numbers a perturbation and latent.
 
+    The same is kept for the basal mean of each batch, from ``g (f - shift)`` and ``g``.
+
     Parameters
     ----------
     n_perturbations, n_latent
         Shape of the effects.
+    n_batch
+        Number of batches.
     """
 
-    def __init__(self, n_perturbations: int, n_latent: int) -> None:
+    def __init__(self, n_perturbations: int, n_latent: int, n_batch: int = 1) -> None:
         super().__init__()
+        self.register_buffer("basal_pull", torch.zeros(n_batch, n_latent))
+        self.register_buffer("basal_gain", torch.zeros(n_batch, n_latent))
+        self.register_buffer("basal_weight", torch.zeros(n_batch, 1))
         shape = (n_perturbations, n_latent)
         self.register_buffer("pull", torch.zeros(shape))  # mean of d g f
         self.register_buffer("others", torch.zeros(shape))  # mean of d g (shift of the others)
         self.register_buffer("curvature", torch.zeros(shape))  # mean of d^2 g
         self.register_buffer("weight", torch.zeros(n_perturbations, 1))
         # Counted in integers: float32 stops counting at 16 million.
-        self.register_buffer(
-            "n_occurrences", torch.zeros(n_perturbations, 1, dtype=torch.int64)
-        )
+        self.register_buffer("n_occurrences", torch.zeros(n_perturbations, 1, dtype=torch.int64))
         self.register_buffer("n_cells_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("max_per_cell", torch.ones((), dtype=torch.int64))
 
@@ -100,6 +105,51 @@ class RunningStatistics(nn.Module):
         ):
             total = values.new_zeros(len(rows), values.shape[1]).index_add_(0, index, values)
             average[rows] += (total - count * average[rows]) / weight
+
+    @torch.no_grad()
+    def observe_basal(
+        self,
+        batch_index: Tensor,
+        potential: Potential,
+        shift: Tensor,
+        information: Tensor,
+        n_training_cells: int,
+    ) -> None:
+        """Add the cells of a minibatch to the basal means of their batches.
+
+        Parameters
+        ----------
+        batch_index
+            Batch of each cell, shape ``(n_cells,)``.
+        potential
+            Their potentials, network frame, not centred.
+        shift
+            Their expected shifts, network frame, shape ``(n_cells, n_latent)``.
+        information
+            How much each cell tells of the basal mean, shape ``(n_cells, 1)``.
+        n_training_cells
+            Number of training cells.
+        """
+        rows, index, count = batch_index.unique(return_inverse=True, return_counts=True)
+        count = count.unsqueeze(1).to(shift.dtype)
+        weight = self.basal_weight[rows] * torch.exp(-count / n_training_cells) + count
+        self.basal_weight[rows] = weight
+        gain = information * potential.gain
+        for average, values in (
+            (self.basal_pull, gain * (potential.location - shift)),
+            (self.basal_gain, gain),
+        ):
+            total = torch.zeros_like(average[rows]).index_add_(0, index, values)
+            average[rows] += (total - count * average[rows]) / weight
+
+    def basal_mean(self) -> Tensor:
+        """Mean basal state of each batch under a standard normal prior for it.
+
+        Returns
+        -------
+        Network frame, shape ``(n_batch, n_latent)``; zero for a batch that was not seen.
+        """
+        return self.basal_pull / (self.basal_gain + 1 / self.basal_weight.clamp(min=1))
 
     def score_and_curvature(self, effects: Tensor, n_training_cells: int) -> tuple[Tensor, Tensor]:
         """Gradient and curvature of the bound of all training cells, at the given effects.

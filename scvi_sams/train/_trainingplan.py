@@ -54,8 +54,9 @@ class SAMSTrainingPlan(TrainingPlan):
         Weight decay of the networks; never applied to masks and embeddings.
     kl_warmup_fraction, min_kl_weight
         The weight on the divergence of the basal state rises from ``min_kl_weight`` to one over
-        this share of training. ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup``, if given, take
-        the place of the share.
+        this share of training. A slow rise keeps latents in use until the masks find them: a
+        perturbation of few cells has no latent of its own in a plain VAE at full weight.
+        ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup``, if given, take the place of the share.
     mask_warmup_fraction
         Share of training before the masks are switched on; 0.4 for the closed-form engine and 0
         for the gradient engine by default.
@@ -87,8 +88,8 @@ class SAMSTrainingPlan(TrainingPlan):
         global_lr_factor: float = 10.0,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        kl_warmup_fraction: float = 0.3,
-        min_kl_weight: float = 0.1,
+        kl_warmup_fraction: float = 0.8,
+        min_kl_weight: float = 0.01,
         n_epochs_kl_warmup: int | None = None,
         n_steps_kl_warmup: int | None = None,
         mask_warmup_fraction: float | None = None,
@@ -124,6 +125,8 @@ class SAMSTrainingPlan(TrainingPlan):
         self._gradient_norm = math.nan
         self._global_terms: dict[str, Tensor] | None = None
         self._last_terms: dict[str, Tensor] = {}
+        self._epoch_sums: dict[str, Tensor | float] = {}
+        self._n_cells_summed = 0
 
     # -- schedules -----------------------------------------------------------------------------
 
@@ -189,6 +192,43 @@ class SAMSTrainingPlan(TrainingPlan):
         return cosine_learning_rate(step, self._n_steps) * 0.5**self.n_restarts
 
     # -- one step ------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Compute the loss of a minibatch.
+
+        What scvi-tools logs at every step is summed here and logged once an epoch: the logging
+        would cost as much as a step of these small networks.
+        """
+        if self.on_step:
+            return super().training_step(batch, batch_idx)
+        self.loss_kwargs["kl_weight"] = self.kl_weight
+        _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
+        n_cells = output.n_obs_minibatch
+        sums = {
+            "train_loss": output.loss.detach() * n_cells,
+            "reconstruction_loss_train": output.reconstruction_loss_sum.detach(),
+            "kl_local_train": output.kl_local_sum.detach(),
+            "kl_global_train": output.kl_global_sum.detach() * n_cells,
+        }
+        for name, value in sums.items():
+            self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + value
+        self._n_cells_summed += n_cells
+        return output.loss
+
+    def _log_epoch(self) -> None:
+        """Log the means of the epoch under scvi-tools' names."""
+        if not self._n_cells_summed:
+            return
+        means = {name: total / self._n_cells_summed for name, total in self._epoch_sums.items()}
+        means["elbo_train"] = (
+            means["reconstruction_loss_train"]
+            + means["kl_local_train"]
+            + means["kl_global_train"] / self.n_obs_training
+        )
+        for name, value in means.items():
+            self.log(name, value, prog_bar=name == "train_loss", sync_dist=self.use_sync_dist)
+        self.log("kl_weight", self.kl_weight)
+        self._epoch_sums, self._n_cells_summed = {}, 0
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, LossOutput]:
         """Run the module and add the divergences of the global latents to its loss."""
@@ -272,7 +312,8 @@ class SAMSTrainingPlan(TrainingPlan):
         self.guard.keep(self.module, self._optimizer)
 
     def on_train_epoch_end(self) -> None:
-        """Log the state of the global latents."""
+        """Log the means of the epoch and the state of the global latents."""
+        self._log_epoch()
         effects = self.module.effects
         with torch.no_grad():
             on = effects.mask_probability() > 0.5
@@ -309,6 +350,9 @@ class SAMSTrainingPlan(TrainingPlan):
         if module.globals_frozen:
             return
         n_cells = int(module.n_training_cells)
+        is_due = self.global_step % self.global_update_every == 0
+        if module.closed_form is not None and is_due:
+            module.closed_form.centre()
         if not module.effects.masks_on:
             if self.progress < self.mask_warmup_fraction:
                 return
@@ -319,7 +363,7 @@ class SAMSTrainingPlan(TrainingPlan):
                 # of the cells.
                 generator = torch.Generator().manual_seed(settings.seed or 0)
                 module.closed_form.switch_on(module.effects, n_cells, generator)
-        elif module.closed_form is not None and self.global_step % self.global_update_every == 0:
+        elif module.closed_form is not None and is_due:
             module.closed_form.update(module.effects, n_cells)
         else:
             return
@@ -330,7 +374,9 @@ class SAMSTrainingPlan(TrainingPlan):
         culprits = [
             name for name, term in self._last_terms.items() if not torch.isfinite(term).all()
         ]
-        found = f"{' and '.join(culprits)} is not finite" if culprits else f"the loss is {loss:.4g}"
+        found = (
+            f"{' and '.join(culprits)} is not finite" if culprits else f"the loss is {loss:.4g}"
+        )
         where = f"epoch {self.current_epoch + 1} (step {self.global_step})"
         if self.n_restarts == _MAX_RESTARTS:
             raise TrainingDivergedError(

@@ -1,0 +1,1 @@
+"""Commands that print the figures of the package: ``python -m benchmarks NAME``."""

@@ -1,0 +1,89 @@
+"""What the benchmarks share: data, timing and tables."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scvi
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Stopwatch", "parser", "prepare", "print_table", "read_screen"]
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Arguments that every benchmark takes."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument(
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("SCVI_SAMS_TEST_DATA", "../shared/data")),
+        help="folder of the real screens (default: $SCVI_SAMS_TEST_DATA)",
+    )
+    arguments.add_argument("--threads", type=int, default=1, help="threads of torch")
+    arguments.add_argument("--json", type=Path, help="write the rows to this file too")
+    return arguments
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Fix the number of threads, and quieten what is not a result."""
+    torch.set_num_threads(arguments.threads)
+    scvi.settings.verbosity = logging.ERROR
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
+def read_screen(arguments: argparse.Namespace, name: str) -> ad.AnnData:
+    """Read a real screen, or say where it is missed."""
+    path = arguments.data / name
+    if not path.exists():
+        raise SystemExit(f"{path} is not there: give its folder with --data.")
+    return ad.read_h5ad(path)
+
+
+class Stopwatch:
+    """Seconds of wall time and of processor time (all threads) of a block."""
+
+    wall = 0.0
+    cpu = 0.0
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Time a block."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.wall, self.cpu = time.perf_counter() - wall, time.process_time() - cpu
+
+
+def print_table(
+    title: str, rows: list[dict[str, Any]], arguments: argparse.Namespace, digits: int = 3
+) -> None:
+    """Print rows as a Markdown table with their mean, and write them as JSON if asked."""
+    table = pd.DataFrame(rows)
+    numbers = table.select_dtypes(np.number).columns
+    print(
+        f"\n### {title}\n\ntorch.set_num_threads({arguments.threads}), "
+        f"torch {torch.__version__}, scvi-tools {scvi.__version__}\n"
+    )
+    cells = table.copy()
+    for column in numbers:
+        if cells[column].dtype.kind == "f":
+            cells[column] = cells[column].map(lambda value: f"{value:.{digits}f}")
+    lines = [list(cells.columns), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
+    print("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2, default=float))
