@@ -78,5 +78,5 @@ def _quieten_libraries() -> None:
         print(one_line("warning", str(message)), file=sys.stderr)
 
     warnings.showwarning = show
-    for library in ("lightning.pytorch", "lightning.fabric"):
+    for library in ("lightning.pytorch", "lightning.fabric", "scvi"):
         logging.getLogger(library).setLevel(logging.ERROR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["CONDITION", "CONTROL", "print_report", "write_figures"]
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -69,7 +70,8 @@ def print_report(
     model: scvi_sams.SAMSVAE, ate: ad.AnnData, summary: dict[str, Any], output: Path
 ) -> None:
     """Print what the strongest perturbations do, and the figures of the summary."""
-    console = Console(highlight=False)
+    # A log has no width of its own; the default of 80 columns would break the lines of genes.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     console.print()
     console.print(_perturbation_table(model, ate))
     n_hidden = len(model.perturbation_names) - _SHOWN_PERTURBATIONS

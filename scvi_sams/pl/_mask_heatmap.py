@@ -66,7 +66,7 @@ def mask_heatmap(
     ...     adata, perturbation_key="perturbation", control="control"
     ... )
     >>> model = scvi_sams.SAMSVAE(adata, n_latent=8)
-    >>> model.train(max_epochs=2)
+    >>> model.train(max_epochs=2, enable_progress_bar=False)
     >>> ax = scvi_sams.pl.mask_heatmap(model)
     """
     if values not in ("mask", "effect"):

@@ -46,7 +46,7 @@ def training_history(model: BaseModelClass, ax: Axes | None = None) -> Axes:
     ...     adata, perturbation_key="perturbation", control="control"
     ... )
     >>> model = scvi_sams.SAMSVAE(adata, n_latent=8)
-    >>> model.train(max_epochs=2)
+    >>> model.train(max_epochs=2, enable_progress_bar=False)
     >>> ax = scvi_sams.pl.training_history(model)
     """
     history = model.history or {}
