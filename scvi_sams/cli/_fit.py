@@ -23,6 +23,7 @@ from rich.console import Console
 import scvi_sams
 from scvi_sams.cli._errors import CommandError
 from scvi_sams.cli._output import staged_folder
+from scvi_sams.cli._progress import EpochLines
 from scvi_sams.cli._report import CONDITION, CONTROL, print_report, write_figures
 from scvi_sams.cli._screen import (
     condition_labels,
@@ -57,6 +58,8 @@ def fit(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     scvi.settings.seed = args.seed
     console = Console(stderr=True, highlight=False)
+    interactive = sys.stderr.isatty()
+    scvi.settings.progress_bar_style = "tqdm" if interactive else "rich"  # rich: quiet in a log
 
     # The progress bars of scvi-tools go to stdout, which is for the report.
     with staged_folder(args.output, args.overwrite) as folder, redirect_stdout(sys.stderr):
@@ -82,6 +85,8 @@ def fit(args: argparse.Namespace) -> None:
         model.train(
             max_epochs=args.max_epochs,
             accelerator=args.accelerator,
+            enable_progress_bar=interactive,
+            callbacks=[] if interactive else [EpochLines(console)],
             datasplitter_kwargs={
                 "external_indexing": [
                     np.flatnonzero(~held_out),

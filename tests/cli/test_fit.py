@@ -107,6 +107,8 @@ def test_the_report_is_on_stdout_and_progress_on_stderr(fitted):
     assert "held-out IWELBO" in done.stdout
     assert "Epoch" not in done.stdout
     assert "500 cells x 60 genes" in done.stderr
+    assert "Training: epoch 3 of 3" in done.stderr
+    assert "\r" not in done.stderr  # no bars in a log
     assert "Warning" not in done.stderr
 
 
