@@ -1,0 +1,384 @@
+"""The closed-form steps, against numerical integration, brute force and known solutions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from scvi_sams.module import ClosedFormInference, PerturbationEffects, Potential
+from scvi_sams.module._closed_form import (
+    SpikeSlab,
+    learned_spike_variance,
+    procrustes,
+    quartimax,
+    spike_slab,
+)
+from scvi_sams.module._functional import additive_shift, dosage_entries
+
+PRIOR_LOGIT = -1.3
+EMBEDDING_VARIANCE = 0.8
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def posterior_of(score: float, curvature: float, **kwargs) -> SpikeSlab:
+    kwargs = {"mask_prior_logit": PRIOR_LOGIT, "embedding_variance": EMBEDDING_VARIANCE} | kwargs
+    return spike_slab(tensor(score), tensor(curvature), **kwargs)
+
+
+def integrate(score: float, curvature: float, prior_variance: float) -> tuple[float, float, float]:
+    """Evidence, mean and variance under a normal prior and the quadratic likelihood, on a grid."""
+    width = 12 * math.sqrt(prior_variance)
+    grid = torch.linspace(-width, width, 400_001, dtype=torch.float64)
+    prior = Normal(tensor(0.0), tensor(math.sqrt(prior_variance))).log_prob(grid)
+    density = (prior + score * grid - 0.5 * curvature * grid.square()).exp()
+    step = (grid[1] - grid[0]).item()
+    evidence = density.sum().item() * step
+    mean = (density @ grid).item() * step / evidence
+    return evidence, mean, (density @ (grid - mean).square()).item() * step / evidence
+
+
+LIKELIHOODS = [(0.0, 4.0), (1.5, 0.5), (-6.0, 9.0), (3.0, 20.0), (9.0, 12.0)]
+
+
+class TestSpikeSlab:
+    @pytest.mark.parametrize(("score", "curvature"), LIKELIHOODS)
+    def test_point_spike_is_the_exact_posterior(self, score, curvature):
+        posterior = posterior_of(score, curvature)
+        evidence, mean, variance = integrate(score, curvature, EMBEDDING_VARIANCE)
+        assert posterior.mask_logits.item() == pytest.approx(PRIOR_LOGIT + math.log(evidence))
+        assert posterior.slab_mean.item() == pytest.approx(mean)
+        assert posterior.slab_variance.item() == pytest.approx(variance)
+        assert posterior.spike_mean.item() == posterior.spike_variance.item() == 0
+
+    @pytest.mark.parametrize("spike_variance", [1e-3, 0.05, 0.6])
+    @pytest.mark.parametrize(("score", "curvature"), LIKELIHOODS)
+    def test_continuous_spike_is_the_exact_posterior(self, score, curvature, spike_variance):
+        posterior = posterior_of(score, curvature, spike_variance=spike_variance)
+        slab = integrate(score, curvature, EMBEDDING_VARIANCE + spike_variance)
+        spike = integrate(score, curvature, spike_variance)
+        log_odds = PRIOR_LOGIT + math.log(slab[0] / spike[0])
+        assert posterior.mask_logits.item() == pytest.approx(log_odds)
+        assert posterior.slab_mean.item() == pytest.approx(slab[1])
+        assert posterior.slab_variance.item() == pytest.approx(slab[2])
+        assert posterior.spike_mean.item() == pytest.approx(spike[1])
+        assert posterior.spike_variance.item() == pytest.approx(spike[2])
+
+    @pytest.mark.parametrize("spike_variance", [0.0, 0.05])
+    def test_no_data_is_the_prior(self, spike_variance):
+        posterior = posterior_of(0.0, 0.0, spike_variance=spike_variance)
+        assert posterior.mask_logits.item() == pytest.approx(PRIOR_LOGIT)
+        assert posterior.slab_mean.item() == 0
+        assert posterior.slab_variance.item() == pytest.approx(EMBEDDING_VARIANCE + spike_variance)
+        assert posterior.spike_variance.item() == pytest.approx(spike_variance)
+
+    def test_floor_saturates_the_evidence(self):
+        """However many cells show an effect of 0.6, they count for 25 that would."""
+        effect, floor = 0.6, 1 / 25
+
+        def logit(n_cells: float, **kwargs: float) -> float:
+            return posterior_of(effect * n_cells, n_cells, **kwargs).mask_logits.item()
+
+        limit = logit(25.0)
+        with_floor = [logit(n, mask_floor_variance=floor) for n in (5, 25, 100, 1e4, 1e8)]
+        assert with_floor == sorted(with_floor)
+        assert with_floor[-1] == pytest.approx(limit, rel=1e-5)
+        # n cells with the floor are 1 / (1 / n + floor) without it.
+        assert with_floor[1] == pytest.approx(logit(12.5))
+        assert logit(100.0) > limit
+
+    def test_floor_leaves_the_effects_alone(self):
+        without = posterior_of(60.0, 100.0, spike_variance=0.01)
+        floored = posterior_of(60.0, 100.0, spike_variance=0.01, mask_floor_variance=0.04)
+        for field in ("slab_mean", "slab_variance", "spike_mean", "spike_variance"):
+            assert torch.equal(getattr(without, field), getattr(floored, field))
+        assert floored.mask_logits < without.mask_logits
+
+    def test_a_floor_below_the_spike_does_nothing(self):
+        without = posterior_of(6.0, 10.0, spike_variance=0.05)
+        floored = posterior_of(6.0, 10.0, spike_variance=0.05, mask_floor_variance=0.04)
+        assert torch.equal(without.mask_logits, floored.mask_logits)
+
+    def test_masks_can_change_their_mind(self):
+        sure = spike_slab(
+            tensor(1e5, 0.0), tensor(1e4, 1e30), mask_prior_logit=0.0, embedding_variance=1.0
+        )
+        assert sure.mask_logits.tolist() == [12, -12]
+
+
+class TestLearnedSpikeVariance:
+    @staticmethod
+    def posterior(off_logit: float, mean: float, variance: float, n: int = 400) -> SpikeSlab:
+        shape = (n, 1)
+        return SpikeSlab(
+            torch.full(shape, off_logit, dtype=torch.float64),
+            torch.ones(shape, dtype=torch.float64),
+            torch.ones(shape, dtype=torch.float64),
+            torch.full(shape, mean, dtype=torch.float64),
+            torch.full(shape, variance, dtype=torch.float64),
+        )
+
+    def test_is_the_mean_second_moment_of_what_is_off(self):
+        learned = learned_spike_variance(self.posterior(-60.0, 0.3, 0.07), prior_weight=0)
+        assert learned.item() == pytest.approx(0.3**2 + 0.07)
+
+    def test_all_on_is_the_prior(self):
+        learned = learned_spike_variance(self.posterior(60.0, 0.3, 0.07), prior_variance=2e-3)
+        assert learned.item() == pytest.approx(2e-3)
+
+    def test_no_effects_shrink_it_but_not_to_zero(self):
+        learned = learned_spike_variance(self.posterior(-60.0, 0.0, 0.0))
+        assert learned.item() == pytest.approx(5 * 1e-4 / 405)
+
+    def test_iterated_it_finds_the_variance_of_the_effects(self):
+        """A fixed point of expectation-maximisation is the maximum of the marginal likelihood."""
+        n_cells, truth = 50.0, 0.09
+        effects = math.sqrt(truth) * torch.randn(4_000, 1, dtype=torch.float64)
+        shown = effects + torch.randn_like(effects) / math.sqrt(n_cells)
+        variance = torch.tensor(0.01, dtype=torch.float64)
+        for _ in range(300):
+            posterior = spike_slab(
+                n_cells * shown,
+                torch.full_like(shown, n_cells),
+                mask_prior_logit=-50.0,
+                embedding_variance=1.0,
+                spike_variance=variance,
+            )
+            off = posterior._replace(mask_logits=torch.full_like(shown, -50.0))
+            variance = learned_spike_variance(off, prior_weight=0)
+        maximum = shown.square().mean() - 1 / n_cells
+        assert variance.item() == pytest.approx(maximum.item(), rel=1e-3)
+        assert variance.item() == pytest.approx(truth, rel=0.1)
+
+
+class TestProcrustes:
+    def test_is_orthogonal_and_maximises_the_trace(self):
+        cross = torch.randn(5, 5, dtype=torch.float64)
+        closest = procrustes(cross)
+        identity = torch.eye(5, dtype=torch.float64)
+        torch.testing.assert_close(closest @ closest.T, identity)
+        best = torch.trace(closest.T @ cross)
+        torch.testing.assert_close(best, torch.linalg.svdvals(cross).sum())
+        for size in (1e-3, 0.1, 1.0):
+            skew = size * torch.randn(50, 5, 5, dtype=torch.float64)
+            others = closest @ torch.matrix_exp(skew - skew.mT)
+            assert ((others.mT @ cross).diagonal(dim1=1, dim2=2).sum(1) <= best).all()
+
+    def test_recovers_a_rotation(self):
+        rotation = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0]
+        points = torch.randn(40, 6, dtype=torch.float64)
+        torch.testing.assert_close(procrustes(points.T @ (points @ rotation)), rotation)
+
+
+def random_rotation(n: int) -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0]
+
+
+def sparse_matrix(n_rows: int, n_columns: int) -> torch.Tensor:
+    """One entry in ten is not zero, and one more in every row."""
+    matrix = torch.randn(n_rows, n_columns, dtype=torch.float64)
+    matrix = matrix.sign() * (0.7 + matrix.abs())
+    matrix *= torch.rand(n_rows, n_columns) < 0.1
+    place = torch.arange(n_rows)
+    matrix[place, place % n_columns] = 1.5
+    return matrix
+
+
+def match_columns(columns: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Cosine of each true column with the column found for it, none of which serves twice."""
+    cosine = torch.nn.functional.normalize(truth, dim=0).T @ torch.nn.functional.normalize(
+        columns, dim=0
+    )
+    best = cosine.abs().argmax(1)
+    assert len(best.unique()) == truth.shape[1]
+    return cosine.abs().amax(1)
+
+
+class TestQuartimax:
+    def test_undoes_a_rotation_of_effects_on_one_latent_each(self):
+        truth = torch.zeros(30, 6, dtype=torch.float64)
+        truth[torch.arange(30), torch.arange(30) % 6] = torch.randn(30, dtype=torch.float64)
+        hidden = truth @ random_rotation(6)
+        rotation = quartimax(hidden, generator=torch.Generator().manual_seed(0))
+        assert match_columns(hidden @ rotation, truth).min() > 0.9999
+
+    def test_undoes_a_rotation_of_overlapping_effects(self):
+        """Not to the last digit: the sum of fourth powers likes large entries too much."""
+        truth = sparse_matrix(500, 6)
+        hidden = truth @ random_rotation(6)
+        rotation = quartimax(hidden, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(rotation @ rotation.T, torch.eye(6, dtype=torch.float64))
+        assert (hidden @ rotation).pow(4).sum() > 1.5 * hidden.pow(4).sum()
+        assert match_columns(hidden @ rotation, truth).min() > 0.96
+
+    def test_is_reproducible_and_leaves_the_global_stream_alone(self):
+        matrix = torch.randn(30, 5)
+        state = torch.get_rng_state()
+        first, second = (
+            quartimax(matrix, generator=torch.Generator().manual_seed(3)) for _ in range(2)
+        )
+        assert torch.equal(first, second)
+        assert torch.equal(state, torch.get_rng_state())
+
+    def test_matrix_of_zeros(self):
+        rotation = quartimax(torch.zeros(4, 3))
+        torch.testing.assert_close(rotation @ rotation.T, torch.eye(3))
+
+
+class Screen:
+    """Cells with fixed potentials, all of which are observed at once, in float64.
+
+    ``isotropic`` cells tell as much of every latent, the case in which each step is an exact
+    maximisation; ``pairs`` carry two perturbations.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_perturbations: int = 12,
+        n_cells: int = 400,
+        isotropic: bool = True,
+        pairs: bool = False,
+    ) -> None:
+        n_latent = 4
+        self.truth = sparse_matrix(n_perturbations, n_latent)
+        label = torch.arange(n_cells) % (n_perturbations + 1)
+        dosage = torch.eye(n_perturbations + 1, n_perturbations, dtype=torch.float64)[label]
+        if pairs:
+            dosage[::5] = (dosage[::5] + dosage.roll(3, 0)[::5]).clamp(max=1)
+        self.dosage = dosage
+        self.hidden_frame = random_rotation(n_latent)
+        shown = dosage @ self.truth @ self.hidden_frame
+        gain = 0.5 + 0.4 * torch.rand(n_cells, 1 if isotropic else n_latent, dtype=torch.float64)
+        gain = gain.expand(n_cells, n_latent).contiguous()
+        location = shown + torch.randn_like(shown) / gain.sqrt()
+        self.potential = Potential(location, gain, 1 - gain)
+        self.n_cells = n_cells
+        self.effects = PerturbationEffects(
+            n_perturbations, n_latent, mask_prior=0.2, spike_scale=0.0
+        ).double()
+        self.closed_form = ClosedFormInference(
+            n_perturbations, n_latent, mask_evidence_cells=None
+        ).double()
+
+    def observe(self) -> None:
+        effects, entries = self.effects, dosage_entries(self.dosage)
+        mean, _ = effects.moments()
+        shift = additive_shift(entries, mean[entries.perturbation]) @ effects.frame
+        batch = torch.zeros(self.n_cells, dtype=torch.long)
+        self.closed_form.observe(effects, entries, self.potential, shift, batch, self.n_cells)
+
+    def bound(self) -> float:
+        """Expected log-likelihood of the potentials, ``Normal(location; shift, 1 / gain)``, less
+        divergences: a sum over cells, from nothing but the moments of the effects.
+        """
+        effects = self.effects
+        mean, variance = effects.moments()
+        shift = self.dosage @ mean @ effects.frame
+        shift_variance = self.dosage.square() @ variance @ effects.frame.square()
+        location, gain, _ = self.potential
+        expected = -0.5 * (gain * ((location - shift).square() + shift_variance)).sum()
+        return (expected - sum(effects.kl_divergence().values())).item()
+
+
+class TestCoordinateAscent:
+    @pytest.mark.parametrize(
+        ("isotropic", "pairs"), list(itertools.product([True, False], repeat=2))
+    )
+    def test_every_update_raises_the_bound(self, isotropic, pairs):
+        screen = Screen(isotropic=isotropic, pairs=pairs)
+        screen.effects.masks_on.fill_(True)
+        screen.effects.slab_mean.copy_(0.3 * torch.randn_like(screen.effects.slab_mean))
+        bounds = []
+        for _ in range(25):
+            screen.closed_form.statistics = type(screen.closed_form.statistics)(12, 4).double()
+            screen.observe()
+            bounds.append(screen.bound())
+            screen.closed_form.update(screen.effects, screen.n_cells)
+        steps = torch.tensor(bounds).diff()
+        assert steps[0] > 10
+        assert steps.min() > -1e-6 * abs(bounds[-1])
+
+    def test_frame_stays_orthogonal(self):
+        screen = Screen(isotropic=False, pairs=True)
+        screen.observe()
+        screen.closed_form.switch_on(screen.effects, screen.n_cells)
+        identity = torch.eye(4, dtype=torch.float64)
+        torch.testing.assert_close(screen.effects.frame @ screen.effects.frame.T, identity)
+
+    def test_switching_on_recovers_masks_and_effects(self):
+        screen = Screen(n_perturbations=80, n_cells=8_000, isotropic=False)
+        screen.observe()
+        screen.closed_form.switch_on(
+            screen.effects, screen.n_cells, torch.Generator().manual_seed(0)
+        )
+        mean, _ = screen.effects.moments()
+        shown = screen.truth @ screen.hidden_frame
+        assert (mean @ screen.effects.frame - shown).square().mean() < 0.02
+        assert match_columns(mean, screen.truth).min() > 0.97
+        n_on = (screen.effects.mask_probability() > 0.5).sum().item()
+        assert n_on == pytest.approx((screen.truth != 0).sum().item(), rel=0.1)
+
+    @pytest.mark.parametrize(
+        ("scale", "lowest", "highest"), [(0.08, 0.05, 0.1), (0.2, 0.12, 0.24)]
+    )
+    def test_background_takes_what_masks_leave(self, scale, lowest, highest):
+        """Dense small effects: masks stay off, predictions keep the effects."""
+        screen = Screen(n_perturbations=30, n_cells=30_000)
+        screen.effects = PerturbationEffects(30, 4, mask_prior=0.02).double()
+        screen.closed_form = ClosedFormInference(30, 4, mask_evidence_cells=10).double()
+        dense = scale * torch.randn(30, 4, dtype=torch.float64)
+        location = screen.dosage @ dense + 0.5 * torch.randn(30_000, 4, dtype=torch.float64)
+        screen.potential = screen.potential._replace(location=location)
+        screen.observe()
+        screen.closed_form.switch_on(screen.effects, screen.n_cells)
+        screen.closed_form.update(screen.effects, screen.n_cells, n_sweeps=50)
+        assert (screen.effects.mask_probability() > 0.5).sum() == 0
+        predicted = screen.effects.moments()[0] @ screen.effects.frame
+        assert (predicted - dense).square().mean() < 0.4 * dense.square().mean()
+        assert lowest < screen.effects.spike_variance.sqrt().item() < highest
+
+
+class TestBasalMean:
+    def test_information_of_controls_and_of_rare_perturbations(self):
+        """A control tells all it can; the cells of a perturbation share one draw of its prior."""
+        effects = PerturbationEffects(3, 2, mask_prior=0.2, spike_scale=0.0)
+        closed_form = ClosedFormInference(3, 2)
+        dosage = torch.zeros(10, 3)
+        dosage[2:4, 0] = 1
+        dosage[4:10, 1] = 1
+        entries = dosage_entries(dosage)
+        potential = Potential(torch.zeros(10, 2), torch.ones(10, 2), torch.ones(10, 2))
+        closed_form.observe(
+            effects, entries, potential, torch.zeros(10, 2), torch.zeros(10, dtype=torch.long), 10
+        )
+        information = closed_form._basal_information(effects, entries, 10)[:, 0]
+        torch.testing.assert_close(information[:2], torch.ones(2))
+        torch.testing.assert_close(information[2:4], torch.full((2,), 1 / (1 + 2 * 0.2)))
+        torch.testing.assert_close(information[4:], torch.full((6,), 1 / (1 + 6 * 0.2)))
+
+    def test_centring_finds_the_offset_of_each_batch(self):
+        effects = PerturbationEffects(2, 3, spike_scale=0.0)
+        closed_form = ClosedFormInference(2, 3, n_batch=2)
+        offset = torch.tensor([[1.0, 0.0, -2.0], [0.0, 0.5, 3.0]])
+        batch = torch.arange(2_000) % 2
+        # What the module hands over is centred at the mean that is known so far.
+        for _ in range(2):
+            location = offset[batch] - closed_form.basal_mean[batch]
+            potential = Potential(location, torch.full((2_000, 3), 0.6), torch.ones(2_000, 3))
+            closed_form.observe(
+                effects,
+                dosage_entries(torch.zeros(2_000, 2)),
+                potential,
+                torch.zeros(2_000, 3),
+                batch,
+                2_000,
+            )
+            closed_form.centre()
+            torch.testing.assert_close(closed_form.basal_mean, offset, rtol=0.01, atol=1e-6)

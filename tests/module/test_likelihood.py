@@ -1,0 +1,156 @@
+"""The negative binomial likelihood: its values, and the gradient that is written by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from scvi.distributions import NegativeBinomial
+
+from scvi_sams.module._likelihood import negative_binomial_log_likelihood
+
+N_CELLS, N_GENES = 6, 5
+
+
+@pytest.fixture
+def cells() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, log inverse dispersion, counts (some zero, some large), library; float64."""
+    logits = torch.randn(N_CELLS, N_GENES, dtype=torch.float64)
+    log_theta = torch.linspace(-1.5, 3, N_GENES, dtype=torch.float64)
+    counts = torch.poisson(torch.rand(N_CELLS, N_GENES, dtype=torch.float64) * 15)
+    counts[0, 0], counts[1, 1] = 0, 900
+    # Not the sum of the counts: a size factor over more genes than are modelled.
+    library = counts.sum(1, keepdim=True) * 1.7
+    return logits, log_theta, counts, library
+
+
+def plain(logits, log_theta, counts, library):
+    """The same likelihood as an expression that torch differentiates."""
+    mean = library * torch.softmax(logits, -1)
+    theta = log_theta.exp()
+    total = counts + theta
+    return (
+        torch.lgamma(total)
+        - torch.lgamma(theta)
+        - torch.lgamma(counts + 1)
+        + theta * (theta / (theta + mean)).log()
+        + counts * (mean / (theta + mean)).log()
+    ).sum(-1)
+
+
+class TestValue:
+    def test_matches_scipy(self, cells):
+        logits, log_theta, counts, library = cells
+        mean = (library * torch.softmax(logits, -1)).numpy()
+        theta = log_theta.exp().numpy()
+        expected = scipy.stats.nbinom.logpmf(counts.numpy(), theta, theta / (theta + mean)).sum(1)
+        actual = negative_binomial_log_likelihood(*cells)
+        np.testing.assert_allclose(actual, expected, rtol=1e-10)
+
+    def test_matches_scvi(self, cells):
+        logits, log_theta, counts, library = cells
+        px = NegativeBinomial(mu=library * torch.softmax(logits, -1), theta=log_theta.exp())
+        torch.testing.assert_close(
+            negative_binomial_log_likelihood(*cells),
+            px.log_prob(counts).sum(-1),
+            rtol=1e-6,
+            atol=0,
+        )
+
+    def test_is_that_of_a_distribution(self):
+        """Over one gene the mean is the library, and all probabilities add to one."""
+        counts = torch.arange(2_000, dtype=torch.float64)[:, None]
+        log_likelihood = negative_binomial_log_likelihood(
+            torch.zeros(2_000, 1, dtype=torch.float64),
+            torch.tensor([0.7], dtype=torch.float64),
+            counts,
+            torch.full((2_000, 1), 30.0, dtype=torch.float64),
+        )
+        probability = log_likelihood.exp()
+        assert probability.sum().item() == pytest.approx(1, abs=1e-9)
+        assert (probability * counts[:, 0]).sum().item() == pytest.approx(30, abs=1e-6)
+
+    def test_leading_dimensions(self, cells):
+        logits, *rest = cells
+        several = torch.stack([logits, logits + torch.randn_like(logits), -logits])
+        together = negative_binomial_log_likelihood(several, *rest)
+        apart = torch.stack([negative_binomial_log_likelihood(one, *rest) for one in several])
+        torch.testing.assert_close(together, apart)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_is_computed_in_single(self, cells, dtype):
+        logits, *rest = (tensor.float() for tensor in cells)
+        half = logits.to(dtype).requires_grad_()
+        log_likelihood = negative_binomial_log_likelihood(half, *rest)
+        assert log_likelihood.dtype == torch.float32
+        exact = negative_binomial_log_likelihood(half.detach().float(), *rest)
+        assert torch.equal(log_likelihood, exact)
+        log_likelihood.sum().backward()
+        assert half.grad.dtype == dtype
+
+
+class TestGradient:
+    def test_matches_finite_differences(self, cells):
+        logits, log_theta, counts, library = cells
+        assert torch.autograd.gradcheck(
+            lambda logits, log_theta: negative_binomial_log_likelihood(
+                logits, log_theta, counts, library
+            ),
+            (logits.requires_grad_(), log_theta.requires_grad_()),
+        )
+
+    @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
+    def test_matches_automatic_differentiation(self, cells, leading):
+        logits, log_theta, counts, library = cells
+        logits = torch.randn(*leading, N_CELLS, N_GENES, dtype=torch.float64)
+        weight = torch.randn(*leading, N_CELLS, dtype=torch.float64)
+        gradients = []
+        for function in (negative_binomial_log_likelihood, plain):
+            inputs = logits.clone().requires_grad_(), log_theta.clone().requires_grad_()
+            value = (weight * function(*inputs, counts, library)).sum()
+            gradients.append(torch.autograd.grad(value, inputs))
+        for by_hand, automatic in zip(*gradients, strict=True):
+            torch.testing.assert_close(by_hand, automatic)
+
+    def test_only_what_is_asked_for(self, cells):
+        logits, log_theta, counts, library = cells
+        log_theta.requires_grad_()
+        negative_binomial_log_likelihood(logits, log_theta, counts, library).sum().backward()
+        assert log_theta.grad is not None
+        assert logits.grad is None
+
+
+class TestDispersionFromFewCells:
+    @staticmethod
+    def gradient(cells, order, n_dispersion_cells):
+        logits, log_theta, counts, library = cells
+        logits = logits[order].clone().requires_grad_()
+        log_theta = log_theta.clone().requires_grad_()
+        negative_binomial_log_likelihood(
+            logits, log_theta, counts[order], library[order], n_dispersion_cells
+        ).sum().backward()
+        return logits.grad, log_theta.grad
+
+    @pytest.mark.parametrize("k", [1, 2, 3])
+    def test_is_unbiased(self, cells, k):
+        """Averaged over orders in which each cell is once in every place."""
+        everything = torch.arange(N_CELLS)
+        _, full = self.gradient(cells, everything, None)
+        estimates = [
+            self.gradient(cells, everything.roll(start), k)[1] for start in range(N_CELLS)
+        ]
+        torch.testing.assert_close(torch.stack(estimates).mean(0), full)
+        assert not torch.allclose(estimates[0], full)
+
+    def test_leaves_the_logits_alone(self, cells):
+        everything = torch.arange(N_CELLS)
+        full, _ = self.gradient(cells, everything, None)
+        some, _ = self.gradient(cells, everything, 2)
+        assert torch.equal(full, some)
+
+    def test_more_than_there_are_is_all(self, cells):
+        everything = torch.arange(N_CELLS)
+        _, full = self.gradient(cells, everything, None)
+        _, capped = self.gradient(cells, everything, 100)
+        assert torch.equal(full, capped)
