@@ -21,7 +21,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Stopwatch", "parser", "prepare", "print_table", "read_screen"]
+__all__ = ["Stopwatch", "parser", "prepare", "print_table", "read_screen", "with_mean"]
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -69,20 +69,22 @@ class Stopwatch:
         self.wall, self.cpu = time.perf_counter() - wall, time.process_time() - cpu
 
 
+def with_mean(rows: list[dict[str, Any]], label: str) -> list[dict[str, Any]]:
+    """Append the means of the columns, labelled in the column ``label``."""
+    means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key != label}
+    return [*rows, {label: "mean"} | means]
+
+
 def print_table(
     title: str, rows: list[dict[str, Any]], arguments: argparse.Namespace, digits: int = 3
 ) -> None:
     """Print rows as a Markdown table with their mean, and write them as JSON if asked."""
     table = pd.DataFrame(rows)
-    numbers = table.select_dtypes(np.number).columns
     print(
         f"\n### {title}\n\ntorch.set_num_threads({arguments.threads}), "
         f"torch {torch.__version__}, scvi-tools {scvi.__version__}\n"
     )
-    cells = table.copy()
-    for column in numbers:
-        if cells[column].dtype.kind == "f":
-            cells[column] = cells[column].map(lambda value: f"{value:.{digits}f}")
+    cells = table.map(lambda value: f"{value:.{digits}f}" if isinstance(value, float) else value)
     lines = [list(cells.columns), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
     print("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines), flush=True)
     if arguments.json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scvi
 
-from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen
+from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen, with_mean
 from scvi_sams import SAMSVAE
 from scvi_sams.metrics import (
     effect_correlation,
@@ -34,8 +34,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--seed", type=int, help="seed of training (default: the split)")
     arguments.add_argument("--max-epochs", type=int)
     arguments.add_argument("--batch-key", help="column of the batches, none by default")
-    arguments.add_argument("--model", default="{}", help="arguments of SAMSVAE, a Python dict")
-    arguments.add_argument("--plan", default="{}", help="arguments of the plan, a Python dict")
     arguments = arguments.parse_args(argv)
     prepare(arguments)
     screen = read_screen(arguments, "papalexi2021_eccite.h5ad")
@@ -47,13 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         first, second = (screen[np.sort(part)].copy() for part in (order[:half], order[half:]))
         scvi.settings.seed = split if arguments.seed is None else arguments.seed
         SAMSVAE.setup_anndata(first, batch_key=arguments.batch_key, **_OBSERVED)
-        model = SAMSVAE(first, **eval(arguments.model))
+        model = SAMSVAE(first)
         watch = Stopwatch()
         with watch():
             model.train(
                 max_epochs=arguments.max_epochs,
                 train_size=1.0,
-                plan_kwargs=eval(arguments.plan),
                 accelerator="cpu",
                 enable_progress_bar=False,
             )
@@ -74,6 +71,4 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "core seconds": watch.cpu,
             }
         )
-        print(rows[-1], flush=True)
-    means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-    print_table("Papalexi, random halves", [*rows, means | {"split": "mean"}], arguments)
+    print_table("Papalexi, random halves", with_mean(rows, "split"), arguments)

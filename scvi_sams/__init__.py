@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from scvi_sams import data, datasets, metrics, model, module, train
+from scvi_sams import data, datasets, metrics, model, module, pl, train
 from scvi_sams._exceptions import ScreenError, TrainingDivergedError, UnknownPerturbationError
 from scvi_sams.model import SAMSVAE
 
@@ -18,5 +18,6 @@ __all__ = [
     "metrics",
     "model",
     "module",
+    "pl",
     "train",
 ]
