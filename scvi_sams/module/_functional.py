@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "DosageEntries",
@@ -178,4 +180,4 @@ def relaxed_bernoulli(logits: Tensor, temperature: float) -> Tensor:
     uniform = torch.rand_like(logits).clamp(1e-7, 1 - 1e-7)
     soft = torch.sigmoid((logits + torch.logit(uniform)) / temperature)
     hard = (soft > 0.5).to(soft.dtype)
-    return hard + soft - soft.detach()
+    return hard + (soft - soft.detach())  # the bracket is zero, so that the sum is exact

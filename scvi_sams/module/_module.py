@@ -8,12 +8,12 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.distributions import NegativeBinomial
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
-from torch import Tensor, nn
+from torch import nn
 from torch.distributions import Normal
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams.module._closed_form_inference import ClosedFormInference
-from scvi_sams.module._functional import DosageEntries, additive_shift, dosage_entries
+from scvi_sams.module._functional import additive_shift, dosage_entries
 from scvi_sams.module._likelihood import negative_binomial_log_likelihood
 from scvi_sams.module._networks import ExpressionDecoder, Potential, PotentialEncoder
 from scvi_sams.module._perturbation_effects import PerturbationEffects
@@ -21,9 +21,13 @@ from scvi_sams.module._perturbation_effects import PerturbationEffects
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
+    from scvi_sams.module._functional import DosageEntries
+
 __all__ = ["SAMSVAEModule"]
 
-_N_DISPERSION_CELLS = 16  # the dispersion is shared by all cells; see the likelihood
+_N_DISPERSION_CELLS = 8  # the dispersion is shared by all cells; see the likelihood
 _RELAXATION_TEMPERATURE = 0.5
 
 
@@ -67,6 +71,10 @@ class SAMSVAEModule(BaseModuleClass):
     dispersion = "gene"
     latent_distribution = "normal"
 
+    n_training_cells: Tensor
+    initialized: Tensor
+    globals_frozen: Tensor
+
     def __init__(
         self,
         n_input: int,
@@ -82,16 +90,19 @@ class SAMSVAEModule(BaseModuleClass):
         encode_covariates: bool = False,
         global_inference: Literal["closed_form", "gradient"] = "closed_form",
         basal_gain: Literal["learned", "residual"] = "learned",
-        mask_prior: float = 0.05,
+        mask_prior: float = 0.02,
         embedding_scale: float = 1.0,
         spike_scale: float | Literal["learned"] = "learned",
-        mask_evidence_cells: float | None = 25.0,
+        mask_evidence_cells: float | None = 30.0,
     ) -> None:
         super().__init__()
         self.n_latent = n_latent
         self.n_batch = n_batch
         self.encode_covariates = encode_covariates
-        covariates = {"n_cat_list": [n_batch, *(n_cats_per_cov or ())], "n_cont": n_continuous_cov}
+        covariates: dict[str, Any] = {
+            "n_cat_list": [n_batch, *(n_cats_per_cov or ())],
+            "n_cont": n_continuous_cov,
+        }
         self.encoder = PotentialEncoder(
             n_input,
             n_latent,

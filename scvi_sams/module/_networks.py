@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from scvi.nn import FCLayers
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Tensor
 
 __all__ = ["ExpressionDecoder", "Potential", "PotentialEncoder"]
 
@@ -54,6 +56,9 @@ class PotentialEncoder(nn.Module):
         Fix the gain to one: the basal state is the residual ``location - shift``, with a free
         variance. Robust where the gain collapses, a little less accurate elsewhere.
     """
+
+    log_count_mean: Tensor
+    log_count_std: Tensor
 
     def __init__(
         self,

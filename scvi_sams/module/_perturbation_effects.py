@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from scvi_sams.module._closed_form import SpikeSlab
 from scvi_sams.module._functional import kl_bernoulli, kl_centred_normal, relaxed_bernoulli
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["PerturbationEffects"]
 
@@ -50,12 +53,18 @@ class PerturbationEffects(nn.Module):
         Whether perturbations move cells yet: not during the warm-up.
     """
 
+    spike_mean: Tensor
+    spike_posterior_variance: Tensor
+    spike_variance: Tensor
+    frame: Tensor
+    masks_on: Tensor
+
     def __init__(
         self,
         n_perturbations: int,
         n_latent: int,
         *,
-        mask_prior: float = 0.05,
+        mask_prior: float = 0.02,
         embedding_scale: float = 1.0,
         spike_scale: float | Literal["learned"] = "learned",
         trainable: bool = False,
@@ -84,7 +93,7 @@ class PerturbationEffects(nn.Module):
 
     def _rows(self, rows: Tensor | None) -> SpikeSlab:
         """The posterior of some perturbations, at a cost that does not grow with the others."""
-        fields = (
+        fields: tuple[Tensor, ...] = (
             self.mask_logits,
             self.slab_mean,
             self.slab_log_variance,
@@ -182,8 +191,8 @@ class PerturbationEffects(nn.Module):
 
         Returns
         -------
-        ``"kl_mask"`` for the masks and ``"kl_embedding"`` for the effects given the masks, scalars.
-        Both are zero before the masks are switched on.
+        ``"kl_mask"`` for the masks and ``"kl_embedding"`` for the effects given the masks,
+        scalars. Both are zero before the masks are switched on.
         """
         if not self.masks_on:
             zero = self.slab_mean.new_zeros(())

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from scvi_sams.module._functional import DosageEntries
     from scvi_sams.module._networks import Potential
 
@@ -32,6 +34,17 @@ class RunningStatistics(nn.Module):
     n_batch
         Number of batches.
     """
+
+    basal_pull: Tensor
+    basal_gain: Tensor
+    basal_weight: Tensor
+    pull: Tensor
+    others: Tensor
+    curvature: Tensor
+    weight: Tensor
+    n_occurrences: Tensor
+    n_cells_seen: Tensor
+    max_per_cell: Tensor
 
     def __init__(self, n_perturbations: int, n_latent: int, n_batch: int = 1) -> None:
         super().__init__()
