@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from scvi_sams.module._closed_form import (
     learned_spike_variance,
@@ -16,6 +16,8 @@ from scvi_sams.module._closed_form import (
 from scvi_sams.module._running_statistics import RunningStatistics
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from scvi_sams.module._functional import DosageEntries
     from scvi_sams.module._networks import Potential
     from scvi_sams.module._perturbation_effects import PerturbationEffects
@@ -42,6 +44,8 @@ class ClosedFormInference(nn.Module):
         stand out from a background of standard deviation ``mask_evidence_cells ** -0.5`` (in
         units of the basal standard deviation) to be called a mechanism.
     """
+
+    basal_mean: Tensor
 
     def __init__(
         self,
@@ -99,8 +103,10 @@ class ClosedFormInference(nn.Module):
     def _basal_information(
         self, effects: PerturbationEffects, entries: DosageEntries, n_training_cells: int
     ) -> Tensor:
-        """How much each cell tells of the basal mean: all cells of a perturbation whose effect
-        could be anything within its prior tell no more than one draw from that prior.
+        """How much each cell tells of the basal mean.
+
+        All cells of a perturbation whose effect could be anything within its prior tell no more
+        than one draw from that prior.
 
         Returns
         -------
@@ -113,7 +119,7 @@ class ClosedFormInference(nn.Module):
         )
         information = n_cells.new_ones(entries.n_cells)
         of_entries = 1 / (1 + n_cells * prior_variance)
-        return information.index_reduce_(0, entries.cell, of_entries, "amin").unsqueeze(1)
+        return information.scatter_reduce_(0, entries.cell, of_entries, "amin").unsqueeze(1)
 
     @torch.no_grad()
     def centre(self) -> None:

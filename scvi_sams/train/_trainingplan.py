@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from scvi import REGISTRY_KEYS, settings
 from scvi.train import TrainingPlan
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from scvi_sams._exceptions import TrainingDivergedError
 from scvi_sams.train._divergence_guard import DivergenceGuard
@@ -125,6 +125,8 @@ class SAMSTrainingPlan(TrainingPlan):
         self._gradient_norm = math.nan
         self._global_terms: dict[str, Tensor] | None = None
         self._last_terms: dict[str, Tensor] = {}
+        self._step_sums: dict[str, Tensor] = {}
+        self._n_cells_of_step = 0
         self._epoch_sums: dict[str, Tensor | float] = {}
         self._n_cells_summed = 0
 
@@ -160,7 +162,7 @@ class SAMSTrainingPlan(TrainingPlan):
         """Two groups of parameters, and a learning rate that follows the share of steps."""
         effects = {id(parameter) for parameter in self.module.effects.parameters()}
         trainable = [p for p in self.module.parameters() if p.requires_grad]
-        groups = [{"params": [p for p in trainable if id(p) not in effects]}]
+        groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in effects]}]
         if len(groups[0]["params"]) < len(trainable):
             groups.append(
                 {
@@ -180,7 +182,18 @@ class SAMSTrainingPlan(TrainingPlan):
         else:
             optimizer = self.get_optimizer_creator()(groups)
         if self.reduce_lr_on_plateau:
-            return super().configure_optimizers() | {"optimizer": optimizer}
+            plateau = ReduceLROnPlateau(
+                optimizer,
+                patience=self.lr_patience,
+                factor=self.lr_factor,
+                threshold=self.lr_threshold,
+                min_lr=self.lr_min,
+                threshold_mode="abs",
+            )
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": plateau, "monitor": self.lr_scheduler_metric},
+            }
         self._n_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, self._learning_rate_factor)
         return {
@@ -204,16 +217,21 @@ class SAMSTrainingPlan(TrainingPlan):
         self.loss_kwargs["kl_weight"] = self.kl_weight
         _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
         n_cells = output.n_obs_minibatch
-        sums = {
+        # Summed once the guard finds the step healthy.
+        self._step_sums = {
             "train_loss": output.loss.detach() * n_cells,
             "reconstruction_loss_train": output.reconstruction_loss_sum.detach(),
             "kl_local_train": output.kl_local_sum.detach(),
             "kl_global_train": output.kl_global_sum.detach() * n_cells,
         }
-        for name, value in sums.items():
-            self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + value
-        self._n_cells_summed += n_cells
+        self._n_cells_of_step = n_cells
         return output.loss
+
+    def _sum_step(self) -> None:
+        """Add what the last step found to the sums of the epoch."""
+        for name, value in self._step_sums.items():
+            self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + value
+        self._n_cells_summed += self._n_cells_of_step
 
     def _log_epoch(self) -> None:
         """Log the means of the epoch under scvi-tools' names."""
@@ -294,7 +312,8 @@ class SAMSTrainingPlan(TrainingPlan):
         """Read what the module must know of the training cells before the first step."""
         self._n_steps = int(self.trainer.estimated_stepping_batches)
         module = self.module
-        self._warm_start = bool(module.effects.masks_on) and self.global_step == 0
+        if self.global_step == 0:
+            self._warm_start = bool(module.effects.masks_on)
         module.n_training_cells.fill_(self.n_obs_training)
         if not module.initialized:
             _initialize_from(self.trainer.train_dataloader, module, self.n_initialization_cells)
@@ -308,6 +327,7 @@ class SAMSTrainingPlan(TrainingPlan):
         if self.trainer.strategy.reduce_boolean_decision(divergent, all=False):
             self._restart(float(loss))
             return
+        self._sum_step()
         self._update_globals()
         self.guard.keep(self.module, self._optimizer)
 
@@ -330,6 +350,7 @@ class SAMSTrainingPlan(TrainingPlan):
         """Add what a resumed run must know."""
         checkpoint["sams_training"] = {
             "n_restarts": self.n_restarts,
+            "warm_start": self._warm_start,
             "gradient_norm": self._gradient_norm,
             "guard": self.guard.state_dict(),
         }
@@ -338,6 +359,7 @@ class SAMSTrainingPlan(TrainingPlan):
         """Go on where the checkpoint was written."""
         state = checkpoint["sams_training"]
         self.n_restarts = state["n_restarts"]
+        self._warm_start = state["warm_start"]
         self._gradient_norm = state["gradient_norm"]
         self.guard.load_state_dict(state["guard"])
 
@@ -387,6 +409,9 @@ class SAMSTrainingPlan(TrainingPlan):
             )
         self.guard.restore(self.module, self._optimizer)
         self.n_restarts += 1
+        if self.reduce_lr_on_plateau:  # otherwise the schedule does it
+            for group in self._optimizer.param_groups:
+                group["lr"] *= 0.5
         self._global_terms = None
         warnings.warn(
             f"Training diverged in {where}: {found}. Restored the last healthy state and halved "
@@ -399,9 +424,7 @@ class SAMSTrainingPlan(TrainingPlan):
 @torch.no_grad()
 def _initialize_from(dataloader: Any, module: SAMSVAEModule, n_cells: int) -> None:
     """Initialise a module from the first training cells that a loader gives."""
-    total: Tensor | float = 0.0
-    log_total: Tensor | float = 0.0
-    log_squares: Tensor | float = 0.0
+    total = log_total = log_squares = torch.zeros(())
     n_read = 0
     for batch in dataloader:
         counts = batch[REGISTRY_KEYS.X_KEY]
