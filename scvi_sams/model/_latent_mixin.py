@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 
-from scvi_sams.data import PerturbationField
+from scvi_sams.model._base import SAMSModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from anndata import AnnData
 
     from scvi_sams.data import Conditions
@@ -20,13 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["LatentMixin"]
 
 
-class LatentMixin:
+class LatentMixin(SAMSModel):
     """Latent states of cells; masks, effects and shifts of perturbations."""
-
-    @property
-    def perturbation_names(self) -> list[str]:
-        """Names of the perturbations the model knows, in the order of every matrix."""
-        return list(self._perturbation_registry[PerturbationField.COLUMN_NAMES_KEY])
 
     @torch.inference_mode()
     def get_latent_representation(
@@ -93,20 +88,27 @@ class LatentMixin:
             dataloader = self._make_data_loader(
                 adata, indices=indices, batch_size=batch_size, **data_loader_kwargs
             )
-        first, second = [], []
+        values, variances = [], []
         to_masks = self.module.effects.frame.T
         for tensors in dataloader:
             outputs = self.module.inference(**self.module._get_inference_input(tensors))
             shift = outputs["shift_mean"] @ to_masks
             if representation == "perturbation":
-                first.append(shift)
+                values.append(shift)
             elif representation == "basal":
-                first.append(outputs["qz"].loc - shift)
+                values.append(outputs["qz"].loc - shift)
             else:
-                first.append(outputs["qz"].loc if give_mean or return_dist else outputs["z"])
-                second.append(outputs["qz"].variance if return_dist else None)
-        values = torch.cat(first).cpu().numpy()
-        return (values, torch.cat(second).cpu().numpy()) if return_dist else values
+                values.append(outputs["qz"].loc if give_mean or return_dist else outputs["z"])
+                variances.append(outputs["qz"].variance)
+        latent = torch.cat(values).cpu().numpy()
+        return (latent, torch.cat(variances).cpu().numpy()) if return_dist else latent
+
+    def get_latent_library_size(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Not offered: library sizes are observed, not latent."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no latent library size: it takes the sum of the counts, "
+            "or the column given as size_factor_key in setup_anndata."
+        )
 
     def get_perturbation_mask(self) -> pd.DataFrame:
         """Probability that each perturbation moves each latent.

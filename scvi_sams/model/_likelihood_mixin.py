@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.utils import track
 
+from scvi_sams.model._base import SAMSModel
 from scvi_sams.module._functional import log_mean_exp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from anndata import AnnData
 
 __all__ = ["LikelihoodMixin"]
@@ -22,7 +23,7 @@ _MAX_WEIGHT_ELEMENTS = 20_000_000  # of one decoded (particles, cells, genes) te
 _MAX_EFFECT_ELEMENTS = 50_000_000  # of the draws of all effects held at once
 
 
-class LikelihoodMixin:
+class LikelihoodMixin(SAMSModel):
     """The bound of the paper's evaluation, with and without importance weights."""
 
     def get_iwelbo(
@@ -64,6 +65,8 @@ class LikelihoodMixin:
         --------
         >>> model.get_iwelbo(indices=model.validation_indices)  # doctest: +SKIP
         """
+        if n_particles < 1:
+            raise ValueError(f"n_particles={n_particles}: at least one is needed.")
         log_weights = self._log_importance_weights(adata, indices, n_particles, batch_size)
         bound = log_mean_exp(log_weights).numpy()
         return float(bound.mean()) if return_mean else bound
@@ -106,12 +109,21 @@ class LikelihoodMixin:
         --------
         >>> model.get_elbo()  # doctest: +SKIP
         """
+        if n_samples < 1:
+            raise ValueError(f"n_samples={n_samples}: at least one is needed.")
         bound = self._log_importance_weights(adata, indices, n_samples, batch_size).mean(0).numpy()
         if include_global:
             divergences = self.module.effects.kl_divergence().values()
             n_cells = max(1, int(self.module.n_training_cells))
             bound = bound - float(sum(divergences)) / n_cells
         return float(bound.mean()) if return_mean else bound
+
+    def get_marginal_ll(self, *args: Any, **kwargs: Any) -> float | np.ndarray:
+        """Not offered under this name: see :meth:`get_iwelbo`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} estimates the marginal log-likelihood of cells by "
+            "get_iwelbo(n_particles=...), whose draws of masks and effects all cells share."
+        )
 
     @torch.inference_mode()
     def _log_importance_weights(
@@ -122,8 +134,6 @@ class LikelihoodMixin:
         batch_size: int | None,
     ) -> torch.Tensor:
         """Weights of all cells under draws of the global latents they share, on the CPU."""
-        if n_particles < 1:
-            raise ValueError(f"n_particles={n_particles}: at least one is needed.")
         self._check_if_trained(warn=False)
         adata = self._validate_anndata(adata)
         loader = self._make_data_loader(adata, indices=indices, batch_size=batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
@@ -14,7 +15,7 @@ from scvi.utils import track
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.data import PerturbationField, dosage_from_conditions
+from scvi_sams.model._base import SAMSModel
 from scvi_sams.module import CellPopulation, expected_log_normalized
 from scvi_sams.module._functional import additive_shift, dosage_entries
 
@@ -31,7 +32,7 @@ _COUNTS_PER = 1e4
 _MAX_DECODED_ELEMENTS = 20_000_000
 
 
-class PredictionMixin:
+class PredictionMixin(SAMSModel):
     """Cells and average effects under any condition, never looking at cells of that condition."""
 
     @torch.inference_mode()
@@ -87,7 +88,7 @@ class PredictionMixin:
         >>> cells = model.predict(["KLF1+CEBPA"], n_samples=200)  # doctest: +SKIP
         """
         self._check_if_trained(warn=False)
-        dosage, labels = self._parse_conditions(conditions)
+        dosage, labels = self._parse_distinct_conditions(conditions)
         population, cell_names = self._population(basal, n_samples, batch, library_size)
         n_cells = len(population.basal)
         perturbations, dosage = _used_columns(dosage)
@@ -175,12 +176,16 @@ class PredictionMixin:
         if method not in {"log_normalized", "mean"}:
             raise ValueError(f"method={method!r} is unknown; use 'log_normalized' or 'mean'.")
         self._check_if_trained(warn=False)
-        dosage, labels = self._parse_conditions(
+        if not 0 < credible_level < 1:
+            raise ValueError(f"credible_level={credible_level!r} must be between 0 and 1.")
+        dosage, labels = self._parse_distinct_conditions(
             self.perturbation_names if conditions is None else conditions
         )
         reference_dosage, _ = self._parse_conditions({} if reference is None else reference)
         population, _ = self._population(basal, n_cells, batch, None)
         perturbations, used = _used_columns(sparse.vstack([reference_dosage, dosage], "csr"))
+        if n_samples < 1:
+            raise ScreenError(f"n_samples={n_samples}: at least one draw is needed.")
         effects = self._sample_effects(n_samples, perturbations)
         n_at_once = max(
             1, _MAX_DECODED_ELEMENTS // (len(population.basal) * self.summary_stats.n_vars)
@@ -229,15 +234,16 @@ class PredictionMixin:
 
     # -- shared steps --------------------------------------------------------------------------
 
-    def _parse_conditions(self, conditions: Conditions) -> tuple[sparse.csr_matrix, list[str]]:
-        registry = self._perturbation_registry
-        parsed = dosage_from_conditions(
-            conditions,
-            self.perturbation_names,
-            registry[PerturbationField.CONTROL_KEY],
-            registry[PerturbationField.DELIMITER_KEY],
-        )
-        return parsed.matrix, parsed.labels
+    def _parse_distinct_conditions(
+        self, conditions: Conditions
+    ) -> tuple[sparse.csr_matrix, list[str]]:
+        dosage, labels = self._parse_conditions(conditions)
+        repeated = [label for label, number in Counter(labels).items() if number > 1]
+        if repeated:
+            raise ScreenError(
+                f"Conditions must differ, but {', '.join(repeated)} repeats. Ask for each once."
+            )
+        return dosage, labels
 
     def _population(
         self,
@@ -248,7 +254,17 @@ class PredictionMixin:
     ) -> tuple[CellPopulation, list[str] | None]:
         """Basal states and covariates of cells, with the names of those that are real."""
         names = None
-        if isinstance(basal, str) and basal == "prior":
+        if n_cells < 1:
+            raise ScreenError(f"{n_cells} cells of each condition: at least one is needed.")
+        if library_size is not None and not 0 < library_size < np.inf:
+            raise ScreenError(f"library_size={library_size!r} must be positive and finite.")
+        is_prior = isinstance(basal, str) and basal == "prior"
+        if self.adata is None and not (is_prior or isinstance(basal, ad.AnnData)):
+            raise ScreenError(
+                f"basal={basal!r} needs the cells, and the model was loaded without its AnnData; "
+                "use basal='prior' or give an AnnData."
+            )
+        if is_prior:
             population = self._prior_population(n_cells)
         elif isinstance(basal, str) and basal == "control":
             controls = self._training_controls()
@@ -369,7 +385,7 @@ def _population(
 
     return CellPopulation(
         basal.to(device),
-        on_device(REGISTRY_KEYS.SIZE_FACTOR_KEY, torch.float32),
+        tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].to(device, torch.float32),
         on_device(REGISTRY_KEYS.BATCH_KEY, torch.long),
         on_device(REGISTRY_KEYS.CAT_COVS_KEY, torch.long),
         on_device(REGISTRY_KEYS.CONT_COVS_KEY, torch.float32),

@@ -1,0 +1,78 @@
+"""What the parts of a model class share."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import scvi
+
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams.data import PerturbationField, dosage_from_conditions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    import torch
+    from anndata import AnnData
+    from scipy import sparse
+    from scvi.data import AnnDataManager
+
+    from scvi_sams.data import Conditions
+    from scvi_sams.module import SAMSVAEModule
+
+__all__ = ["SAMSModel"]
+
+
+class SAMSModel:
+    """Base of the mixins: what they use of scvi-tools' model class, and their common steps."""
+
+    # Declared, not defined: scvi-tools' classes come later among the bases.
+    module: SAMSVAEModule
+    adata: AnnData
+    adata_manager: AnnDataManager
+    registry: dict[str, Any]
+    summary_stats: Any
+    device: torch.device
+    train_indices: np.ndarray | None
+    reference_cells_: dict[str, np.ndarray]
+    get_var_names: Callable[[], np.ndarray]
+    _check_if_trained: Callable[..., None]
+    _make_data_loader: Callable[..., Any]
+    _validate_anndata: Callable[[AnnData | None], AnnData]
+
+    @property
+    def perturbation_names(self) -> list[str]:
+        """Names of the perturbations the model knows, in the order of every matrix."""
+        return list(self._perturbation_registry[PerturbationField.COLUMN_NAMES_KEY])
+
+    @property
+    def _perturbation_registry(self) -> dict[str, Any]:
+        return self._field_state(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+
+    def _field_state(self, registry_key: str) -> dict[str, Any]:
+        """State of a registered field, with or without the AnnData."""
+        return self.registry["field_registries"][registry_key]["state_registry"]
+
+    def _parse_conditions(self, conditions: Conditions) -> tuple[sparse.csr_matrix, list[str]]:
+        """Doses of conditions (conditions x perturbations) and a label of each."""
+        registry = self._perturbation_registry
+        parsed = dosage_from_conditions(
+            conditions,
+            self.perturbation_names,
+            registry[PerturbationField.CONTROL_KEY],
+            registry[PerturbationField.DELIMITER_KEY],
+        )
+        return parsed.matrix, parsed.labels
+
+    def _provenance(self) -> dict[str, Any]:
+        """What every file written from a prediction says of its origin."""
+        packages = ("scvi-sams", "scvi-tools", "torch", "anndata")
+        return {
+            "model": type(self).__name__,
+            "seed": -1 if scvi.settings.seed is None else scvi.settings.seed,
+            "python": platform.python_version(),
+            **{package.replace("-", "_"): version(package) for package in packages},
+        }

@@ -1,0 +1,74 @@
+"""Room for new batches in a fitted module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.nn import FCLayers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scvi_sams.module import SAMSVAEModule
+
+__all__ = ["align_categories", "categories_per_covariate", "start_new_batches"]
+
+
+def categories_per_covariate(registry: dict[str, Any]) -> list[int]:
+    """Numbers of categories of the batch and of the further categorical covariates."""
+    fields = registry["field_registries"]
+    n_batch = len(fields[REGISTRY_KEYS.BATCH_KEY]["state_registry"]["categorical_mapping"])
+    covariates = fields.get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
+    return [n_batch, *(int(n) for n in covariates.get("n_cats_per_key", ()))]
+
+
+@torch.no_grad()
+def align_categories(module: SAMSVAEModule, n_known: Sequence[int]) -> None:
+    """Bring the weights of categories to where the networks look for them.
+
+    scvi-tools appends the weights of new categories after all others, which moves those of every
+    covariate but the last one. New categories start at the mean of the known ones of their
+    covariate.
+
+    Parameters
+    ----------
+    module
+        Module that :meth:`~scvi.model.base.ArchesMixin.load_query_data` has filled.
+    n_known
+        Numbers of categories of each covariate in the reference.
+    """
+    for network in module.modules():
+        if not isinstance(network, FCLayers) or not network.n_cat_list:
+            continue
+        n_columns = sum(network.n_cat_list)  # a covariate of one category has none
+        for number, layer in enumerate(network.fc_layers):
+            if n_columns and network.inject_into_layer(number):
+                columns = layer[0].weight[:, -n_columns:]
+                columns.copy_(_aligned(columns, n_known, network.n_cat_list))
+
+
+def _aligned(
+    columns: torch.Tensor, n_known: Sequence[int], n_columns: Sequence[int]
+) -> torch.Tensor:
+    blocks, start = [], 0
+    for known, after in zip(n_known, n_columns, strict=True):
+        if known > 1:
+            block = columns[:, start : start + known]
+            start += known
+        else:
+            block = torch.zeros_like(columns[:, :1])
+        if after:
+            new = block.mean(1, keepdim=True).expand(-1, after - known)
+            blocks.append(torch.cat([block, new], dim=1))
+    return torch.cat(blocks, dim=1)
+
+
+@torch.no_grad()
+def start_new_batches(module: SAMSVAEModule) -> None:
+    """Start the basal means of batches that were never seen at the mean of the others."""
+    if module.closed_form is not None:
+        seen = module.closed_form.statistics.basal_weight.squeeze(1) > 0
+        basal_mean = module.closed_form.basal_mean
+        basal_mean[~seen] = basal_mean[seen].mean(0)
