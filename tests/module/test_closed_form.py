@@ -305,6 +305,18 @@ class TestCoordinateAscent:
         assert steps[0] > 10
         assert steps.min() > -1e-6 * abs(bounds[-1])
 
+    def test_frame_turns_to_where_the_cells_are(self):
+        """From the right effects in the wrong frame."""
+        screen = Screen(n_cells=4_000)
+        effects = screen.effects
+        effects.masks_on.fill_(True)
+        effects.slab_mean.copy_(screen.truth)
+        effects.mask_logits.copy_(12 * (2.0 * (screen.truth != 0) - 1))
+        assert (effects.frame - screen.hidden_frame).abs().max() > 0.5
+        screen.observe()
+        screen.closed_form.update(effects, screen.n_cells)
+        torch.testing.assert_close(effects.frame, screen.hidden_frame, atol=0.1, rtol=0)
+
     def test_frame_stays_orthogonal(self):
         screen = Screen(isotropic=False, pairs=True)
         screen.observe()
