@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
-import scvi
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import (
@@ -28,6 +25,11 @@ from scvi_sams.data import (
 from scvi_sams.model._latent_mixin import LatentMixin
 from scvi_sams.model._likelihood_mixin import LikelihoodMixin
 from scvi_sams.model._prediction_mixin import PredictionMixin
+from scvi_sams.model._query import (
+    align_categories,
+    categories_per_covariate,
+    start_new_batches,
+)
 from scvi_sams.model._training_mixin import SAMSTrainingMixin
 from scvi_sams.module import SAMSVAEModule
 
@@ -117,7 +119,7 @@ class SAMSVAE(
         mask_evidence_cells: float | None = 25.0,
     ) -> None:
         super().__init__(adata, registry)
-        self._module_kwargs = {
+        self._module_kwargs: dict[str, Any] = {
             "n_latent": n_latent,
             "n_hidden": n_hidden,
             "n_layers": n_layers,
@@ -218,7 +220,7 @@ class SAMSVAE(
             combination_delimiter,
         )
         fields = [
-            # Checked above, entry by entry; scvi-tools samples the entries from numpy's global stream.
+            # Checked above, entry by entry; scvi-tools draws some from numpy's global stream.
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
@@ -244,40 +246,52 @@ class SAMSVAE(
         )
 
     @classmethod
-    def load_query_data(cls, *args: Any, **kwargs: Any) -> SAMSVAE:
+    def load_query_data(
+        cls,
+        adata: AnnData,
+        reference_model: str | SAMSVAE,
+        *,
+        unfrozen: bool = False,
+        **kwargs: Any,
+    ) -> SAMSVAE:
         """Take a fitted model to cells of new batches (scArches).
 
-        Networks, masks and effects stay as they are; training adapts the decoder to the new
-        batches only. Arguments and behaviour are those of
-        :meth:`scvi.model.base.ArchesMixin.load_query_data`; perturbations must be known.
+        Masks and effects stay as they are, and so do the networks but for their weights of new
+        batches, which training adapts.
+
+        Parameters
+        ----------
+        adata
+            Cells of new batches, laid out as those the model was set up with. Perturbations that
+            they lack are fine.
+        reference_model
+            The fitted model, or the folder it was saved in.
+        unfrozen
+            Train everything on, masks and effects included.
+        **kwargs
+            Further arguments of :meth:`scvi.model.base.ArchesMixin.load_query_data`.
 
         Returns
         -------
         The model, to be trained on the query.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a cell has a perturbation that the model has not seen.
 
         Examples
         --------
         >>> query = SAMSVAE.load_query_data(new_adata, model)  # doctest: +SKIP
         >>> query.train(max_epochs=20)  # doctest: +SKIP
         """
-        query = super().load_query_data(*args, **kwargs)
-        query.module.globals_frozen.fill_(True)
+        query = super().load_query_data(adata, reference_model, unfrozen=unfrozen, **kwargs)
+        query.module.globals_frozen.fill_(not unfrozen)
+        reference = (
+            cls.load_registry(reference_model)
+            if isinstance(reference_model, str)
+            else reference_model.registry
+        )
+        align_categories(query.module, categories_per_covariate(reference))
+        start_new_batches(query.module)
         return query
-
-    def _field_state(self, registry_key: str) -> dict[str, Any]:
-        """State of a registered field, with or without the AnnData."""
-        return self.registry["field_registries"][registry_key]["state_registry"]
-
-    @property
-    def _perturbation_registry(self) -> dict[str, Any]:
-        return self._field_state(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
-
-    def _provenance(self) -> dict[str, Any]:
-        """What every file written from a prediction says of its origin."""
-        packages = ("scvi-sams", "scvi-tools", "torch", "anndata")
-        return {
-            "model": type(self).__name__,
-            "seed": -1 if scvi.settings.seed is None else scvi.settings.seed,
-            "python": platform.python_version(),
-            **{package.replace("-", "_"): version(package) for package in packages},
-        }
