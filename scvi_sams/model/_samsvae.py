@@ -24,6 +24,7 @@ from scvi_sams.data import (
 )
 from scvi_sams.model._latent_mixin import LatentMixin
 from scvi_sams.model._likelihood_mixin import LikelihoodMixin
+from scvi_sams.model._loading import OrderedAnnDataLoader
 from scvi_sams.model._prediction_mixin import PredictionMixin
 from scvi_sams.model._query import (
     align_categories,
@@ -100,6 +101,7 @@ class SAMSVAE(
     """
 
     _module_cls = SAMSVAEModule
+    _data_loader_cls = OrderedAnnDataLoader
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class SAMSVAE(
         n_latent: int = 40,
         n_hidden: int = 400,
         n_layers: int = 1,
-        dropout_rate: float = 0.0,
+        dropout_rate: float = 0.05,
         encode_covariates: bool = False,
         global_inference: Literal["closed_form", "gradient"] = "closed_form",
         basal_gain: Literal["learned", "residual"] = "learned",
