@@ -115,10 +115,10 @@ class SAMSVAE(
         encode_covariates: bool = False,
         global_inference: Literal["closed_form", "gradient"] = "closed_form",
         basal_gain: Literal["learned", "residual"] = "learned",
-        mask_prior: float = 0.05,
+        mask_prior: float = 0.02,
         embedding_scale: float = 1.0,
         spike_scale: float | Literal["learned"] = "learned",
-        mask_evidence_cells: float | None = 25.0,
+        mask_evidence_cells: float | None = 30.0,
     ) -> None:
         super().__init__(adata, registry)
         self._module_kwargs: dict[str, Any] = {

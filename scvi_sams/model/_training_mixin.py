@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SAMSTrainingMixin"]
 
-_TARGET_STEPS = 5_000  # where the benchmarks stop to gain
+_TARGET_STEPS = 3_500  # where the benchmarks stop to gain
 _MIN_EPOCHS = 2
-_MAX_EPOCHS = 400
+_MAX_EPOCHS = 80  # small screens are overfitted beyond
 _MAX_REFERENCE_CELLS = 2_000
 
 
@@ -45,8 +45,8 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells. By default as many as make about 5,000 steps, between
-            2 and 400. Learning rate, warm-up and the switching on of the masks follow the share
+            Passes over the training cells. By default as many as make about 3,500 steps, between
+            2 and 80. Learning rate, warm-up and the switching on of the masks follow the share
             of them that is done.
         train_size
             Share of the cells to train on, 0.9 by default; the rest is for validation.
@@ -80,7 +80,7 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
                 self._n_training_cells(train_size, datasplitter_kwargs), batch_size
             )
         if early_stopping:
-            fraction = (plan_kwargs or {}).get("mask_warmup_fraction") or 0.4
+            fraction = (plan_kwargs or {}).get("mask_warmup_fraction") or 0.5
             kwargs.setdefault(
                 "early_stopping_warmup_epochs", math.ceil(1.5 * fraction * max_epochs)
             )

@@ -10,8 +10,12 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SpikeSlab", "learned_spike_variance", "procrustes", "quartimax", "spike_slab"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+__all__ = ["SpikeSlab", "learned_spike_variance", "procrustes", "sparse_rotation", "spike_slab"]
+
+_THRESHOLDS = (1.5, 1.05, 0.75, 0.5)  # of the root mean square effect
 _MAX_LOGIT = 12.0  # inclusion probabilities stay off 0 and 1, so that a mask can change its mind
 
 
@@ -140,18 +144,19 @@ def procrustes(cross: Tensor) -> Tensor:
     return left @ right
 
 
-def quartimax(
+def sparse_rotation(
     effects: Tensor,
     *,
-    n_starts: int = 8,
-    max_iterations: int = 200,
-    tolerance: float = 1e-6,
+    n_starts: int = 16,
+    max_iterations: int = 100,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Rotation that makes a matrix of effects sparse.
 
-    Maximises the sum of fourth powers of ``effects @ rotation`` by fixed-point steps from several
-    starts, and keeps the solution of least absolute sum.
+    From several starts: quartimax (the rotation of greatest sum of fourth powers, by fixed-point
+    steps), whose smooth criterion finds the basin, then Procrustes rotation towards the rotated
+    effects with the small ones set to zero, under a falling threshold. Quartimax alone is biased
+    where the effects of several latents overlap. The start of least absolute sum is kept.
 
     Parameters
     ----------
@@ -159,8 +164,8 @@ def quartimax(
         Shape ``(n_perturbations, n_latent)``.
     n_starts
         Number of starts; the first is the identity, the others are random.
-    max_iterations, tolerance
-        When to end a start.
+    max_iterations
+        Most steps of each stage of a start.
     generator
         Source of the random starts.
 
@@ -170,12 +175,13 @@ def quartimax(
 
     Examples
     --------
-    >>> rotation = quartimax(torch.eye(3))
+    >>> rotation = sparse_rotation(torch.eye(3))
     >>> torch.allclose(rotation @ rotation.T, torch.eye(3), atol=1e-5)
     True
     """
     n_latent = effects.shape[1]
     identity = torch.eye(n_latent, dtype=effects.dtype, device=effects.device)
+    scale = effects.square().mean().sqrt()
     best, least = identity, math.inf
     for start in range(n_starts):
         rotation = identity
@@ -183,14 +189,31 @@ def quartimax(
             # Drawn where the generator lives, so that a seed means the same on every device.
             noise = torch.randn(n_latent, n_latent, generator=generator, dtype=effects.dtype)
             rotation = torch.linalg.qr(noise.to(effects.device))[0]
-        previous = 0.0
-        for _ in range(max_iterations):
-            left, singular, right = torch.linalg.svd(effects.T @ (effects @ rotation).pow(3))
-            rotation, objective = left @ right, singular.sum().item()
-            if objective <= previous * (1 + tolerance):
-                break
-            previous = objective
+        rotation = _rotate_towards(effects, rotation, lambda rotated: rotated**3, max_iterations)
+        for factor in _THRESHOLDS:
+            threshold = factor * scale
+            rotation = _rotate_towards(
+                effects,
+                rotation,
+                lambda rotated, t=threshold: rotated * (rotated.abs() > t),
+                max_iterations,
+            )
         absolute = (effects @ rotation).abs().sum().item()
         if absolute < least:
             best, least = rotation, absolute
     return best
+
+
+def _rotate_towards(
+    effects: Tensor,
+    rotation: Tensor,
+    target: Callable[[Tensor], Tensor],
+    max_iterations: int,
+    tolerance: float = 1e-4,
+) -> Tensor:
+    """Repeat the Procrustes rotation of effects towards a function of the rotated effects."""
+    for _ in range(max_iterations):
+        previous, rotation = rotation, procrustes(effects.T @ target(effects @ rotation))
+        if (rotation - previous).abs().max() < tolerance:
+            break
+    return rotation

@@ -10,7 +10,7 @@ from torch import nn
 from scvi_sams.module._closed_form import (
     learned_spike_variance,
     procrustes,
-    quartimax,
+    sparse_rotation,
     spike_slab,
 )
 from scvi_sams.module._running_statistics import RunningStatistics
@@ -53,7 +53,7 @@ class ClosedFormInference(nn.Module):
         n_latent: int,
         *,
         n_batch: int = 1,
-        mask_evidence_cells: float | None = 25.0,
+        mask_evidence_cells: float | None = 30.0,
     ) -> None:
         super().__init__()
         self.mask_floor_variance = 1 / mask_evidence_cells if mask_evidence_cells else 0.0
@@ -138,11 +138,13 @@ class ClosedFormInference(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         """Start the masks after the warm-up: rotate dense shifts to sparse ones, then prune."""
-        score, curvature, _ = self._statistics(effects, n_training_cells)
-        shifts = score / (curvature + 1 / effects.embedding_variance)
+        score, curvature, mean = self._statistics(effects, n_training_cells)
+        shifts = (score + curvature * (mean @ effects.frame)) / (
+            curvature + 1 / effects.embedding_variance
+        )
         weight = curvature.mean(1, keepdim=True)
         weight = (weight / weight.mean()).sqrt().clamp(max=_MAX_RELATIVE_WEIGHT)
-        rotation = quartimax(shifts * weight, generator=generator)
+        rotation = sparse_rotation(shifts * weight, generator=generator)
         effects.frame.copy_(rotation.T)
         effects.slab_mean.copy_(shifts @ rotation)
         effects.mask_logits.fill_(_SWITCH_ON_LOGIT)

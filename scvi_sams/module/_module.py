@@ -73,6 +73,7 @@ class SAMSVAEModule(BaseModuleClass):
 
     n_training_cells: Tensor
     initialized: Tensor
+    counts_per_cell: Tensor
     globals_frozen: Tensor
 
     def __init__(
@@ -86,7 +87,7 @@ class SAMSVAEModule(BaseModuleClass):
         n_hidden: int = 400,
         n_latent: int = 40,
         n_layers: int = 1,
-        dropout_rate: float = 0.0,
+        dropout_rate: float = 0.05,
         encode_covariates: bool = False,
         global_inference: Literal["closed_form", "gradient"] = "closed_form",
         basal_gain: Literal["learned", "residual"] = "learned",
@@ -137,6 +138,7 @@ class SAMSVAEModule(BaseModuleClass):
         )
         self.register_buffer("n_training_cells", torch.tensor(0))
         self.register_buffer("initialized", torch.tensor(False))
+        self.register_buffer("counts_per_cell", torch.tensor(0.0))
         self.register_buffer("globals_frozen", torch.tensor(False))
 
     @torch.no_grad()
@@ -157,6 +159,7 @@ class SAMSVAEModule(BaseModuleClass):
         # Relative to the mean gene, a gene that was never seen starts at a ten-thousandth.
         share = counts_mean / counts_mean.mean() + 1e-4
         self.decoder.logits.bias.copy_((share / share.sum()).log())
+        self.counts_per_cell.copy_(counts_mean.sum())
         self.initialized.fill_(True)
 
     # -- scvi-tools interface ------------------------------------------------------------------

@@ -26,6 +26,7 @@ __all__ = ["SAMSTrainingPlan"]
 
 _GRADIENT_NORM_MEMORY = 0.98
 _MAX_RESTARTS = 5
+_SHALLOW = 1_000  # counts a cell
 
 
 class SAMSTrainingPlan(TrainingPlan):
@@ -54,12 +55,13 @@ class SAMSTrainingPlan(TrainingPlan):
         Weight decay of the networks; never applied to masks and embeddings.
     kl_warmup_fraction, min_kl_weight
         The weight on the divergence of the basal state rises from ``min_kl_weight`` to one over
-        this share of training. A slow rise keeps latents in use until the masks find them: a
-        perturbation of few cells has no latent of its own in a plain VAE at full weight.
+        this share of training; 0.8 by default for screens of fewer than 1,000 counts a cell, 0.4
+        for others. In shallow cells a plain VAE at full weight has no latent for a perturbation
+        of few cells; in deep ones a slow rise splits one mechanism over several latents.
         ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup``, if given, take the place of the share.
     mask_warmup_fraction
-        Share of training before the masks are switched on; 0.4 for the closed-form engine and 0
-        for the gradient engine by default.
+        Share of training before the masks are switched on; 0.4 by default for shallow screens,
+        0.5 for others, 0 for the gradient engine.
     kl_global_weight
         Weight on the divergences of the global latents.
     global_update_every
@@ -88,7 +90,7 @@ class SAMSTrainingPlan(TrainingPlan):
         global_lr_factor: float = 10.0,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        kl_warmup_fraction: float = 0.8,
+        kl_warmup_fraction: float | None = None,
         min_kl_weight: float = 0.01,
         n_epochs_kl_warmup: int | None = None,
         n_steps_kl_warmup: int | None = None,
@@ -112,8 +114,6 @@ class SAMSTrainingPlan(TrainingPlan):
             n_steps_kl_warmup=n_steps_kl_warmup,
             **kwargs,
         )
-        if mask_warmup_fraction is None:
-            mask_warmup_fraction = 0.0 if module.closed_form is None else 0.4
         self.global_lr_factor = global_lr_factor
         self.mask_warmup_fraction = mask_warmup_fraction
         self.kl_global_weight = kl_global_weight
@@ -143,7 +143,9 @@ class SAMSTrainingPlan(TrainingPlan):
         if self.n_epochs_kl_warmup is not None or self.n_steps_kl_warmup is not None:
             return super().kl_weight
         weight = 1.0
-        if not self._warm_start:
+        if self.kl_warmup_fraction is None:  # not known before training starts
+            weight = self.min_kl_weight
+        elif not self._warm_start:
             weight = linear_warmup(self.progress, self.kl_warmup_fraction, self.min_kl_weight)
         return torch.tensor(self.max_kl_weight * weight, device=self.device)
 
@@ -317,6 +319,13 @@ class SAMSTrainingPlan(TrainingPlan):
         module.n_training_cells.fill_(self.n_obs_training)
         if not module.initialized:
             _initialize_from(self.trainer.train_dataloader, module, self.n_initialization_cells)
+        is_shallow = bool(module.counts_per_cell < _SHALLOW)
+        if self.kl_warmup_fraction is None:
+            self.kl_warmup_fraction = 0.8 if is_shallow else 0.4
+        if self.mask_warmup_fraction is None and module.closed_form is None:
+            self.mask_warmup_fraction = 0.0
+        elif self.mask_warmup_fraction is None:
+            self.mask_warmup_fraction = 0.4 if is_shallow else 0.5
         self._global_terms = None
         self.guard.keep(module, self._optimizer)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scvi
+import torch
 
 from scvi_sams.model import _likelihood_mixin
 
@@ -66,6 +67,22 @@ class TestElbo:
         history = -any_fitted.history["elbo_validation"].iloc[-1].item()
         elbo = any_fitted.get_elbo(indices=any_fitted.validation_indices, n_samples=50)
         assert elbo == pytest.approx(history, rel=0.02)
+
+    def test_divergence_of_cells(self, any_fitted):
+        """The bound by draws of all latents against the exact divergence of the basal state."""
+        (tensors,) = any_fitted._make_data_loader(
+            any_fitted.adata, indices=CELLS, batch_size=len(CELLS)
+        )
+        exact = []
+        with torch.inference_mode():
+            for _ in range(30):
+                *_, terms = any_fitted.module(tensors)
+                exact.append(-terms.loss.item())
+        error = np.std(exact, ddof=1) / np.sqrt(30)
+        drawn, drawn_error = _mean_and_error(
+            any_fitted.get_elbo, 20, n_samples=10, include_global=False
+        )
+        assert abs(np.mean(exact) - drawn) < 4 * np.hypot(error, drawn_error) + 0.05
 
 
 class TestBoth:

@@ -168,8 +168,10 @@ class TestBasal:
 
     def test_library_size_is_that_of_controls(self, any_fitted):
         cells = any_fitted.predict(["P001"], n_samples=30)
-        reference = any_fitted.reference_cells_["size_factor"].ravel().astype(np.float32)
-        assert set(cells.obs["library_size"]) <= set(reference)
+        obs = any_fitted.adata.obs.iloc[any_fitted.train_indices]
+        controls = obs[obs["perturbation"] == "control"]
+        sizes = controls["total" if "total" in obs else "total_counts"].astype(np.float32)
+        assert set(cells.obs["library_size"]) <= set(sizes)
 
 
 class TestBatch:
@@ -247,6 +249,15 @@ class TestAverageTreatmentEffect:
         assert (wide.X <= wide.layers["upper"]).all()
         widths = [effect.layers["upper"] - effect.layers["lower"] for effect in (narrow, wide)]
         assert (widths[0] < widths[1]).all()
+
+    @pytest.mark.parametrize("level", [0.5, 0.9])
+    def test_level(self, fitted, level):
+        """Between two draws quantiles are linear, and half their distance is the deviation."""
+        effect = fitted.get_average_treatment_effect(
+            ["P001"], n_samples=2, n_cells=10, credible_level=level
+        )
+        width = effect.layers["upper"] - effect.layers["lower"]
+        np.testing.assert_allclose(width, 2 * level * effect.layers["std"], atol=1e-5)
 
     @pytest.mark.parametrize("level", [0, 1, 95])
     def test_bad_level(self, fitted, level):

@@ -14,7 +14,7 @@ from scvi_sams.module._closed_form import (
     SpikeSlab,
     learned_spike_variance,
     procrustes,
-    quartimax,
+    sparse_rotation,
     spike_slab,
 )
 from scvi_sams.module._functional import additive_shift, dosage_entries
@@ -205,14 +205,14 @@ class TestQuartimax:
         truth = torch.zeros(30, 6, dtype=torch.float64)
         truth[torch.arange(30), torch.arange(30) % 6] = torch.randn(30, dtype=torch.float64)
         hidden = truth @ random_rotation(6)
-        rotation = quartimax(hidden, generator=torch.Generator().manual_seed(0))
+        rotation = sparse_rotation(hidden, generator=torch.Generator().manual_seed(0))
         assert match_columns(hidden @ rotation, truth).min() > 0.9999
 
     def test_undoes_a_rotation_of_overlapping_effects(self):
         """Not to the last digit: the sum of fourth powers likes large entries too much."""
         truth = sparse_matrix(500, 6)
         hidden = truth @ random_rotation(6)
-        rotation = quartimax(hidden, generator=torch.Generator().manual_seed(0))
+        rotation = sparse_rotation(hidden, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(rotation @ rotation.T, torch.eye(6, dtype=torch.float64))
         assert (hidden @ rotation).pow(4).sum() > 1.5 * hidden.pow(4).sum()
         assert match_columns(hidden @ rotation, truth).min() > 0.96
@@ -221,13 +221,13 @@ class TestQuartimax:
         matrix = torch.randn(30, 5)
         state = torch.get_rng_state()
         first, second = (
-            quartimax(matrix, generator=torch.Generator().manual_seed(3)) for _ in range(2)
+            sparse_rotation(matrix, generator=torch.Generator().manual_seed(3)) for _ in range(2)
         )
         assert torch.equal(first, second)
         assert torch.equal(state, torch.get_rng_state())
 
     def test_matrix_of_zeros(self):
-        rotation = quartimax(torch.zeros(4, 3))
+        rotation = sparse_rotation(torch.zeros(4, 3))
         torch.testing.assert_close(rotation @ rotation.T, torch.eye(3))
 
 
