@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["SAMSTrainingMixin"]
 
-_TARGET_STEPS = 3_500  # where the benchmarks stop to gain
+_TARGET_STEPS = 3_000  # where the benchmarks stop to gain
 _MIN_EPOCHS = 2
 _MAX_EPOCHS = 80  # small screens are overfitted beyond
+_WARMUP_SHARE = 0.8  # the longest warm-up of the plan: before its end the bound still rises
 _MAX_REFERENCE_CELLS = 2_000
 
 
@@ -45,7 +46,7 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells. By default as many as make about 3,500 steps, between
+            Passes over the training cells. By default as many as make about 3,000 steps, between
             2 and 80. Learning rate, warm-up and the switching on of the masks follow the share
             of them that is done.
         train_size
@@ -80,10 +81,8 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
                 self._n_training_cells(train_size, datasplitter_kwargs), batch_size
             )
         if early_stopping:
-            fraction = (plan_kwargs or {}).get("mask_warmup_fraction") or 0.5
-            kwargs.setdefault(
-                "early_stopping_warmup_epochs", math.ceil(1.5 * fraction * max_epochs)
-            )
+            warmup_epochs = math.ceil(_WARMUP_SHARE * max_epochs)
+            kwargs.setdefault("early_stopping_warmup_epochs", warmup_epochs)
         super().train(
             max_epochs=max_epochs,
             train_size=train_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -189,19 +190,22 @@ def sparse_rotation(
             # Drawn where the generator lives, so that a seed means the same on every device.
             noise = torch.randn(n_latent, n_latent, generator=generator, dtype=effects.dtype)
             rotation = torch.linalg.qr(noise.to(effects.device))[0]
-        rotation = _rotate_towards(effects, rotation, lambda rotated: rotated**3, max_iterations)
+        rotation = _rotate_towards(effects, rotation, _cube, max_iterations)
         for factor in _THRESHOLDS:
-            threshold = factor * scale
-            rotation = _rotate_towards(
-                effects,
-                rotation,
-                lambda rotated, t=threshold: rotated * (rotated.abs() > t),
-                max_iterations,
-            )
+            keep_large = partial(_keep_large, threshold=factor * scale)
+            rotation = _rotate_towards(effects, rotation, keep_large, max_iterations)
         absolute = (effects @ rotation).abs().sum().item()
         if absolute < least:
             best, least = rotation, absolute
     return best
+
+
+def _cube(rotated: Tensor) -> Tensor:
+    return rotated**3
+
+
+def _keep_large(rotated: Tensor, threshold: Tensor) -> Tensor:
+    return rotated * (rotated.abs() > threshold)
 
 
 def _rotate_towards(

@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scvi import REGISTRY_KEYS, settings
+from scvi import settings
 from scvi.train import TrainingPlan
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from scvi_sams._exceptions import TrainingDivergedError
 from scvi_sams.train._divergence_guard import DivergenceGuard
+from scvi_sams.train._initialization import initialize_from
 from scvi_sams.train._schedules import cosine_learning_rate, linear_warmup
 
 if TYPE_CHECKING:
@@ -316,9 +317,10 @@ class SAMSTrainingPlan(TrainingPlan):
         module = self.module
         if self.global_step == 0:
             self._warm_start = bool(module.effects.masks_on)
-        module.n_training_cells.fill_(self.n_obs_training)
+        if not module.globals_frozen:  # a query leaves the bound of the global latents alone
+            module.n_training_cells.fill_(self.n_obs_training)
         if not module.initialized:
-            _initialize_from(self.trainer.train_dataloader, module, self.n_initialization_cells)
+            initialize_from(self.trainer.train_dataloader, module, self.n_initialization_cells)
         is_shallow = bool(module.counts_per_cell < _SHALLOW)
         if self.kl_warmup_fraction is None:
             self.kl_warmup_fraction = 0.8 if is_shallow else 0.4
@@ -355,6 +357,14 @@ class SAMSTrainingPlan(TrainingPlan):
         for name, value in metrics.items():
             self.log(name, value, on_step=False, on_epoch=True)
 
+    def on_train_end(self) -> None:
+        """Take in what was seen since the last update of the global latents."""
+        module = self.module
+        if module.closed_form is None or module.globals_frozen or not module.effects.masks_on:
+            return
+        module.closed_form.update(module.effects, int(module.n_training_cells))
+        self._global_terms = None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run must know."""
         checkpoint["sams_training"] = {
@@ -385,7 +395,7 @@ class SAMSTrainingPlan(TrainingPlan):
         if module.closed_form is not None and is_due:
             module.closed_form.centre()
         if not module.effects.masks_on:
-            if self.progress < self.mask_warmup_fraction:
+            if self.progress < (self.mask_warmup_fraction or 0.0):
                 return
             if module.closed_form is None:
                 module.effects.masks_on.fill_(True)
@@ -428,23 +438,3 @@ class SAMSTrainingPlan(TrainingPlan):
             UserWarning,
             stacklevel=settings.warnings_stacklevel,
         )
-
-
-@torch.no_grad()
-def _initialize_from(dataloader: Any, module: SAMSVAEModule, n_cells: int) -> None:
-    """Initialise a module from the first training cells that a loader gives."""
-    total = log_total = log_squares = torch.zeros(())
-    n_read = 0
-    for batch in dataloader:
-        counts = batch[REGISTRY_KEYS.X_KEY]
-        counts = (counts if counts.layout == torch.strided else counts.to_dense()).double()
-        log_counts = torch.log1p(counts)
-        total = total + counts.sum(0)
-        log_total = log_total + log_counts.sum(0)
-        log_squares = log_squares + log_counts.square().sum(0)
-        n_read += len(counts)
-        if n_read >= n_cells:
-            break
-    log_mean = log_total / n_read
-    variance = (log_squares / n_read - log_mean.square()).clamp(min=0)
-    module.initialize(total / n_read, log_mean, variance.sqrt())

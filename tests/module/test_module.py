@@ -47,7 +47,12 @@ def make_module(*, covariates: bool = False, masks_on: bool = True, **kwargs) ->
     """A module with random weights and random effects."""
     if covariates:
         kwargs |= {"n_batch": 3, "n_cats_per_cov": [2, 2], "n_continuous_cov": 1}
-    kwargs = {"n_hidden": 16, "n_latent": N_LATENT, "spike_scale": 0.0} | kwargs
+    kwargs = {
+        "n_hidden": 16,
+        "n_latent": N_LATENT,
+        "spike_scale": 0.0,
+        "dropout_rate": 0.0,
+    } | kwargs
     module = SAMSVAEModule(N_GENES, N_PERTURBATIONS, **kwargs)
     with torch.no_grad():
         effects = module.effects

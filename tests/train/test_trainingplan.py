@@ -38,7 +38,9 @@ def adata():
 def make_model(adata):
     def make(seed: int = 0, **kwargs) -> scvi_sams.SAMSVAE:
         scvi.settings.seed = seed
-        return scvi_sams.SAMSVAE(adata, **({"n_latent": 6, "n_hidden": 32} | kwargs))
+        return scvi_sams.SAMSVAE(
+            adata, **({"n_latent": 6, "n_hidden": 32, "dropout_rate": 0.0} | kwargs)
+        )
 
     return make
 
