@@ -107,8 +107,7 @@ class _NegativeBinomialLogLikelihood(torch.autograd.Function):
             k = min(ctx.n_dispersion_cells or n_cells, n_cells)
             some, some_mean = counts[:k], mean[..., :k, :]
             slope = (
-                torch.digamma(some + theta)
-                - torch.digamma(theta)
+                _digamma_rise(some, theta)
                 + log_theta
                 + 1
                 - log_mean_plus_theta[..., :k, :]
@@ -117,3 +116,12 @@ class _NegativeBinomialLogLikelihood(torch.autograd.Function):
             weighted = (slope * gradient[..., :k].unsqueeze(-1)).flatten(0, -2).sum(0)
             theta_gradient = (theta * weighted * (n_cells / k)).to(ctx.dtypes[1])
         return logits_gradient, theta_gradient, None, None, None
+
+
+def _digamma_rise(counts: Tensor, theta: Tensor) -> Tensor:
+    """``digamma(counts + theta) - digamma(theta)``, worked out only where counts are not zero."""
+    rise = torch.zeros_like(counts)
+    cell, gene = counts.nonzero(as_tuple=True)
+    at_zero = torch.digamma(theta)
+    rise[cell, gene] = torch.digamma(counts[cell, gene] + theta[gene]) - at_zero[gene]
+    return rise
