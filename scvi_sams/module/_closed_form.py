@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["SpikeSlab", "learned_spike_variance", "procrustes", "sparse_rotation", "spike_slab"]
+__all__ = [
+    "SpikeSlab",
+    "learned_spike_variance",
+    "procrustes",
+    "selection_penalty",
+    "sparse_rotation",
+    "spike_slab",
+]
 
 _THRESHOLDS = (1.5, 1.05, 0.75, 0.5)  # of the root mean square effect
 _MAX_LOGIT = 12.0  # inclusion probabilities stay off 0 and 1, so that a mask can change its mind
@@ -101,6 +108,51 @@ def spike_slab(
         spike_posterior * score,
         spike_posterior.expand_as(score),
     )
+
+
+def selection_penalty(
+    mask_logits: Tensor,
+    curvature: Tensor,
+    *,
+    embedding_variance: float,
+    mask_floor_variance: float,
+) -> Tensor:
+    r"""Evidence that a perturbation gains by having chosen the direction of a latent.
+
+    The frame turns a latent that nobody else uses towards the noise of the one perturbation that
+    does: among k free latents its sampling noise then looks like one effect of k degrees of
+    freedom, k/2 nats more than the mask of a given direction deserves. That is most of the
+    evidence of perturbations with few cells, and next to none of those with many.
+
+    Parameters
+    ----------
+    mask_logits
+        Current log-odds of the masks, shape ``(n_perturbations, n_latent)``.
+    curvature
+        Curvature of the likelihood of each effect, shape ``(n_perturbations, n_latent)``.
+    embedding_variance, mask_floor_variance
+        As in :func:`spike_slab`.
+
+    Returns
+    -------
+    Nats to take off the log-odds, shape ``(n_perturbations, n_latent)``; near zero where another
+    perturbation uses the latent.
+
+    Examples
+    --------
+    >>> off, curvature = torch.full((1, 3), -12.0), torch.full((1, 3), 1e6)
+    >>> selection_penalty(
+    ...     off, curvature, embedding_variance=1.0, mask_floor_variance=0.0
+    ... ).round(decimals=2)
+    tensor([[1., 1., 1.]])
+    """
+    log_off = -torch.nn.functional.softplus(mask_logits)
+    nobody_else = torch.exp(log_off.sum(0) - log_off)
+    # The background is not sampled anew with the cells, so its share of the noise is not chased.
+    sampled = 1 / (1 + mask_floor_variance * curvature)
+    precision = embedding_variance * curvature * sampled
+    freedom = nobody_else * sampled * precision / (1 + precision)
+    return 0.5 * nobody_else * (freedom.sum(1, keepdim=True) - freedom)
 
 
 def learned_spike_variance(

@@ -10,6 +10,7 @@ from torch import nn
 from scvi_sams.module._closed_form import (
     learned_spike_variance,
     procrustes,
+    selection_penalty,
     sparse_rotation,
     spike_slab,
 )
@@ -174,6 +175,14 @@ class ClosedFormInference(nn.Module):
                 spike_variance=effects.spike_variance,
                 mask_floor_variance=self.mask_floor_variance,
             )
+            if self.mask_floor_variance > 0:
+                penalty = selection_penalty(
+                    effects.mask_logits,
+                    curvature,
+                    embedding_variance=effects.embedding_variance,
+                    mask_floor_variance=self.mask_floor_variance,
+                )
+                posterior = posterior._replace(mask_logits=posterior.mask_logits - penalty)
             effects.assign(posterior, damping)
             if effects.learn_spike_scale:
                 effects.spike_variance.copy_(learned_spike_variance(effects.posterior))

@@ -14,6 +14,7 @@ from scvi_sams.module._closed_form import (
     SpikeSlab,
     learned_spike_variance,
     procrustes,
+    selection_penalty,
     sparse_rotation,
     spike_slab,
 )
@@ -200,7 +201,46 @@ def match_columns(columns: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return cosine.abs().amax(1)
 
 
-class TestQuartimax:
+class TestSelectionPenalty:
+    def test_is_the_evidence_of_noise_turned_into_one_latent(self):
+        """By simulation: a frame free to turn puts all noise of a perturbation on one latent."""
+        n_latent, curvature, floor = 6, 40.0, 1 / 30
+        noise = torch.randn(20_000, n_latent, dtype=torch.float64) / curvature**0.5
+
+        def evidence(score: torch.Tensor) -> float:
+            """Log-odds on average, less what they would be without data."""
+            arguments = {"mask_prior_logit": 0.0, "embedding_variance": 1.0}
+            posterior = spike_slab(
+                score,
+                torch.full_like(score, curvature),
+                mask_floor_variance=floor,
+                **arguments,
+            )
+            return posterior.mask_logits.mean().item()
+
+        gained = evidence(curvature * noise.norm(dim=1)) - evidence(curvature * noise[:, 0])
+        penalty = selection_penalty(
+            torch.full((1, n_latent), -30.0, dtype=torch.float64),
+            torch.full((1, n_latent), curvature, dtype=torch.float64),
+            embedding_variance=1.0,
+            mask_floor_variance=floor,
+        )
+        torch.testing.assert_close(penalty, torch.full_like(penalty, gained), rtol=0.03, atol=0)
+
+    def test_spares_latents_that_others_use_and_perturbations_of_many_cells(self):
+        logits = torch.full((3, 4), -12.0)
+        logits[1, 0] = 12.0
+        curvature = torch.tensor([[20.0], [20.0], [1e5]]).expand(3, 4)
+        penalty = selection_penalty(
+            logits, curvature, embedding_variance=1.0, mask_floor_variance=0.04
+        )
+        assert penalty[0, 0] < 1e-4
+        assert penalty[1, 0] > 0.5
+        assert penalty[0, 1] > 0.5
+        assert penalty[2].max() < 0.01
+
+
+class TestSparseRotation:
     def test_undoes_a_rotation_of_effects_on_one_latent_each(self):
         truth = torch.zeros(30, 6, dtype=torch.float64)
         truth[torch.arange(30), torch.arange(30) % 6] = torch.randn(30, dtype=torch.float64)
