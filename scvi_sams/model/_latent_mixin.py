@@ -126,7 +126,7 @@ class LatentMixin(SAMSModel):
         """
         self._check_if_trained(warn=False)
         effects = self.module.effects
-        return self._perturbation_frame(effects.mask_probability() * effects.masks_on)
+        return self._perturbation_frame(effects.mask_probability())
 
     def get_perturbation_effect(self) -> pd.DataFrame:
         """Expected sparse effect of each perturbation: mask times embedding.
@@ -142,7 +142,7 @@ class LatentMixin(SAMSModel):
         """
         self._check_if_trained(warn=False)
         effects = self.module.effects
-        probability = effects.mask_probability() * effects.masks_on
+        probability = effects.mask_probability()
         return self._perturbation_frame(probability * effects.slab_mean)
 
     def get_perturbation_shift(self, conditions: Conditions) -> pd.DataFrame:

@@ -175,15 +175,16 @@ class ClosedFormInference(nn.Module):
                 spike_variance=effects.spike_variance,
                 mask_floor_variance=self.mask_floor_variance,
             )
-            if self.mask_floor_variance > 0:
-                penalty = selection_penalty(
-                    effects.mask_logits,
-                    curvature,
-                    embedding_variance=effects.embedding_variance,
-                    mask_floor_variance=self.mask_floor_variance,
-                )
-                posterior = posterior._replace(mask_logits=posterior.mask_logits - penalty)
             effects.assign(posterior, damping)
+            if self.mask_floor_variance > 0:
+                effects.selection_penalty.copy_(
+                    selection_penalty(
+                        effects.mask_logits - effects.selection_penalty,
+                        curvature,
+                        embedding_variance=effects.embedding_variance,
+                        mask_floor_variance=self.mask_floor_variance,
+                    )
+                )
             if effects.learn_spike_scale:
                 effects.spike_variance.copy_(learned_spike_variance(effects.posterior))
 

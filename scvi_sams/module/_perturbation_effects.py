@@ -49,6 +49,9 @@ class PerturbationEffects(nn.Module):
         frame of the masks and ``z @ frame`` in that of encoder and decoder. As the basal prior is
         rotation invariant, this is an exact reparametrisation of the decoder's first layer; it
         frees the sparse axes from those in which the basal posterior is diagonal.
+    selection_penalty
+        Log-odds that reported masks are charged, see
+        :func:`~scvi_sams.module._closed_form.selection_penalty`.
     masks_on
         Whether perturbations move cells yet: not during the warm-up.
     """
@@ -56,6 +59,7 @@ class PerturbationEffects(nn.Module):
     spike_mean: Tensor
     spike_posterior_variance: Tensor
     spike_variance: Tensor
+    selection_penalty: Tensor
     frame: Tensor
     masks_on: Tensor
 
@@ -83,6 +87,7 @@ class PerturbationEffects(nn.Module):
         self.register_buffer("spike_posterior_variance", torch.zeros(shape))
         initial = 0.1 if spike_scale == "learned" else float(spike_scale)
         self.register_buffer("spike_variance", torch.tensor(initial**2))
+        self.register_buffer("selection_penalty", torch.zeros(shape))
         self.register_buffer("frame", torch.eye(n_latent))
         self.register_buffer("masks_on", torch.tensor(False))
 
@@ -115,8 +120,16 @@ class PerturbationEffects(nn.Module):
         self.spike_posterior_variance.copy_(posterior.spike_variance)
 
     def mask_probability(self) -> Tensor:
-        """Posterior probability that each mask is one, shape ``(n_perturbations, n_latent)``."""
-        return torch.sigmoid(self.mask_logits)
+        """Probability that each mask is one, as it is reported.
+
+        Training and prediction keep the posterior itself; what is reported is charged
+        :attr:`selection_penalty`, so that one fit gives both clean masks and full effects.
+
+        Returns
+        -------
+        Shape ``(n_perturbations, n_latent)``; zero before the masks are switched on.
+        """
+        return torch.sigmoid(self.mask_logits - self.selection_penalty) * self.masks_on
 
     def moments(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Posterior mean and variance of effects.

@@ -348,7 +348,6 @@ class SAMSTrainingPlan(TrainingPlan):
         effects = self.module.effects
         with torch.no_grad():
             on = effects.mask_probability() > 0.5
-            on = on & effects.masks_on
             metrics = self._global_divergences() | {
                 "mask_density": on.float().mean(),
                 "n_active_latents": on.any(0).float().sum(),
