@@ -117,7 +117,8 @@ class LatentMixin(SAMSModel):
         -------
         Posterior inclusion probabilities, perturbations x latents. With ``mask_evidence_cells``
         they are those of a coarsened posterior: an effect must exceed the background by a fixed
-        size, not only be detectable.
+        size, not only be detectable, and is charged for having chosen the direction of a latent
+        that no other perturbation uses. Predictions use the posterior without that charge.
 
         Examples
         --------

@@ -356,14 +356,6 @@ class SAMSTrainingPlan(TrainingPlan):
         for name, value in metrics.items():
             self.log(name, value, on_step=False, on_epoch=True)
 
-    def on_train_end(self) -> None:
-        """Take in what was seen since the last update of the global latents."""
-        module = self.module
-        if module.closed_form is None or module.globals_frozen or not module.effects.masks_on:
-            return
-        module.closed_form.update(module.effects, int(module.n_training_cells))
-        self._global_terms = None
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run must know."""
         checkpoint["sams_training"] = {
@@ -390,7 +382,8 @@ class SAMSTrainingPlan(TrainingPlan):
         if module.globals_frozen:
             return
         n_cells = int(module.n_training_cells)
-        is_due = self.global_step % self.global_update_every == 0
+        is_last = self.global_step == self._n_steps
+        is_due = is_last or self.global_step % self.global_update_every == 0
         if module.closed_form is not None and is_due:
             module.closed_form.centre()
         if not module.effects.masks_on:
