@@ -382,7 +382,8 @@ class SAMSTrainingPlan(TrainingPlan):
         if module.globals_frozen:
             return
         n_cells = int(module.n_training_cells)
-        is_last = self.global_step == self._n_steps
+        # The last step takes in what was seen since the last update.
+        is_last = self.global_step == self._n_steps and bool(module.effects.masks_on)
         is_due = is_last or self.global_step % self.global_update_every == 0
         if module.closed_form is not None and is_due:
             module.closed_form.centre()
