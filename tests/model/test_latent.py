@@ -90,9 +90,10 @@ class TestPerturbations:
         np.testing.assert_allclose(fitted.get_perturbation_effect(), expected, rtol=1e-6)
 
     def test_shift_adds_the_background(self, fitted):
-        effects = fitted.module.effects
-        off = 1 - fitted.get_perturbation_mask()
-        expected = fitted.get_perturbation_effect() + off * effects.spike_mean.numpy()
+        """By the posterior itself, without what reported masks are charged."""
+        q = fitted.module.effects.posterior
+        on = q.mask_logits.sigmoid()
+        expected = (on * q.slab_mean + (1 - on) * q.spike_mean).numpy()
         shift = fitted.get_perturbation_shift(PERTURBATIONS)
         np.testing.assert_allclose(shift, expected, atol=1e-6)
 

@@ -53,7 +53,7 @@ class TestConditions:
         assert (counts == counts.round()).all()
         np.testing.assert_allclose(_share(cells).sum(1), 1, rtol=1e-5)
         ratio = counts.sum(1) / cells.obs["library_size"]
-        assert 0.9 < ratio.mean() < 1.1
+        assert 0.7 < ratio.mean() < 1.3  # size factors about 1: one count a cell
 
     def test_ways_to_write_conditions(self, fitted):
         by_label = _seeded(fitted.predict, ["P001", "P002+P004"], n_samples=5)
