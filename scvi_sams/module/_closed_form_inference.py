@@ -114,7 +114,7 @@ class ClosedFormInference(nn.Module):
         Between zero and one, shape ``(n_cells, 1)``.
         """
         rows = entries.perturbation
-        n_cells = self.statistics.n_cells(n_training_cells)[rows, 0]
+        n_cells = self.statistics.n_cells(n_training_cells, rows)[:, 0]
         prior_variance = effects.embedding_variance * torch.sigmoid(
             torch.tensor(effects.mask_prior_logit)
         )

@@ -61,14 +61,23 @@ class RunningStatistics(nn.Module):
         self.register_buffer("n_cells_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("max_per_cell", torch.ones((), dtype=torch.int64))
 
-    def n_cells(self, n_training_cells: int) -> Tensor:
-        """Number of training cells of each perturbation, extrapolated during the first epoch.
+    def n_cells(self, n_training_cells: int, rows: Tensor | None = None) -> Tensor:
+        """Number of training cells of perturbations, extrapolated during the first epoch.
+
+        Parameters
+        ----------
+        n_training_cells
+            Number of training cells.
+        rows
+            Perturbations, shape ``(n_rows,)``; all by default. A step asks for those of its
+            minibatch only, so that it costs the same however many there are.
 
         Returns
         -------
-        Shape ``(n_perturbations, 1)``.
+        Shape ``(n_rows, 1)``.
         """
-        share = self.n_occurrences.double() / self.n_cells_seen.clamp(min=1)
+        occurrences = self.n_occurrences if rows is None else self.n_occurrences[rows]
+        share = occurrences.double() / self.n_cells_seen.clamp(min=1)
         return (share * n_training_cells).to(self.pull.dtype)
 
     @torch.no_grad()
@@ -107,7 +116,7 @@ class RunningStatistics(nn.Module):
         self.max_per_cell.copy_(torch.maximum(self.max_per_cell, per_cell))
 
         count = count.unsqueeze(1).to(gain.dtype)
-        memory = self.n_cells(n_training_cells)[rows].clamp(min=1)
+        memory = self.n_cells(n_training_cells, rows).clamp(min=1)
         weight = self.weight[rows] * torch.exp(-count / memory) + count
         self.weight[rows] = weight
         weighted_gain = dose * gain
