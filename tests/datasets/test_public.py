@@ -4,7 +4,6 @@ import functools
 import http.server
 import json
 import threading
-import warnings
 
 import anndata as ad
 import h5py
@@ -204,8 +203,7 @@ def write_papalexi(path) -> None:
         {"gene_target": pd.Categorical(["STAT1", "NT", "JAK2"]), "replicate": ["1", "2", "1"]},
         index=rna.obs_names,
     )
-    with h5py.File(path, "w") as handle, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with h5py.File(path, "w") as handle:
         write_elem(handle, "mod/rna", rna)
         write_elem(handle, "obs", shared.iloc[::-1])
 
