@@ -4,12 +4,15 @@ from importlib.metadata import version
 
 from scvi_sams import data, datasets, metrics, model, module, pl, train
 from scvi_sams._exceptions import ScreenError, TrainingDivergedError, UnknownPerturbationError
-from scvi_sams.model import SAMSVAE
+from scvi_sams.model import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
 
 __version__ = version("scvi-sams")
 
 __all__ = [
+    "CPAVAE",
     "SAMSVAE",
+    "ConditionalVAE",
+    "SVAEPlus",
     "ScreenError",
     "TrainingDivergedError",
     "UnknownPerturbationError",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["check_confounding", "check_counts", "check_size_factor"]
+__all__ = ["check_confounding", "check_counts", "check_features", "check_size_factor"]
 
 # Entries of a dense block: 64 MiB of float32, whatever the numbers of cells and genes.
 _BLOCK_ENTRIES = 2**24
@@ -50,15 +50,7 @@ def check_counts(adata: AnnData, layer: str | None = None) -> None:
     >>> import anndata
     >>> check_counts(anndata.AnnData(np.array([[0.0, 3.0], [1.0, 0.0]])))
     """
-    if layer is not None and layer not in adata.layers:
-        raise ScreenError(
-            f"adata.layers has no {layer!r}; it holds {listed(adata.layers) or 'nothing'}."
-        )
-    source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    matrix = adata.X if layer is None else adata.layers[layer]
-    if matrix is None:
-        raise ScreenError(f"There is no adata.X: pass the layer to model. {_other_layers(adata)}")
-
+    matrix, source = _matrix(adata, layer)
     totals = np.zeros(adata.n_obs)
     for cells, genes, block in _blocks(matrix):
         values = block.data if sparse.issparse(block) else block
@@ -76,6 +68,39 @@ def check_counts(adata: AnnData, layer: str | None = None) -> None:
             f"Cells without counts in {source} ({empty.size}): {listed(adata.obs_names[empty])}. "
             "Drop them, as with `sc.pp.filter_cells(adata, min_counts=1)`."
         )
+
+
+def check_features(adata: AnnData, layer: str | None = None) -> None:
+    """Check that the matrix to be modelled holds finite numbers.
+
+    Parameters
+    ----------
+    adata
+        Cells x features, normalised or of another kind than counts.
+    layer
+        Key in `adata.layers`; None for `adata.X`.
+
+    Raises
+    ------
+    ScreenError
+        If `layer` does not exist, or an entry is missing or infinite.
+
+    Examples
+    --------
+    >>> import anndata
+    >>> check_features(anndata.AnnData(np.array([[0.5, -3.0], [1.0, 0.0]])))
+    """
+    matrix, source = _matrix(adata, layer)
+    for cells, genes, block in _blocks(matrix):
+        values = block.toarray() if sparse.issparse(block) else np.asarray(block)
+        faulty = np.argwhere(~np.isfinite(values))
+        if len(faulty):
+            row, column = faulty[0]
+            raise ScreenError(
+                f"{source} must hold finite numbers, but feature "
+                f"{adata.var_names[genes][column]!r} of cell {adata.obs_names[cells][row]!r} has "
+                f"{values[row, column]}. Fill in or drop what is missing."
+            )
 
 
 def check_size_factor(adata: AnnData, key: str) -> None:
@@ -222,3 +247,15 @@ def _other_layers(adata: AnnData) -> str:
     if adata.raw is not None:
         return "adata.layers is empty, but adata.raw may hold them."
     return "adata.layers is empty: reload the counts from the original file."
+
+
+def _matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
+    """The matrix to be modelled, and what to call it."""
+    if layer is not None and layer not in adata.layers:
+        raise ScreenError(
+            f"adata.layers has no {layer!r}; it holds {listed(adata.layers) or 'nothing'}."
+        )
+    matrix = adata.X if layer is None else adata.layers[layer]
+    if matrix is None:
+        raise ScreenError(f"There is no adata.X: pass the layer to model. {_other_layers(adata)}")
+    return matrix, "adata.X" if layer is None else f"adata.layers[{layer!r}]"

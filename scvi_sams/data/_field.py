@@ -156,20 +156,29 @@ class PerturbationField(ObsmField):
         """Write the doses of another AnnData into its `obsm`, in the order of the model's names.
 
         A perturbation that it lacks becomes a column of zeros, and every cell may be a control.
+        With `extend_categories=True` in `kwargs`, which scvi-tools passes for a query, names that
+        the model has not seen follow those that it has.
 
         Raises
         ------
         UnknownPerturbationError
-            If it holds a perturbation that the model has not seen, whatever `kwargs` say:
-            `extend_categories` is for batches.
+            If it holds a perturbation that the model has not seen.
         ScreenError
             If the doses cannot be read.
         """
         self.validate_field(adata_target)
         names = list(state_registry[self.COLUMN_NAMES_KEY])
+        if kwargs.get("extend_categories", False):
+            names += self.unknown_names(adata_target, names)
         dosage = self._read(adata_target, names)
         adata_target.obsm[self.attr_key] = align_dosage(dosage, names)
         return self._state(names)
+
+    def unknown_names(self, adata: AnnData, names: Sequence[str]) -> list[str]:
+        """List perturbations of `adata` that are not among `names`, in order of appearance."""
+        self.validate_field(adata)
+        known = set(names)
+        return [name for name in self._read(adata, names).names if name not in known]
 
     def view_state_registry(self, state_registry: dict[str, Any]) -> rich.table.Table:
         """Tabulate the names of the perturbations."""

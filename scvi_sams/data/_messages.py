@@ -53,6 +53,6 @@ def unknown_perturbations(
         culprits.append(f"{len(unknown) - limit} more")
     return UnknownPerturbationError(
         f"Unknown perturbations: {', '.join(culprits)}. The {len(names)} known ones are "
-        f"{listed(names)}. Correct the names or leave these out: a trained model takes no new "
-        "perturbations."
+        f"{listed(names)}. Correct the names or leave these out; cells of new perturbations are "
+        "added to a fitted model by load_query_data(..., new_perturbations=True)."
     )

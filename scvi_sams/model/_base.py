@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scvi.data import AnnDataManager
 
     from scvi_sams.data import Conditions
-    from scvi_sams.module import SAMSVAEModule
+    from scvi_sams.module import PerturbationEffects, PerturbationVAEModule
 
 __all__ = ["SAMSModel"]
 
@@ -30,7 +30,7 @@ class SAMSModel:
     """Base of the mixins: what they use of scvi-tools' model class, and their common steps."""
 
     # Declared, not defined: scvi-tools' classes come later among the bases.
-    module: SAMSVAEModule
+    module: PerturbationVAEModule
     adata: AnnData
     adata_manager: AnnDataManager
     registry: dict[str, Any]
@@ -47,6 +47,26 @@ class SAMSModel:
     def perturbation_names(self) -> list[str]:
         """Names of the perturbations the model knows, in the order of every matrix."""
         return list(self._perturbation_registry[PerturbationField.COLUMN_NAMES_KEY])
+
+    @property
+    def _latent_names(self) -> list[str]:
+        return [f"latent_{latent}" for latent in range(self.module.n_latent)]
+
+    @property
+    def _delimiter(self) -> str:
+        return self._perturbation_registry[PerturbationField.DELIMITER_KEY] or "+"
+
+    def _require_effects(self, method: str) -> PerturbationEffects:
+        """The effects of a trained model; raise if perturbations do not act by a latent shift."""
+        self._check_if_trained(warn=False)
+        effects = self.module.effects
+        if effects is None:
+            raise NotImplementedError(
+                f"{method}: in {type(self).__name__} perturbations act through the networks, not "
+                "by a latent shift. See get_average_treatment_effect() for what they do to genes, "
+                "or use SAMSVAE or CPAVAE."
+            )
+        return effects
 
     @property
     def _perturbation_registry(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import torch
 
 from scvi_sams.model._base import SAMSModel
@@ -15,13 +14,12 @@ if TYPE_CHECKING:
     import numpy as np
     from anndata import AnnData
 
-    from scvi_sams.data import Conditions
 
 __all__ = ["LatentMixin"]
 
 
 class LatentMixin(SAMSModel):
-    """Latent states of cells; masks, effects and shifts of perturbations."""
+    """Latent states of cells."""
 
     @torch.inference_mode()
     def get_latent_representation(
@@ -46,7 +44,7 @@ class LatentMixin(SAMSModel):
         representation
             ``"full"``: the state, basal plus shift. ``"basal"``: what the cell would be without
             its perturbations. ``"perturbation"``: the shift alone, which depends on the cell's
-            perturbations only, not on its counts.
+            perturbations only, not on its counts. A model without shifts has only one state.
         give_mean
             Posterior means; otherwise one draw (of the full state only).
         batch_size
@@ -88,15 +86,16 @@ class LatentMixin(SAMSModel):
             dataloader = self._make_data_loader(
                 adata, indices=indices, batch_size=batch_size, **data_loader_kwargs
             )
+        if representation == "perturbation":
+            self._require_effects("get_latent_representation(representation='perturbation')")
+        effects = self.module.effects
         values, variances = [], []
-        to_masks = self.module.effects.frame.T
         for tensors in dataloader:
             outputs = self.module.inference(**self.module._get_inference_input(tensors))
-            shift = outputs["shift_mean"] @ to_masks
-            if representation == "perturbation":
-                values.append(shift)
-            elif representation == "basal":
-                values.append(outputs["qz"].loc - shift)
+            if representation != "full" and effects is not None:
+                shift = outputs["shift_mean"] @ effects.frame.T
+                is_basal = representation == "basal"
+                values.append(outputs["qz"].loc - shift if is_basal else shift)
             else:
                 values.append(outputs["qz"].loc if give_mean or return_dist else outputs["z"])
                 variances.append(outputs["qz"].variance)
@@ -108,78 +107,4 @@ class LatentMixin(SAMSModel):
         raise NotImplementedError(
             f"{type(self).__name__} has no latent library size: it takes the sum of the counts, "
             "or the column given as size_factor_key in setup_anndata."
-        )
-
-    def get_perturbation_mask(self) -> pd.DataFrame:
-        """Probability that each perturbation moves each latent.
-
-        Returns
-        -------
-        Posterior inclusion probabilities, perturbations x latents. With ``mask_evidence_cells``
-        they are those of a coarsened posterior: an effect must exceed the background by a fixed
-        size, not only be detectable, and is charged for having chosen the direction of a latent
-        that no other perturbation uses. Predictions use the posterior without that charge.
-
-        Examples
-        --------
-        >>> mask = model.get_perturbation_mask()  # doctest: +SKIP
-        >>> mask.index[mask.gt(0.5).any(axis=1)]  # doctest: +SKIP
-        """
-        self._check_if_trained(warn=False)
-        effects = self.module.effects
-        return self._perturbation_frame(effects.mask_probability())
-
-    def get_perturbation_effect(self) -> pd.DataFrame:
-        """Expected sparse effect of each perturbation: mask times embedding.
-
-        Returns
-        -------
-        ``E[m * e]``, perturbations x latents, in standard deviations of the basal state. The
-        learned background (``spike_scale``) is not in it; :meth:`get_perturbation_shift` has both.
-
-        Examples
-        --------
-        >>> model.get_perturbation_effect().loc["STAT1"]  # doctest: +SKIP
-        """
-        self._check_if_trained(warn=False)
-        effects = self.module.effects
-        probability = effects.mask_probability()
-        return self._perturbation_frame(probability * effects.slab_mean)
-
-    def get_perturbation_shift(self, conditions: Conditions) -> pd.DataFrame:
-        """Expected shift of the latent state under conditions, measured or not.
-
-        Parameters
-        ----------
-        conditions
-            Labels (``"A"``, ``"A+B"``), dicts (``{"A": 1.0, "B": 0.5}``) or a dosage matrix.
-
-        Returns
-        -------
-        Conditions x latents, in standard deviations of the basal state.
-
-        Raises
-        ------
-        UnknownPerturbationError
-            If a condition names a perturbation that the model has not seen.
-
-        Examples
-        --------
-        >>> model.get_perturbation_shift(["KLF1", "KLF1+CEBPA"])  # doctest: +SKIP
-        """
-        self._check_if_trained(warn=False)
-        dosage, labels = self._parse_conditions(conditions)
-        mean, _ = self.module.effects.moments()
-        values = dosage @ mean.detach().cpu().numpy()
-        return pd.DataFrame(values, index=labels, columns=self._latent_names)
-
-    @property
-    def _latent_names(self) -> list[str]:
-        return [f"latent_{latent}" for latent in range(self.module.n_latent)]
-
-    def _perturbation_frame(self, values: torch.Tensor) -> pd.DataFrame:
-        return pd.DataFrame(
-            values.detach().cpu().numpy(),
-            index=pd.Index(self.perturbation_names, name="perturbation"),
-            columns=self._latent_names,
         )

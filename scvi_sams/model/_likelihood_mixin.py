@@ -113,7 +113,8 @@ class LikelihoodMixin(SAMSModel):
             raise ValueError(f"n_samples={n_samples}: at least one is needed.")
         bound = self._log_importance_weights(adata, indices, n_samples, batch_size).mean(0).numpy()
         if include_global:
-            divergences = self.module.effects.kl_divergence().values()
+            with torch.no_grad():
+                divergences = self.module.global_divergences().values()
             n_cells = max(1, int(self.module.n_training_cells))
             bound = bound - float(sum(divergences)) / n_cells
         return float(bound.mean()) if return_mean else bound
@@ -138,10 +139,10 @@ class LikelihoodMixin(SAMSModel):
         adata = self._validate_anndata(adata)
         loader = self._make_data_loader(adata, indices=indices, batch_size=batch_size)
         module = self.module
-        n_held = max(1, _MAX_EFFECT_ELEMENTS // module.effects.slab_mean.numel())
+        n_held = max(1, _MAX_EFFECT_ELEMENTS // module.n_global_elements)
         chunks = []
         for start in range(0, n_particles, n_held):
-            effects = module.effects.sample(min(n_held, n_particles - start))
+            draws = module.sample_globals(min(n_held, n_particles - start))
             cells = []
             for tensors in track(
                 loader, description="Importance weights", disable=len(loader) < 50
@@ -149,8 +150,8 @@ class LikelihoodMixin(SAMSModel):
                 n_cells, n_genes = tensors[REGISTRY_KEYS.X_KEY].shape
                 n_at_once = max(1, _MAX_WEIGHT_ELEMENTS // (n_cells * n_genes))
                 parts = [
-                    module.log_importance_weights(tensors, draws).cpu()
-                    for draws in effects.split(min(n_at_once, len(effects)))
+                    module.log_importance_weights(tensors, draws.subset(k, k + n_at_once)).cpu()
+                    for k in range(0, draws.n_samples, n_at_once)
                 ]
                 cells.append(torch.cat(parts))
             chunks.append(torch.cat(cells, dim=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import anndata as ad
 import numpy as np
@@ -16,8 +16,8 @@ from scvi.utils import track
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.model._base import SAMSModel
-from scvi_sams.module import CellPopulation, expected_log_normalized
-from scvi_sams.module._functional import additive_shift, dosage_entries
+from scvi_sams.module import CellPopulation
+from scvi_sams.module._observation import expected_expression, expected_log_normalized_expression
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvi_sams.data import Conditions
+    from scvi_sams.module import GlobalDraws
 
 __all__ = ["PredictionMixin"]
 
@@ -91,14 +92,12 @@ class PredictionMixin(SAMSModel):
         dosage, labels = self._parse_distinct_conditions(conditions)
         population, cell_names = self._population(basal, n_samples, batch, library_size)
         n_cells = len(population.basal)
-        perturbations, dosage = _used_columns(dosage)
-        effects = self._sample_effects(n_cells, perturbations)
+        draws = self._sample_globals(n_cells, dosage)
         values, layer = [], []
         for row in track(range(len(labels)), description="Predict", disable=len(labels) < 20):
-            entries = dosage_entries(dosage[row : row + 1])
-            shift = additive_shift(entries, effects[:, entries.perturbation]).squeeze(1)
-            px = self._decode(population, shift)
-            scale = px.scale.cpu().numpy()
+            doses = self._doses(dosage, row)
+            px = self.module.decode_condition(population, doses, draws, one_draw_a_cell=True)
+            scale = expected_expression(px).cpu().numpy()
             if return_mean:
                 values.append(scale.mean(0, keepdims=True))
                 layer.append(scale.std(0, keepdims=True))
@@ -123,7 +122,7 @@ class PredictionMixin(SAMSModel):
         self,
         conditions: Conditions | None = None,
         reference: str | dict[str, float] | None = None,
-        method: Literal["log_normalized", "mean"] = "log_normalized",
+        method: Literal["log_normalized", "mean"] | None = None,
         n_samples: int = 25,
         n_cells: int = 200,
         credible_level: float = 0.95,
@@ -144,8 +143,9 @@ class PredictionMixin(SAMSModel):
             What effects are measured against; no perturbation by default.
         method
             ``"log_normalized"``: difference of the mean of ``log2(1 + 1e4 * x / library)``, as
-            computed from observed counts (Bereket and Karaletsos 2023). ``"mean"``: difference of
-            the expected counts per 10,000.
+            computed from observed counts (Bereket and Karaletsos 2023); the default for counts.
+            ``"mean"``: difference of the expected counts per 10,000; for features that are no
+            counts, of their expected values.
         n_samples
             Draws of masks and effects, which the intervals are made of.
         n_cells
@@ -161,7 +161,8 @@ class PredictionMixin(SAMSModel):
         -------
         AnnData, conditions x genes: posterior mean in ``X``, ends of the interval in
         ``layers["lower"]`` and ``layers["upper"]``, posterior standard deviation in
-        ``layers["std"]``.
+        ``layers["std"]``; NaN where perturbations act through networks (ConditionalVAE), which
+        have no posterior.
 
         Raises
         ------
@@ -173,8 +174,15 @@ class PredictionMixin(SAMSModel):
         >>> effect = model.get_average_treatment_effect(["KLF1", "KLF1+CEBPA"])  # doctest: +SKIP
         >>> effect.to_df().loc["KLF1"].nlargest(10)  # doctest: +SKIP
         """
+        if method is None:
+            method = "log_normalized" if self.module.is_count_model else "mean"
         if method not in {"log_normalized", "mean"}:
             raise ValueError(f"method={method!r} is unknown; use 'log_normalized' or 'mean'.")
+        if method == "log_normalized" and not self.module.is_count_model:
+            raise ValueError(
+                "method='log_normalized' is for counts, and this model has "
+                "gene_likelihood='normal'; use method='mean'."
+            )
         self._check_if_trained(warn=False)
         if not 0 < credible_level < 1:
             raise ValueError(f"credible_level={credible_level!r} must be between 0 and 1.")
@@ -183,40 +191,46 @@ class PredictionMixin(SAMSModel):
         )
         reference_dosage, _ = self._parse_conditions({} if reference is None else reference)
         population, _ = self._population(basal, n_cells, batch, None)
-        perturbations, used = _used_columns(sparse.vstack([reference_dosage, dosage], "csr"))
+        used = sparse.vstack([reference_dosage, dosage], "csr")
         if n_samples < 1:
             raise ScreenError(f"n_samples={n_samples}: at least one draw is needed.")
-        effects = self._sample_effects(n_samples, perturbations)
+        draws = self._sample_globals(n_samples, used)
         n_at_once = max(
             1, _MAX_DECODED_ELEMENTS // (len(population.basal) * self.summary_stats.n_vars)
         )
 
         def population_means(row: int) -> torch.Tensor:
             """Means over the population, draws x genes."""
-            entries = dosage_entries(used[row : row + 1])
-            shift = additive_shift(entries, effects[:, entries.perturbation])
-            if len(entries.cell) == 0:  # without a perturbation all draws are the same
-                shift = shift[:1]
+            # Without a perturbation, or a posterior, all draws are the same.
+            is_certain = used[row].nnz == 0 or self.module.effects is None
+            n_draws = 1 if is_certain else n_samples
             means = []
-            for draws in shift.split(n_at_once):
-                px = self._decode(population, draws)
-                if method == "mean":
-                    means.append(_COUNTS_PER * px.scale.mean(1))
-                else:
-                    expected = expected_log_normalized(
-                        px.mu, self.module.px_r.exp(), population.library, _COUNTS_PER
+            for start in range(0, n_draws, n_at_once):
+                px = self.module.decode_condition(
+                    population,
+                    self._doses(used, row),
+                    draws.subset(start, min(start + n_at_once, n_draws)),
+                )
+                if method == "log_normalized":
+                    values = expected_log_normalized_expression(
+                        px, population.library, _COUNTS_PER
                     )
-                    means.append(expected.mean(1))
+                else:
+                    values = expected_expression(px)
+                    values = _COUNTS_PER * values if self.module.is_count_model else values
+                means.append(values.mean(1))
             return torch.cat(means)
 
         against = population_means(0)
         tail = 50 * (1 - credible_level)
         columns: dict[str, list[np.ndarray]] = {"mean": [], "lower": [], "upper": [], "std": []}
         for row in track(range(len(labels)), description="Effects", disable=len(labels) < 20):
-            draws = (population_means(row + 1) - against).cpu().numpy()
-            columns["mean"].append(draws.mean(0))
-            columns["std"].append(draws.std(0))
-            lower, upper = np.percentile(draws, [tail, 100 - tail], axis=0)
+            effects = (population_means(row + 1) - against).cpu().numpy()
+            columns["mean"].append(effects.mean(0))
+            if self.module.effects is None:  # no posterior, so nothing to say how sure it is
+                effects = np.full_like(effects, np.nan)
+            columns["std"].append(effects.std(0))
+            lower, upper = np.percentile(effects, [tail, 100 - tail], axis=0)
             columns["lower"].append(lower)
             columns["upper"].append(upper)
         layers = {name: np.stack(rows).astype(np.float32) for name, rows in columns.items()}
@@ -301,13 +315,11 @@ class PredictionMixin(SAMSModel):
     ) -> tuple[CellPopulation, list[str]]:
         """Basal states drawn from the posterior of given cells, with their own covariates."""
         adata = self._validate_anndata(adata)
-        module, frame = self.module, self.module.effects.frame
+        module = self.module
         basal, covariates = [], []
         for tensors in self._make_data_loader(adata, indices=indices):
             outputs = module.inference(**module._get_inference_input(tensors))
-            location, gain, variance = outputs["potential"]
-            mean = gain * (location - outputs["shift_mean"])
-            basal.append((mean + variance.sqrt() * torch.randn_like(mean)) @ frame.T)
+            basal.append(module.sample_basal(outputs))
             tensors = {key: value for key, value in tensors.items() if value is not None}
             covariates.append(tensors | {REGISTRY_KEYS.SIZE_FACTOR_KEY: outputs["library"]})
         stacked = {
@@ -342,14 +354,13 @@ class PredictionMixin(SAMSModel):
             )
         return categories.index(str(batch))
 
-    def _sample_effects(self, n_samples: int, perturbations: np.ndarray) -> torch.Tensor:
-        rows = torch.as_tensor(perturbations, device=self.device)
-        return self.module.effects.sample(n_samples, rows)
+    def _sample_globals(self, n_samples: int, dosage: sparse.csr_matrix) -> GlobalDraws:
+        """Draw what conditions (conditions x perturbations) share, of their perturbations only."""
+        used = torch.as_tensor(np.unique(dosage.indices), dtype=torch.long, device=self.device)
+        return self.module.sample_globals(n_samples, used)
 
-    def _decode(self, population: CellPopulation, shift: torch.Tensor) -> Any:
-        """Distribution of counts of a population, shifted."""
-        state = population.basal + shift
-        return self.module.generative(state, **population.covariates())["px"]
+    def _doses(self, dosage: sparse.csr_matrix, row: int) -> torch.Tensor:
+        return torch.as_tensor(dosage[row].toarray(), device=self.device)
 
     def _predicted_obs(
         self, labels: list[str], population: CellPopulation, cell_names: list[str] | None
@@ -369,12 +380,6 @@ class PredictionMixin(SAMSModel):
             obs["batch"] = pd.Categorical(np.tile(batches, len(labels)))
         obs.index = [f"{label}_{k}" for label in labels for k in range(n_cells)]
         return obs
-
-
-def _used_columns(dosage: sparse.csr_matrix) -> tuple[np.ndarray, torch.Tensor]:
-    """Perturbations that any condition uses, and the dense doses of those alone."""
-    used = np.unique(dosage.indices)
-    return used, torch.as_tensor(dosage[:, used].toarray())
 
 
 def _population(

@@ -1,4 +1,4 @@
-"""Room for new batches in a fitted module."""
+"""Room for new batches and new perturbations in a fitted module."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from scvi.nn import FCLayers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scvi_sams.module import SAMSVAEModule
+    from scvi_sams.module import PerturbationVAEModule
 
-__all__ = ["align_categories", "categories_per_covariate", "start_new_batches"]
+__all__ = [
+    "align_categories",
+    "align_pair_rows",
+    "categories_per_covariate",
+    "start_new_batches",
+    "start_new_perturbations",
+]
 
 
 def categories_per_covariate(registry: dict[str, Any]) -> list[int]:
@@ -25,7 +31,7 @@ def categories_per_covariate(registry: dict[str, Any]) -> list[int]:
 
 
 @torch.no_grad()
-def align_categories(module: SAMSVAEModule, n_known: Sequence[int]) -> None:
+def align_categories(module: PerturbationVAEModule, n_known: Sequence[int]) -> None:
     """Bring the weights of categories to where the networks look for them.
 
     scvi-tools appends the weights of new categories after all others, which moves those of every
@@ -66,9 +72,62 @@ def _aligned(
 
 
 @torch.no_grad()
-def start_new_batches(module: SAMSVAEModule) -> None:
+def start_new_batches(module: PerturbationVAEModule) -> None:
     """Start the basal means of batches that were never seen at the mean of the others."""
     if module.closed_form is not None:
         seen = module.closed_form.statistics.basal_weight.squeeze(1) > 0
         basal_mean = module.closed_form.basal_mean
         basal_mean[~seen] = basal_mean[seen].mean(0)
+
+
+@torch.no_grad()
+def align_pair_rows(module: PerturbationVAEModule, n_known: int) -> None:
+    """Bring the effects of pairs to where they are looked for, after all perturbations.
+
+    scvi-tools appends the rows of new perturbations after all others.
+
+    Parameters
+    ----------
+    module
+        Module that :meth:`~scvi.model.base.ArchesMixin.load_query_data` has filled.
+    n_known
+        Number of perturbations of the reference.
+    """
+    effects = module.effects
+    if effects is None or effects.n_pairs == 0 or effects.n_perturbations == n_known:
+        return
+    first_new = n_known + effects.n_pairs
+    order = [
+        *range(n_known),
+        *range(first_new, effects.n_rows),
+        *range(n_known, first_new),
+    ]
+    parts: list[torch.nn.Module] = [effects]
+    if module.closed_form is not None:
+        parts.append(module.closed_form.statistics)
+    for part in parts:
+        for tensor in [*part.parameters(), *part.buffers()]:
+            if tensor.dim() > 0 and len(tensor) == effects.n_rows:
+                tensor.copy_(tensor[order])
+
+
+@torch.no_grad()
+def start_new_perturbations(module: PerturbationVAEModule, n_known: int) -> None:
+    """Leave the rows of new perturbations to training, from where training starts.
+
+    Parameters
+    ----------
+    module
+        Module with the rows of known perturbations first.
+    n_known
+        Number of perturbations of the reference.
+    """
+    effects = module.effects
+    if effects is None:
+        return
+    effects.frozen[n_known : effects.n_perturbations] = False
+    module.n_training_cells.zero_()  # the bound is now that of the query
+    if module.closed_form is not None:
+        statistics = module.closed_form.statistics
+        statistics.n_cells_seen.zero_()
+        statistics.n_occurrences.zero_()

@@ -4,54 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
-from scvi.data.fields import (
-    CategoricalJointObsField,
-    CategoricalObsField,
-    LayerField,
-    NumericalJointObsField,
-    NumericalObsField,
-)
-from scvi.model.base import ArchesMixin, BaseModelClass, RNASeqMixin, VAEMixin
+import numpy as np
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.data import (
-    PerturbationField,
-    check_confounding,
-    check_counts,
-    check_size_factor,
-)
-from scvi_sams.model._latent_mixin import LatentMixin
-from scvi_sams.model._likelihood_mixin import LikelihoodMixin
-from scvi_sams.model._loading import OrderedAnnDataLoader
-from scvi_sams.model._prediction_mixin import PredictionMixin
-from scvi_sams.model._query import (
-    align_categories,
-    categories_per_covariate,
-    start_new_batches,
-)
-from scvi_sams.model._training_mixin import SAMSTrainingMixin
+from scvi_sams._exceptions import ScreenError
+from scvi_sams.data import dosage_from_conditions
+from scvi_sams.model._perturbation_vae import PerturbationVAE
 from scvi_sams.module import SAMSVAEModule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
 __all__ = ["SAMSVAE"]
 
 
-class SAMSVAE(
-    LatentMixin,
-    PredictionMixin,
-    LikelihoodMixin,
-    RNASeqMixin,
-    VAEMixin,
-    ArchesMixin,
-    SAMSTrainingMixin,
-    BaseModelClass,
-):
+class SAMSVAE(PerturbationVAE):
     """Sparse additive mechanism shift VAE (Bereket and Karaletsos, NeurIPS 2023).
 
     The state of a cell is a basal state plus the sum, weighted by dose, of the effects of its
@@ -70,15 +39,32 @@ class SAMSVAE(
         Size of the networks; dropout is in the encoder only.
     encode_covariates
         Whether the encoder sees batch and covariates, as the decoder does.
+    gene_likelihood
+        ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts; ``"normal"`` for normalised or imaging
+        features (``setup_anndata(..., is_count_data=False)``).
+    dispersion
+        ``"gene"`` or ``"gene-batch"``: what shares an inverse dispersion, or the standard
+        deviation of features.
     global_inference
         ``"closed_form"``: masks and effects by coordinate ascent from running statistics of the
         cells, in a frame that is rotated for sparsity. ``"gradient"``: by stochastic gradient with
-        relaxed masks, as in the paper.
-    basal_gain
-        ``"learned"``: the guide of the basal state is the product of the prior and what the
-        counts say. ``"residual"``: what the counts say less the shift; the robust fallback.
+        relaxed masks, as in the paper. By default closed form for the posteriors that have it.
+    basal_posterior
+        Guide of the basal state zb given counts x and shift zp. ``"correlated"``: q(zb | x, zp) is
+        the product of the prior and what the counts say of the state. ``"residual"``: what the
+        counts say less the shift; the robust fallback. ``"mean_field"``: q(zb | x).
+        ``"amortized"``: a network sees x and zp (the paper's correlated guide). The first two have
+        closed-form inference.
+    embedding_posterior
+        ``"spike_and_slab"``: q(e | m) is normal where the mask is one, the prior where it is zero;
+        it has closed-form inference. ``"mean_field"``: q(e) whatever the mask.
+        ``"correlated"``: q(e | m) from a network that all perturbations share.
     mask_prior
-        Prior probability that a perturbation moves a latent.
+        Prior probability that a perturbation moves a latent, or ``(a, b)`` of a Beta hyper-prior
+        under which it is learned. ``1.0`` switches sparsity off.
+    mask_prior_shared_by
+        Masks that share a learned probability: ``"all"``, those of a ``"latent"`` or those of a
+        ``"perturbation"``.
     embedding_scale
         Prior standard deviation of an effect where the mask is on.
     spike_scale
@@ -87,6 +73,18 @@ class SAMSVAE(
     mask_evidence_cells
         Evidence for a mask saturates at this many cells, so that masks call effects that are
         large, not merely detectable. ``None`` for the exact posterior. Fewer give cleaner masks.
+        Closed-form inference only.
+    dose_response
+        ``"linear"``: the shift is proportional to the dose. ``"hill"``: it saturates, with EC50
+        and slope learned for each perturbation.
+    interactions
+        Give measured pairs a sparse shift beyond the sum of their parts: ``True`` for all pairs
+        that occur together in a cell, or the pairs.
+    interaction_prior
+        Prior probability that a pair moves a latent beyond the sum of its parts.
+    direct_effects
+        Give each perturbation a log fold change on its own gene beside the latent shift: ``True``
+        where its name is a gene, or a dict of perturbations to genes.
 
     Examples
     --------
@@ -101,7 +99,6 @@ class SAMSVAE(
     """
 
     _module_cls = SAMSVAEModule
-    _data_loader_cls = OrderedAnnDataLoader
 
     def __init__(
         self,
@@ -113,187 +110,134 @@ class SAMSVAE(
         n_layers: int = 1,
         dropout_rate: float = 0.05,
         encode_covariates: bool = False,
-        global_inference: Literal["closed_form", "gradient"] = "closed_form",
-        basal_gain: Literal["learned", "residual"] = "learned",
-        mask_prior: float = 0.02,
+        gene_likelihood: Literal["nb", "zinb", "poisson", "normal"] = "nb",
+        dispersion: Literal["gene", "gene-batch"] = "gene",
+        global_inference: Literal["closed_form", "gradient"] | None = None,
+        basal_posterior: Literal[
+            "mean_field", "correlated", "residual", "amortized"
+        ] = "correlated",
+        embedding_posterior: Literal[
+            "mean_field", "correlated", "spike_and_slab"
+        ] = "spike_and_slab",
+        mask_prior: float | tuple[float, float] = 0.02,
+        mask_prior_shared_by: Literal["all", "latent", "perturbation"] = "all",
         embedding_scale: float = 1.0,
         spike_scale: float | Literal["learned"] = "learned",
         mask_evidence_cells: float | None = 30.0,
+        dose_response: Literal["linear", "hill"] = "linear",
+        interactions: bool | Sequence[tuple[str, str]] = False,
+        interaction_prior: float = 0.002,
+        direct_effects: bool | Mapping[str, str] = False,
     ) -> None:
         super().__init__(adata, registry)
-        self._module_kwargs: dict[str, Any] = {
-            "n_latent": n_latent,
-            "n_hidden": n_hidden,
-            "n_layers": n_layers,
-            "dropout_rate": dropout_rate,
-            "encode_covariates": encode_covariates,
-            "global_inference": global_inference,
-            "basal_gain": basal_gain,
-            "mask_prior": mask_prior,
-            "embedding_scale": embedding_scale,
-            "spike_scale": spike_scale,
-            "mask_evidence_cells": mask_evidence_cells,
-        }
-        stats = self.summary_stats
-        n_cats_per_cov = None
-        if stats.get("n_extra_categorical_covs", 0) > 0:
-            n_cats_per_cov = list(self._field_state(REGISTRY_KEYS.CAT_COVS_KEY)["n_cats_per_key"])
-        self.module = self._module_cls(
-            n_input=stats.n_vars,
-            n_perturbations=stats.n_perturbation,
-            n_batch=stats.n_batch,
-            n_cats_per_cov=n_cats_per_cov,
-            n_continuous_cov=stats.get("n_extra_continuous_covs", 0),
-            **self._module_kwargs,
+        # What is saved is the pairs themselves: another AnnData may have others.
+        interactions = self._interaction_names(interactions)
+        self._create_module(
+            n_latent=n_latent,
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+            dropout_rate=dropout_rate,
+            encode_covariates=encode_covariates,
+            gene_likelihood=gene_likelihood,
+            dispersion=dispersion,
+            global_inference=choose_inference(
+                global_inference, basal_posterior, embedding_posterior
+            ),
+            basal_posterior=basal_posterior,
+            embedding_posterior=embedding_posterior,
+            mask_prior=mask_prior,
+            mask_prior_shared_by=mask_prior_shared_by,
+            embedding_scale=embedding_scale,
+            spike_scale=spike_scale,
+            mask_evidence_cells=mask_evidence_cells,
+            dose_response=dose_response,
+            interactions=[tuple(map(self.perturbation_names.index, p)) for p in interactions],
+            interaction_prior=interaction_prior,
+            targets=self._targets(direct_effects),
         )
-        self._model_summary_string = (
-            f"{type(self).__name__} with {stats.n_perturbation} perturbations, "
-            + ", ".join(f"{name}={value!r}" for name, value in self._module_kwargs.items())
-        )
+        self._set_reference_doses()
         self.init_params_ = self._get_init_params(locals())
 
-    @classmethod
-    def setup_anndata(
-        cls,
-        adata: AnnData,
-        layer: str | None = None,
-        perturbation_key: str | None = None,
-        dosage_key: str | None = None,
-        perturbation_names_uns_key: str | None = None,
-        control: str | Sequence[str] | None = None,
-        combination_delimiter: str | None = "+",
-        batch_key: str | None = None,
-        labels_key: str | None = None,
-        size_factor_key: str | None = None,
-        categorical_covariate_keys: list[str] | None = None,
-        continuous_covariate_keys: list[str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Say where an AnnData keeps counts, perturbations and covariates.
+    def _interaction_names(
+        self, interactions: bool | Sequence[tuple[str, str]]
+    ) -> list[tuple[str, str]]:
+        """Names of the pairs that get an interaction."""
+        names = self.perturbation_names
+        if interactions is False or (interactions is not True and len(interactions) == 0):
+            return []
+        if interactions is True:
+            if self.adata is None:
+                raise ScreenError("interactions=True needs the AnnData; name the pairs instead.")
+            dosage = self.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+            present = (dosage > 0).astype(np.float32)
+            together = (present.T @ present).tocoo()
+            pairs = sorted(
+                (int(a), int(b)) for a, b in zip(together.row, together.col, strict=True) if a < b
+            )
+            if not pairs:
+                raise ScreenError(
+                    "interactions=True, but no cell has two perturbations; leave it out."
+                )
+            return [(names[a], names[b]) for a, b in pairs]
+        pairs_given = [(str(a), str(b)) for a, b in interactions]
+        dosage_from_conditions([{a: 1.0, b: 1.0} for a, b in pairs_given], names)
+        return pairs_given
 
-        Parameters
-        ----------
-        adata
-            The screen, cells x genes. It is annotated, never changed otherwise.
-        layer
-            Layer with the counts; ``adata.X`` by default.
-        perturbation_key
-            Column of ``adata.obs`` with labels: ``"control"``, ``"KLF1"``, ``"KLF1+CEBPA"``.
-        dosage_key
-            With ``perturbation_key``, a column of doses (a number, or ``"1.0+0.5"`` in the order
-            of the parts). Alone, a key of ``adata.obsm`` with the dosage matrix (cells x
-            perturbations; array, sparse matrix or DataFrame).
-        perturbation_names_uns_key
-            Key of ``adata.uns`` with the names of the columns of a dosage matrix that has none.
-        control
-            Label or labels of unperturbed cells.
-        combination_delimiter
-            What joins the parts of a label.
-        batch_key, labels_key
-            Columns of ``adata.obs``. Labels are kept for plots and other tools, not modelled.
-        size_factor_key
-            Column of ``adata.obs`` to use as library size; the sum of the counts by default. Give
-            it where the genes are a subset, so that their sum is not the library size.
-        categorical_covariate_keys, continuous_covariate_keys
-            Further covariates of the decoder.
+    def _targets(self, direct_effects: bool | Mapping[str, str]) -> list[int] | None:
+        """Index of the gene that each perturbation targets, -1 for none."""
+        if direct_effects is False:
+            return None
+        genes = {str(gene): index for index, gene in enumerate(self.get_var_names())}
+        names = self.perturbation_names
+        if direct_effects is True:
+            targets = [genes.get(name, -1) for name in names]
+            if max(targets) < 0:
+                raise ScreenError(
+                    "direct_effects=True, but no perturbation is named like a gene of "
+                    "adata.var_names; give a dict of perturbations to genes."
+                )
+            return targets
+        mapping = {str(name): str(gene) for name, gene in direct_effects.items()}
+        if unknown := [gene for gene in mapping.values() if gene not in genes]:
+            raise ScreenError(
+                f"direct_effects names genes that are not in adata.var_names: "
+                f"{', '.join(unknown[:5])}. Correct or leave them out."
+            )
+        dosage_from_conditions([{name: 1.0} for name in mapping] or [{}], names)
+        return [genes[mapping[name]] if name in mapping else -1 for name in names]
 
-        Raises
-        ------
-        ScreenError
-            If something cannot be used; the message names it and the mend.
+    def _set_reference_doses(self) -> None:
+        """Centre the prior of each EC50 at the median dose of its perturbation."""
+        curves = self.module.dose_response
+        if curves is None or self.adata is None:
+            return
+        dosage = self.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY).tocsc()
+        for column in range(dosage.shape[1]):
+            doses = dosage.data[dosage.indptr[column] : dosage.indptr[column + 1]]
+            if len(doses):
+                curves.log_reference_dose[column] = float(np.log(np.median(doses)))
 
-        Examples
-        --------
-        >>> import scvi_sams
-        >>> adata = scvi_sams.datasets.simulated_screen()
-        >>> scvi_sams.SAMSVAE.setup_anndata(
-        ...     adata, layer="counts", perturbation_key="perturbation", control="control"
-        ... )
-        """
-        setup_method_args = cls._get_setup_method_args(**locals())
-        check_counts(adata, layer)
-        if size_factor_key is not None:
-            check_size_factor(adata, size_factor_key)
-        perturbations = PerturbationField(
-            perturbation_key,
-            dosage_key,
-            perturbation_names_uns_key,
-            control,
-            combination_delimiter,
+
+def choose_inference(
+    global_inference: Literal["closed_form", "gradient"] | None,
+    basal_posterior: str,
+    embedding_posterior: str,
+) -> Literal["closed_form", "gradient"]:
+    """The engine of masks and effects, closed form where the posteriors have it.
+
+    Raises
+    ------
+    ValueError
+        If closed form is asked for where there is none.
+    """
+    has_closed_form = (
+        basal_posterior in {"correlated", "residual"} and embedding_posterior == "spike_and_slab"
+    )
+    if global_inference == "closed_form" and not has_closed_form:
+        raise ValueError(
+            f"global_inference='closed_form' needs a bound that is quadratic in the shift and "
+            f"effects given masks, not basal_posterior={basal_posterior!r} with "
+            f"embedding_posterior={embedding_posterior!r}: use basal_posterior='correlated' or "
+            "'residual' and embedding_posterior='spike_and_slab', or global_inference='gradient'."
         )
-        fields = [
-            # Checked above, entry by entry; scvi-tools draws some from numpy's global stream.
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
-            perturbations,
-        ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        if kwargs.get("source_registry") is None:  # a screen of its own, not a query
-            key = SAMS_REGISTRY_KEYS.PERTURBATION_KEY
-            names = manager.get_state_registry(key).column_names
-            check_confounding(adata, manager.get_from_registry(key), names, batch_key)
-        cls.register_manager(manager)
-
-    @classmethod
-    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
-        """Not offered: scvi-tools' out-of-memory loader does not carry dosages."""
-        raise NotImplementedError(
-            "scvi-tools' annbatch loader does not carry the dosage matrix; use setup_anndata, "
-            "with a backed AnnData if the screen does not fit in memory."
-        )
-
-    @classmethod
-    def load_query_data(
-        cls,
-        adata: AnnData,
-        reference_model: str | SAMSVAE,
-        *,
-        unfrozen: bool = False,
-        **kwargs: Any,
-    ) -> SAMSVAE:
-        """Take a fitted model to cells of new batches (scArches).
-
-        Masks and effects stay as they are, and so do the networks but for their weights of new
-        batches, which training adapts.
-
-        Parameters
-        ----------
-        adata
-            Cells of new batches, laid out as those the model was set up with. Perturbations that
-            they lack are fine.
-        reference_model
-            The fitted model, or the folder it was saved in.
-        unfrozen
-            Train everything on, masks and effects included.
-        **kwargs
-            Further arguments of :meth:`scvi.model.base.ArchesMixin.load_query_data`.
-
-        Returns
-        -------
-        The model, to be trained on the query.
-
-        Raises
-        ------
-        UnknownPerturbationError
-            If a cell has a perturbation that the model has not seen.
-
-        Examples
-        --------
-        >>> query = SAMSVAE.load_query_data(new_adata, model)  # doctest: +SKIP
-        >>> query.train(max_epochs=20)  # doctest: +SKIP
-        """
-        query = super().load_query_data(adata, reference_model, unfrozen=unfrozen, **kwargs)
-        query.module.globals_frozen.fill_(not unfrozen)
-        reference = (
-            cls.load_registry(reference_model)
-            if isinstance(reference_model, str)
-            else reference_model.registry
-        )
-        align_categories(query.module, categories_per_covariate(reference))
-        start_new_batches(query.module)
-        return query
+    return global_inference or ("closed_form" if has_closed_form else "gradient")

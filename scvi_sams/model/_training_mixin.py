@@ -134,8 +134,11 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
                 values = values.to_numpy() if isinstance(values, pd.DataFrame) else values
                 covariates[key] = np.asarray(values)[indices].reshape(len(indices), -1)
         if REGISTRY_KEYS.SIZE_FACTOR_KEY not in covariates:
-            counts = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)[indices]
-            covariates[REGISTRY_KEYS.SIZE_FACTOR_KEY] = np.asarray(counts.sum(1)).reshape(-1, 1)
+            library = np.ones((len(indices), 1), dtype=np.float32)
+            if self.module.is_count_model:
+                counts = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)[indices]
+                library = np.asarray(counts.sum(1)).reshape(-1, 1)
+            covariates[REGISTRY_KEYS.SIZE_FACTOR_KEY] = library
         return covariates
 
 

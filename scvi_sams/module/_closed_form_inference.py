@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from scvi_sams.module._closed_form import (
+    SpikeSlab,
     learned_spike_variance,
     procrustes,
     selection_penalty,
@@ -115,9 +116,7 @@ class ClosedFormInference(nn.Module):
         """
         rows = entries.perturbation
         n_cells = self.statistics.n_cells(n_training_cells, rows)[:, 0]
-        prior_variance = effects.embedding_variance * torch.sigmoid(
-            torch.tensor(effects.mask_prior_logit)
-        )
+        prior_variance = effects.embedding_variance * effects.mask_prior.mean().mean()
         information = n_cells.new_ones(entries.n_cells)
         of_entries = 1 / (1 + n_cells * prior_variance)
         return information.scatter_reduce_(0, entries.cell, of_entries, "amin").unsqueeze(1)
@@ -143,11 +142,13 @@ class ClosedFormInference(nn.Module):
         shifts = (score + curvature * (mean @ effects.frame)) / (
             curvature + 1 / effects.embedding_variance
         )
-        weight = curvature.mean(1, keepdim=True)
-        weight = (weight / weight.mean()).sqrt().clamp(max=_MAX_RELATIVE_WEIGHT)
-        rotation = sparse_rotation(shifts * weight, generator=generator)
-        effects.frame.copy_(rotation.T)
-        effects.slab_mean.copy_(shifts @ rotation)
+        if effects.sparse:
+            weight = curvature.mean(1, keepdim=True)
+            weight = (weight / weight.mean()).sqrt().clamp(max=_MAX_RELATIVE_WEIGHT)
+            rotation = sparse_rotation(shifts * weight, generator=generator)
+            effects.frame.copy_(rotation.T)
+            shifts = shifts @ rotation
+        effects.slab_mean.copy_(shifts)
         effects.mask_logits.fill_(_SWITCH_ON_LOGIT)
         effects.masks_on.fill_(True)
         self.update(effects, n_training_cells, n_sweeps=_SWITCH_ON_SWEEPS)
@@ -158,21 +159,24 @@ class ClosedFormInference(nn.Module):
     ) -> None:
         """Update frame, masks and effects from the statistics, damped.
 
-        All perturbations move at once, so cells with several of them need a smaller step.
+        All perturbations move at once, so cells with several of them need a smaller step. The
+        frame stays if the effects are dense, where it means nothing, or some are frozen.
         """
+        free_frame = effects.sparse and not bool(effects.frozen.any())
         n_together = int(self.statistics.max_per_cell)
         damping = min(_MAX_DAMPING, 1 / n_together) if n_together > 2 else _MAX_DAMPING
         for _ in range(n_sweeps):
-            score, curvature, mean = self._statistics(effects, n_training_cells)
-            _align_frame(effects, score, curvature, mean)
+            if free_frame:
+                _align_frame(effects, *self._statistics(effects, n_training_cells))
             score, curvature, mean = self._statistics(effects, n_training_cells)
             curvature = curvature @ effects.frame.T.square()
+            log_on, log_off = effects.log_mask_prior()
             posterior = spike_slab(
                 score @ effects.frame.T + curvature * mean,
                 curvature,
-                mask_prior_logit=effects.mask_prior_logit,
+                mask_prior_logit=log_on - log_off,
                 embedding_variance=effects.embedding_variance,
-                spike_variance=effects.spike_variance,
+                spike_variance=effects.background_variance(),
                 mask_floor_variance=self.mask_floor_variance,
             )
             effects.assign(posterior, damping)
@@ -185,8 +189,12 @@ class ClosedFormInference(nn.Module):
                         mask_floor_variance=self.mask_floor_variance,
                     )
                 )
-            if effects.learn_spike_scale:
-                effects.spike_variance.copy_(learned_spike_variance(effects.posterior))
+            effects.update_mask_prior()
+            if effects.learn_spike_scale and free_frame:
+                of_perturbations = SpikeSlab(
+                    *(field[: effects.n_perturbations] for field in effects.posterior)
+                )
+                effects.spike_variance.copy_(learned_spike_variance(of_perturbations))
 
     def _statistics(
         self, effects: PerturbationEffects, n_training_cells: int

@@ -18,9 +18,9 @@ _TOLERANCE = 1e-4
 
 
 def expected_log_normalized(
-    mean: Tensor, inverse_dispersion: Tensor, library: Tensor, target: float = 1e4
+    mean: Tensor, inverse_dispersion: Tensor | None, library: Tensor, target: float = 1e4
 ) -> Tensor:
-    r"""Expectation of ``log2(1 + target * x / library)`` for negative binomial counts x.
+    r"""Expectation of ``log2(1 + target * x / library)`` of negative binomial counts.
 
     With :math:`s = \mathrm{target} / l`, the Laplace transform of the counts in
 
@@ -38,7 +38,7 @@ def expected_log_normalized(
     mean
         Means of the counts, shape ``(..., n_cells, n_genes)``.
     inverse_dispersion
-        Inverse dispersion of each gene, shape ``(n_genes,)``.
+        Inverse dispersion, broadcasts to ``mean``; ``None`` for Poisson counts, its limit.
     library
         Library sizes, shape ``(n_cells, 1)``.
     target
@@ -60,9 +60,13 @@ def expected_log_normalized(
     largest = (mean * rate).max().item()
     lower = math.log(_TOLERANCE / (1 + largest))
     nodes = torch.arange(_UPPER, lower, -_STEP, dtype=torch.float64).exp().tolist()
-    ratio = mean / inverse_dispersion
+    ratio = mean if inverse_dispersion is None else mean / inverse_dispersion
     total = torch.zeros_like(mean)
     for node in nodes:
-        transform_log = torch.log1p(ratio * -torch.expm1(-rate * node)).mul_(-inverse_dispersion)
+        transform_log = ratio * -torch.expm1(-rate * node)
+        if inverse_dispersion is None:
+            transform_log = transform_log.neg_()
+        else:
+            transform_log = transform_log.log1p_().mul_(-inverse_dispersion)
         total.add_(transform_log.expm1_(), alpha=-_STEP * math.exp(-node))
     return total / math.log(2)

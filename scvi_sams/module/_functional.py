@@ -14,7 +14,7 @@ __all__ = [
     "DosageEntries",
     "additive_shift",
     "dosage_entries",
-    "kl_bernoulli",
+    "kl_bernoulli_log_prior",
     "kl_centred_normal",
     "log_mean_exp",
     "relaxed_bernoulli",
@@ -101,30 +101,28 @@ def additive_shift(entries: DosageEntries, effects: Tensor, power: int = 1) -> T
     return shift.index_add_(-2, entries.cell, weight.unsqueeze(-1) * effects)
 
 
-def kl_bernoulli(logits: Tensor, prior_logit: Tensor | float) -> Tensor:
-    """Divergence of Bernoulli distributions, elementwise, from their log-odds.
+def kl_bernoulli_log_prior(logits: Tensor, log_on: Tensor, log_off: Tensor) -> Tensor:
+    """Divergence of Bernoulli distributions from their prior, elementwise.
 
     Parameters
     ----------
     logits
         Log-odds of the posterior, any shape.
-    prior_logit
-        Log-odds of the prior, broadcastable.
+    log_on, log_off
+        (Expected) logarithms of the prior probabilities of one and of zero, broadcastable.
 
     Returns
     -------
-    ``KL(Bernoulli(sigmoid(logits)) || Bernoulli(sigmoid(prior_logit)))`` in nats.
+    ``E log q(m) - E log p(m)`` in nats.
 
     Examples
     --------
-    >>> kl_bernoulli(torch.tensor(0.0), 0.0)
+    >>> half = torch.tensor(0.5).log()
+    >>> kl_bernoulli_log_prior(torch.tensor(0.0), half, half)
     tensor(0.)
     """
-    prior_logit = torch.as_tensor(prior_logit, dtype=logits.dtype, device=logits.device)
     probability = torch.sigmoid(logits)
-    return (
-        probability * (logits - prior_logit) + F.softplus(prior_logit) - F.softplus(logits)
-    ).clamp(min=0)
+    return (probability * (logits - log_on + log_off) - F.softplus(logits) - log_off).clamp(min=0)
 
 
 def kl_centred_normal(mean: Tensor, variance: Tensor, prior_variance: Tensor | float) -> Tensor:

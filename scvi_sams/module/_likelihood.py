@@ -36,7 +36,7 @@ def negative_binomial_log_likelihood(
     logits
         Unnormalised log expression, shape ``(..., n_cells, n_genes)``.
     log_inverse_dispersion
-        Logarithm of theta, shape ``(n_genes,)``.
+        Logarithm of theta, shape ``(n_genes,)`` or ``(n_cells, n_genes)``.
     counts
         Counts, shape ``(n_cells, n_genes)``.
     library
@@ -84,7 +84,7 @@ class _NegativeBinomialLogLikelihood(torch.autograd.Function):
         log_likelihood = (
             (counts * log_mean - total * log_mean_plus_theta).sum(-1)
             + (torch.lgamma(total) - torch.lgamma(counts + 1)).sum(-1)
-            + (theta * log_theta - torch.lgamma(theta)).sum()
+            + (theta * log_theta - torch.lgamma(theta)).sum(-1)
         )
         ctx.save_for_backward(log_theta, counts, mean, library, log_mean_plus_theta)
         ctx.n_dispersion_cells = n_dispersion_cells
@@ -106,6 +106,9 @@ class _NegativeBinomialLogLikelihood(torch.autograd.Function):
             n_cells = counts.shape[0]
             k = min(ctx.n_dispersion_cells or n_cells, n_cells)
             some, some_mean = counts[:k], mean[..., :k, :]
+            is_per_cell = theta.dim() > 1
+            if is_per_cell:
+                theta, log_theta = theta[:k], log_theta[:k]
             slope = (
                 _digamma_rise(some, theta)
                 + log_theta
@@ -113,8 +116,13 @@ class _NegativeBinomialLogLikelihood(torch.autograd.Function):
                 - log_mean_plus_theta[..., :k, :]
                 - (some + theta) / (some_mean + theta)
             )
-            weighted = (slope * gradient[..., :k].unsqueeze(-1)).flatten(0, -2).sum(0)
+            weighted = slope * gradient[..., :k].unsqueeze(-1)
+            n_kept = 2 if is_per_cell else 1
+            if weighted.dim() > n_kept:
+                weighted = weighted.flatten(0, -n_kept - 1).sum(0)
             theta_gradient = (theta * weighted * (n_cells / k)).to(ctx.dtypes[1])
+            if is_per_cell:
+                theta_gradient = torch.nn.functional.pad(theta_gradient, (0, 0, 0, n_cells - k))
         return logits_gradient, theta_gradient, None, None, None
 
 
@@ -122,6 +130,6 @@ def _digamma_rise(counts: Tensor, theta: Tensor) -> Tensor:
     """``digamma(counts + theta) - digamma(theta)``, worked out only where counts are not zero."""
     rise = torch.zeros_like(counts)
     cell, gene = counts.nonzero(as_tuple=True)
-    at_zero = torch.digamma(theta)
-    rise[cell, gene] = torch.digamma(counts[cell, gene] + theta[gene]) - at_zero[gene]
+    theta = theta.expand_as(counts)[cell, gene]
+    rise[cell, gene] = torch.digamma(counts[cell, gene] + theta) - torch.digamma(theta)
     return rise

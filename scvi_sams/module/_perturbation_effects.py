@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import nn
 
 from scvi_sams.module._closed_form import SpikeSlab
-from scvi_sams.module._functional import kl_bernoulli, kl_centred_normal, relaxed_bernoulli
+from scvi_sams.module._correlated_embedding import CorrelatedEmbedding
+from scvi_sams.module._functional import (
+    kl_bernoulli_log_prior,
+    kl_centred_normal,
+    relaxed_bernoulli,
+)
+from scvi_sams.module._mask_prior import MaskPrior
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PerturbationEffects"]
+    from scvi_sams.module._mask_prior import MaskPriorSharing
+
+__all__ = ["EmbeddingPosterior", "PerturbationEffects"]
+
+EmbeddingPosterior: TypeAlias = Literal["mean_field", "correlated", "spike_and_slab", "point"]
+"""The posteriors of the embeddings, see :class:`PerturbationEffects`."""
+
+_N_MOMENT_DRAWS = 64
+_MAX_DIVERGENCE_ROWS = 1_024  # a step costs the same however many perturbations there are
 
 
 class PerturbationEffects(nn.Module):
-    r"""Spike-and-slab posterior of the masks and embeddings of all perturbations.
+    r"""Posterior of the masks and embeddings of all perturbations.
 
     The effect of perturbation t on latent l is :math:`m_{tl} e_{tl} + r_{tl}` with
 
@@ -27,18 +41,27 @@ class PerturbationEffects(nn.Module):
 
     With ``spike_scale = 0`` the background r vanishes and the effect is the one of Bereket and
     Karaletsos (2023). A learned background takes up what is too small or too widespread to be a
-    mechanism, so that predictions keep it and masks stay clean.
+    mechanism, so that predictions keep it and masks stay clean. With ``mask_prior = 1`` every
+    mask is one: CPA-VAE.
 
     Parameters
     ----------
     n_perturbations, n_latent
         Shape of masks and effects.
-    mask_prior
-        Prior probability that a mask is one.
+    posterior
+        Of embeddings e and masks m. ``"spike_and_slab"``: normal where the mask is one, the prior
+        where it is zero. ``"mean_field"``: normal, whatever the mask. ``"correlated"``: normal,
+        with moments from a network that sees the masks. ``"point"``: a parameter without a prior.
+    mask_prior, mask_prior_shared_by
+        See :class:`MaskPrior`.
     embedding_scale
         Prior standard deviation of an embedding.
     spike_scale
         Standard deviation of the background, or ``"learned"``.
+    n_pairs, interaction_prior
+        Number of pairs with an effect of their own, whose rows follow those of the perturbations
+        (:class:`PairInteractions`), and the prior probability of their masks. Pairs have no
+        background.
     trainable
         Whether the posterior is learned by gradient. Otherwise it is set by :meth:`assign`.
 
@@ -52,6 +75,8 @@ class PerturbationEffects(nn.Module):
     selection_penalty
         Log-odds that reported masks are charged, see
         :func:`~scvi_sams.module._closed_form.selection_penalty`.
+    frozen
+        Rows that training leaves as they are, shape ``(n_rows, 1)``.
     masks_on
         Whether perturbations move cells yet: not during the warm-up.
     """
@@ -61,6 +86,7 @@ class PerturbationEffects(nn.Module):
     spike_variance: Tensor
     selection_penalty: Tensor
     frame: Tensor
+    frozen: Tensor
     masks_on: Tensor
 
     def __init__(
@@ -68,36 +94,58 @@ class PerturbationEffects(nn.Module):
         n_perturbations: int,
         n_latent: int,
         *,
-        mask_prior: float = 0.02,
+        posterior: EmbeddingPosterior = "spike_and_slab",
+        mask_prior: float | tuple[float, float] = 0.02,
+        mask_prior_shared_by: MaskPriorSharing = "all",
         embedding_scale: float = 1.0,
         spike_scale: float | Literal["learned"] = "learned",
+        n_pairs: int = 0,
+        interaction_prior: float = 0.002,
         trainable: bool = False,
     ) -> None:
         super().__init__()
-        self.mask_prior_logit = math.log(mask_prior / (1 - mask_prior))
+        self.n_perturbations, self.n_pairs = n_perturbations, n_pairs
+        self.posterior_family = posterior
+        self.trainable = trainable
+        self.mask_prior = MaskPrior(n_perturbations, n_latent, mask_prior, mask_prior_shared_by)
+        self.interaction_prior = interaction_prior
         self.embedding_variance = embedding_scale**2
-        self.learn_spike_scale = spike_scale == "learned"
-        shape = (n_perturbations, n_latent)
-        self.mask_logits = nn.Parameter(torch.zeros(shape), requires_grad=trainable)
+        self.learn_spike_scale = spike_scale == "learned" and self.sparse
+        shape = (n_perturbations + n_pairs, n_latent)
+        self.mask_logits = nn.Parameter(
+            torch.zeros(shape), requires_grad=trainable and (self.sparse or n_pairs > 0)
+        )
         self.slab_mean = nn.Parameter(torch.zeros(shape), requires_grad=trainable)
         self.slab_log_variance = nn.Parameter(
-            torch.full(shape, math.log(1e-2)), requires_grad=trainable
+            torch.full(shape, math.log(1e-2)), requires_grad=trainable and posterior != "point"
         )
+        self.correlated = CorrelatedEmbedding(*shape) if posterior == "correlated" else None
         self.register_buffer("spike_mean", torch.zeros(shape))
         self.register_buffer("spike_posterior_variance", torch.zeros(shape))
         initial = 0.1 if spike_scale == "learned" else float(spike_scale)
-        self.register_buffer("spike_variance", torch.tensor(initial**2))
+        self.register_buffer("spike_variance", torch.tensor(initial**2 if self.sparse else 0.0))
         self.register_buffer("selection_penalty", torch.zeros(shape))
         self.register_buffer("frame", torch.eye(n_latent))
+        self.register_buffer("frozen", torch.zeros(shape[0], 1, dtype=torch.bool))
         self.register_buffer("masks_on", torch.tensor(False))
 
     @property
+    def sparse(self) -> bool:
+        """Whether masks of perturbations may be zero."""
+        return self.mask_prior.sparse
+
+    @property
+    def n_rows(self) -> int:
+        """Number of perturbations and pairs."""
+        return self.n_perturbations + self.n_pairs
+
+    @property
     def posterior(self) -> SpikeSlab:
-        """The posterior, each field of shape ``(n_perturbations, n_latent)``."""
+        """The posterior, each field of shape ``(n_rows, n_latent)``."""
         return self._rows(None)
 
     def _rows(self, rows: Tensor | None) -> SpikeSlab:
-        """The posterior of some perturbations, at a cost that does not grow with the others."""
+        """The posterior of some rows, at a cost that does not grow with the others."""
         fields: tuple[Tensor, ...] = (
             self.mask_logits,
             self.slab_mean,
@@ -105,19 +153,70 @@ class PerturbationEffects(nn.Module):
             self.spike_mean,
             self.spike_posterior_variance,
         )
+        frozen = self.frozen
         if rows is not None:
-            fields = tuple(field[rows] for field in fields)
+            fields, frozen = tuple(field[rows] for field in fields), frozen[rows]
+        if self.trainable:
+            fields = tuple(torch.where(frozen, field.detach(), field) for field in fields)
         q = SpikeSlab(*fields)
-        return q._replace(slab_variance=q.slab_variance.exp())
+        variance = q.slab_variance.exp()
+        if self.posterior_family == "point":
+            variance = torch.zeros_like(variance)
+        return q._replace(slab_variance=variance)
+
+    def _inclusion(self, mask_logits: Tensor, rows: Tensor | None) -> Tensor:
+        """Probability that masks are one."""
+        probability = torch.sigmoid(mask_logits)
+        if self.sparse:
+            return probability
+        if self.n_pairs == 0:
+            return torch.ones_like(probability)
+        index = torch.arange(self.n_rows, device=probability.device) if rows is None else rows
+        return torch.where((index < self.n_perturbations).unsqueeze(1), 1.0, probability)
+
+    def log_mask_prior(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Expected log prior probabilities of one and of zero, broadcast to the masks of rows."""
+        if self.n_pairs == 0:
+            return self.mask_prior.log_probabilities(rows)
+        n_latent = self.frame.shape[0]
+        both = []
+        for of_perturbations, probability in zip(
+            self.mask_prior.log_probabilities(),
+            (self.interaction_prior, 1 - self.interaction_prior),
+            strict=True,
+        ):
+            of_pairs = of_perturbations.new_full((self.n_pairs, n_latent), math.log(probability))
+            shape = (self.n_perturbations, n_latent)
+            whole = torch.cat([of_perturbations.expand(shape), of_pairs])
+            both.append(whole if rows is None else whole[rows])
+        return both[0], both[1]
+
+    def background_variance(self) -> Tensor:
+        """Prior variance of the background of each row, broadcasts to ``(n_rows, n_latent)``."""
+        if self.n_pairs == 0:
+            return self.spike_variance
+        index = torch.arange(self.n_rows, device=self.spike_variance.device).unsqueeze(1)
+        return torch.where(index < self.n_perturbations, self.spike_variance, 0.0)
 
     @torch.no_grad()
     def assign(self, posterior: SpikeSlab, damping: float = 1.0) -> None:
         """Move means and log-odds a share of the way to a new posterior; take its variances."""
-        self.mask_logits.lerp_(posterior.mask_logits, damping)
-        self.slab_mean.lerp_(posterior.slab_mean, damping)
-        self.slab_log_variance.copy_(posterior.slab_variance.log())
-        self.spike_mean.lerp_(posterior.spike_mean, damping)
-        self.spike_posterior_variance.copy_(posterior.spike_variance)
+        weight = damping * (~self.frozen).to(self.slab_mean.dtype)
+        self.mask_logits.lerp_(posterior.mask_logits, weight)
+        self.slab_mean.lerp_(posterior.slab_mean, weight)
+        self.spike_mean.lerp_(posterior.spike_mean, weight)
+        for field, new in (
+            (self.slab_log_variance, posterior.slab_variance.log()),
+            (self.spike_posterior_variance, posterior.spike_variance),
+        ):
+            field.copy_(torch.where(self.frozen, field, new))
+
+    @torch.no_grad()
+    def update_mask_prior(self) -> None:
+        """Learn the prior probability of masks from their posterior."""
+        if self.masks_on and not self.frozen.any():
+            on = torch.sigmoid(self.mask_logits[: self.n_perturbations])
+            self.mask_prior.update(on)
 
     def mask_probability(self) -> Tensor:
         """Probability that each mask is one, as it is reported.
@@ -127,9 +226,9 @@ class PerturbationEffects(nn.Module):
 
         Returns
         -------
-        Shape ``(n_perturbations, n_latent)``; zero before the masks are switched on.
+        Shape ``(n_rows, n_latent)``; zero before the masks are switched on.
         """
-        return torch.sigmoid(self.mask_logits - self.selection_penalty) * self.masks_on
+        return self._inclusion(self.mask_logits - self.selection_penalty, None) * self.masks_on
 
     def moments(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Posterior mean and variance of effects.
@@ -141,18 +240,27 @@ class PerturbationEffects(nn.Module):
 
         Returns
         -------
-        Each of shape ``(n_rows, n_latent)``; zero before the masks are switched on.
+        Each of shape ``(n_rows, n_latent)``; zero before the masks are switched on. For the
+        correlated posterior estimated from draws of the masks that are always the same.
         """
         q = self._rows(rows)
         if not self.masks_on:
             zero = torch.zeros_like(q.slab_mean)
             return zero, zero
-        on = torch.sigmoid(q.mask_logits)
-        mean = on * q.slab_mean + (1 - on) * q.spike_mean
-        second = on * (q.slab_variance + q.slab_mean.square()) + (1 - on) * (
-            q.spike_variance + q.spike_mean.square()
-        )
-        return mean, (second - mean.square()).clamp(min=0)
+        on = self._inclusion(q.mask_logits, rows)
+        if self.correlated is not None:
+            generator = torch.Generator().manual_seed(0)
+            uniform = torch.rand(_N_MOMENT_DRAWS, *on.shape, generator=generator).to(on)
+            masks = (uniform < on).to(on.dtype)
+            mean, variance = self._embedding_given(q, masks, rows)
+            first = (masks * mean).mean(0)
+            second = (masks * (variance + mean.square())).mean(0)
+        else:
+            first = on * q.slab_mean + (1 - on) * q.spike_mean
+            second = on * (q.slab_variance + q.slab_mean.square()) + (1 - on) * (
+                q.spike_variance + q.spike_mean.square()
+            )
+        return first, (second - first.square()).clamp(min=0)
 
     def sample(self, n_samples: int = 1, rows: Tensor | None = None) -> Tensor:
         """Draw effects from the posterior.
@@ -173,12 +281,13 @@ class PerturbationEffects(nn.Module):
         if not self.masks_on:
             return q.slab_mean.new_zeros(shape)
         noise = torch.randn(shape, dtype=q.slab_mean.dtype, device=q.slab_mean.device)
-        on = torch.bernoulli(torch.sigmoid(q.mask_logits).expand(shape)).bool()
-        slab = q.slab_mean + q.slab_variance.sqrt() * noise
-        return torch.where(on, slab, q.spike_mean + q.spike_variance.sqrt() * noise)
+        on = torch.bernoulli(self._inclusion(q.mask_logits, rows).expand(shape))
+        mean, variance = self._embedding_given(q, on, rows)
+        slab = mean + variance.sqrt() * noise
+        return torch.where(on.bool(), slab, q.spike_mean + q.spike_variance.sqrt() * noise)
 
-    def rsample(self, rows: Tensor, temperature: float) -> Tensor:
-        """Draw effects of some perturbations once, with gradients to the posterior.
+    def rsample(self, rows: Tensor, temperature: float, n_samples: int = 1) -> Tensor:
+        """Draw effects of some perturbations, with gradients to the posterior.
 
         Masks are straight-through relaxed Bernoulli draws, embeddings are reparametrised.
 
@@ -188,36 +297,95 @@ class PerturbationEffects(nn.Module):
             Perturbations to draw, shape ``(n_rows,)``.
         temperature
             Temperature of the relaxation.
+        n_samples
+            Number of draws.
 
         Returns
         -------
-        Shape ``(n_rows, n_latent)``.
+        Shape ``(n_samples, n_rows, n_latent)``.
         """
-        mean, log_variance = self.slab_mean[rows], self.slab_log_variance[rows]
+        q = self._rows(rows)
+        shape = (n_samples, *q.slab_mean.shape)
         if not self.masks_on:
-            return torch.zeros_like(mean)
-        embedding = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
-        return relaxed_bernoulli(self.mask_logits[rows], temperature) * embedding
+            return q.slab_mean.new_zeros(shape)
+        masks = self._relaxed_masks(q.mask_logits.expand(shape), rows, temperature)
+        mean, variance = self._embedding_given(q, masks, rows)
+        noise = torch.randn(shape, dtype=q.slab_mean.dtype, device=q.slab_mean.device)
+        return masks * (mean + variance.sqrt() * noise)
 
-    def kl_divergence(self) -> dict[str, Tensor]:
-        """Divergence of the posterior of all perturbations from the prior, in nats.
+    def _relaxed_masks(self, mask_logits: Tensor, rows: Tensor, temperature: float) -> Tensor:
+        masks = relaxed_bernoulli(mask_logits, temperature)
+        if self.sparse:
+            return masks
+        return torch.where((rows < self.n_perturbations).unsqueeze(1), 1.0, masks)
+
+    def _embedding_given(
+        self, q: SpikeSlab, masks: Tensor, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Moments of embeddings given masks, each broadcasts to the shape of the masks."""
+        if self.correlated is None:
+            return q.slab_mean, q.slab_variance
+        index = torch.arange(self.n_rows, device=masks.device) if rows is None else rows
+        mean, log_variance = self.correlated(index, masks)
+        return q.slab_mean + mean, q.slab_variance * log_variance.exp()
+
+    def kl_divergence(self, temperature: float = 0.5) -> dict[str, Tensor]:
+        """Divergence of the posterior of all rows from the prior, in nats.
+
+        In closed form, but for the correlated posterior, where the divergence of embeddings given
+        masks is averaged over one draw of masks (Bereket and Karaletsos 2023). While a posterior
+        of very many perturbations is trained by gradient, the sum is estimated from random rows.
+
+        Parameters
+        ----------
+        temperature
+            Temperature of the relaxation of that draw.
 
         Returns
         -------
-        ``"kl_mask"`` for the masks and ``"kl_embedding"`` for the effects given the masks,
-        scalars. Both are zero before the masks are switched on.
+        ``"kl_mask"`` for the masks (and their prior probability) and ``"kl_embedding"`` for the
+        effects given the masks, scalars. Both are zero before the masks are switched on.
         """
         if not self.masks_on:
             zero = self.slab_mean.new_zeros(())
             return {"kl_mask": zero, "kl_embedding": zero}
-        q = self.posterior
-        on = torch.sigmoid(q.mask_logits)
-        slab_prior = self.embedding_variance + self.spike_variance
-        kl_effect = on * kl_centred_normal(q.slab_mean, q.slab_variance, slab_prior)
-        if self.spike_variance > 0:
-            kl_spike = kl_centred_normal(q.spike_mean, q.spike_variance, self.spike_variance)
-            kl_effect = kl_effect + (1 - on) * kl_spike
+        rows, weight = None, 1.0
+        if self.trainable and self.training and self.n_rows > _MAX_DIVERGENCE_ROWS:
+            device = self.slab_mean.device
+            rows = torch.randint(self.n_rows, (_MAX_DIVERGENCE_ROWS,), device=device)
+            weight = self.n_rows / _MAX_DIVERGENCE_ROWS
+        q = self._rows(rows)
+        on = self._inclusion(q.mask_logits, rows)
+        log_on, log_off = self.log_mask_prior(rows)
+        is_given, log_off = log_off.isinf(), log_off.clamp(min=-1e6)
+        kl_mask = kl_bernoulli_log_prior(q.mask_logits, log_on, log_off)
+        if not self.sparse:  # masks of perturbations are given, those of pairs are not
+            kl_mask = torch.where(is_given, 0.0, kl_mask)
         return {
-            "kl_mask": kl_bernoulli(q.mask_logits, self.mask_prior_logit).sum(),
-            "kl_embedding": kl_effect.sum(),
+            "kl_mask": weight * kl_mask.sum() + self.mask_prior.kl_probability(),
+            "kl_embedding": weight * self._kl_embedding(q, on, rows, temperature).sum(),
         }
+
+    def _kl_embedding(
+        self, q: SpikeSlab, on: Tensor, rows: Tensor | None, temperature: float
+    ) -> Tensor:
+        """Divergence of each effect given the masks, shape ``(n_rows, n_latent)``."""
+        if self.posterior_family == "point":
+            return torch.zeros_like(q.slab_mean)
+        if self.correlated is not None:
+            index = torch.arange(self.n_rows, device=on.device) if rows is None else rows
+            masks = self._relaxed_masks(q.mask_logits, index, temperature)
+            moments = self._embedding_given(q, masks, index)
+            return kl_centred_normal(*moments, self.embedding_variance)
+        if self.posterior_family == "mean_field":
+            return kl_centred_normal(q.slab_mean, q.slab_variance, self.embedding_variance)
+        background = self.background_variance()
+        if rows is not None and background.dim() > 0:
+            background = background[rows]
+        kl_slab = kl_centred_normal(
+            q.slab_mean, q.slab_variance, self.embedding_variance + background
+        )
+        if not self.spike_variance > 0:
+            return on * kl_slab
+        kl_spike = kl_centred_normal(q.spike_mean, q.spike_variance, background.clamp(min=1e-30))
+        return on * kl_slab + (1 - on) * torch.where(background > 0, kl_spike, 0.0)

@@ -108,7 +108,7 @@ class RunningStatistics(nn.Module):
         self.n_cells_seen += entries.n_cells
         if len(entries.cell) == 0:
             return
-        gain, location = (field[entries.cell] for field in (potential.gain, potential.location))
+        gain, location = _gain(potential)[entries.cell], potential.location[entries.cell]
         dose = entries.dose.unsqueeze(1).to(gain.dtype)
         rows, index, count = entries.perturbation.unique(return_inverse=True, return_counts=True)
         self.n_occurrences[rows] += count.unsqueeze(1)
@@ -156,7 +156,7 @@ class RunningStatistics(nn.Module):
         count = count.unsqueeze(1).to(shift.dtype)
         weight = self.basal_weight[rows] * torch.exp(-count / n_training_cells) + count
         self.basal_weight[rows] = weight
-        gain = information * potential.gain
+        gain = information * _gain(potential)
         for average, values in (
             (self.basal_pull, gain * (potential.location - shift)),
             (self.basal_gain, gain),
@@ -190,3 +190,9 @@ class RunningStatistics(nn.Module):
         n_cells = self.n_cells(n_training_cells)
         score = n_cells * (self.pull - self.others - self.curvature * effects)
         return score, n_cells * self.curvature
+
+
+def _gain(potential: Potential) -> Tensor:
+    if potential.gain is None:
+        raise ValueError("A guide without a gain says nothing of the shift in closed form.")
+    return potential.gain

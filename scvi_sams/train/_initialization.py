@@ -8,26 +8,26 @@ import torch
 from scvi import REGISTRY_KEYS
 
 if TYPE_CHECKING:
-    from scvi_sams.module import SAMSVAEModule
+    from scvi_sams.module import PerturbationVAEModule
 
 __all__ = ["initialize_from"]
 
 
 @torch.no_grad()
-def initialize_from(dataloader: Any, module: SAMSVAEModule, n_cells: int) -> None:
+def initialize_from(dataloader: Any, module: PerturbationVAEModule, n_cells: int) -> None:
     """Initialise a module from the first training cells that a loader gives."""
-    total = log_total = log_squares = torch.zeros(())
+    total = input_total = input_squares = torch.zeros(())
     n_read = 0
     for batch in dataloader:
         counts = batch[REGISTRY_KEYS.X_KEY]
         counts = (counts if counts.layout == torch.strided else counts.to_dense()).double()
-        log_counts = torch.log1p(counts)
+        inputs = torch.log1p(counts) if module.is_count_model else counts
         total = total + counts.sum(0)
-        log_total = log_total + log_counts.sum(0)
-        log_squares = log_squares + log_counts.square().sum(0)
+        input_total = input_total + inputs.sum(0)
+        input_squares = input_squares + inputs.square().sum(0)
         n_read += len(counts)
         if n_read >= n_cells:
             break
-    log_mean = log_total / n_read
-    variance = (log_squares / n_read - log_mean.square()).clamp(min=0)
-    module.initialize(total / n_read, log_mean, variance.sqrt())
+    input_mean = input_total / n_read
+    variance = (input_squares / n_read - input_mean.square()).clamp(min=0)
+    module.initialize(total / n_read, input_mean, variance.sqrt())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scvi.module.base import LossOutput
     from torch import Tensor
 
-    from scvi_sams.module import SAMSVAEModule
+    from scvi_sams.module import PerturbationVAEModule
 
 __all__ = ["SAMSTrainingPlan"]
 
@@ -72,6 +72,8 @@ class SAMSTrainingPlan(TrainingPlan):
     clip_factor
         Gradients are clipped to this multiple of their running mean norm, unless
         ``gradient_clip_val`` is passed to ``train``.
+    n_particles
+        Draws of the latents that the gradient is averaged over.
     **kwargs
         Further arguments of :class:`scvi.train.TrainingPlan`.
 
@@ -81,11 +83,11 @@ class SAMSTrainingPlan(TrainingPlan):
         If the loss diverged more often than restarts from a snapshot could mend.
     """
 
-    module: SAMSVAEModule
+    module: PerturbationVAEModule
 
     def __init__(
         self,
-        module: SAMSVAEModule,
+        module: PerturbationVAEModule,
         *,
         lr: float = 4e-3,
         global_lr_factor: float = 10.0,
@@ -100,6 +102,7 @@ class SAMSTrainingPlan(TrainingPlan):
         global_update_every: int = 20,
         n_initialization_cells: int = 20_000,
         clip_factor: float = 2.0,
+        n_particles: int = 1,
         **kwargs: Any,
     ) -> None:
         self.kl_warmup_fraction = kl_warmup_fraction
@@ -121,6 +124,7 @@ class SAMSTrainingPlan(TrainingPlan):
         self.global_update_every = global_update_every
         self.n_initialization_cells = n_initialization_cells
         self.clip_factor = clip_factor
+        self.n_particles = n_particles
         self.guard = DivergenceGuard()
         self.n_restarts = 0
         self._gradient_norm = math.nan
@@ -163,13 +167,13 @@ class SAMSTrainingPlan(TrainingPlan):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Two groups of parameters, and a learning rate that follows the share of steps."""
-        effects = {id(parameter) for parameter in self.module.effects.parameters()}
+        shared = {id(parameter) for parameter in self.module.global_parameters()}
         trainable = [p for p in self.module.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in effects]}]
+        groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in shared]}]
         if len(groups[0]["params"]) < len(trainable):
             groups.append(
                 {
-                    "params": [p for p in trainable if id(p) in effects],
+                    "params": [p for p in trainable if id(p) in shared],
                     "lr": self.lr * self.global_lr_factor,
                     "weight_decay": 0.0,
                 }
@@ -218,7 +222,10 @@ class SAMSTrainingPlan(TrainingPlan):
         if self.on_step:
             return super().training_step(batch, batch_idx)
         self.loss_kwargs["kl_weight"] = self.kl_weight
-        _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
+        inference_kwargs = {"n_samples": self.n_particles} if self.n_particles > 1 else None
+        _, _, output = self.forward(
+            batch, loss_kwargs=self.loss_kwargs, inference_kwargs=inference_kwargs
+        )
         n_cells = output.n_obs_minibatch
         # Summed once the guard finds the step healthy.
         self._step_sums = {
@@ -256,7 +263,7 @@ class SAMSTrainingPlan(TrainingPlan):
         inference_outputs, generative_outputs, local = super().forward(*args, **kwargs)
         if self.training:
             self.module.observe(inference_outputs)
-        terms = self._global_divergences()
+        terms = self._global_divergences() or {"kl_global": torch.zeros_like(local.loss)}
         kl_global = torch.stack(list(terms.values())).sum()
         loss = local.loss + self.kl_global_weight * kl_global / self.n_obs_training
         self._last_terms = {
@@ -271,13 +278,14 @@ class SAMSTrainingPlan(TrainingPlan):
         )
 
     def _global_divergences(self) -> dict[str, Tensor]:
-        """The global terms; between closed-form updates they do not change."""
-        if self.module.closed_form is None:
-            return self.module.effects.kl_divergence()
+        """The global terms; those of effects do not change between closed-form updates."""
+        effects = self.module.effects
+        if effects is None or self.module.closed_form is None:
+            return self.module.global_divergences()
         if self._global_terms is None:
             with torch.no_grad():
-                self._global_terms = self.module.effects.kl_divergence()
-        return self._global_terms
+                self._global_terms = effects.kl_divergence()
+        return self.module.global_divergences(self._global_terms)
 
     def configure_gradient_clipping(
         self,
@@ -316,8 +324,8 @@ class SAMSTrainingPlan(TrainingPlan):
         self._n_steps = int(self.trainer.estimated_stepping_batches)
         module = self.module
         if self.global_step == 0:
-            self._warm_start = bool(module.effects.masks_on)
-        if not module.globals_frozen:  # a query leaves the bound of the global latents alone
+            self._warm_start = module.effects is not None and bool(module.effects.masks_on)
+        if not self._is_query:  # a query leaves the bound of the global latents alone
             module.n_training_cells.fill_(self.n_obs_training)
         if not module.initialized:
             initialize_from(self.trainer.train_dataloader, module, self.n_initialization_cells)
@@ -346,6 +354,8 @@ class SAMSTrainingPlan(TrainingPlan):
         """Log the means of the epoch and the state of the global latents."""
         self._log_epoch()
         effects = self.module.effects
+        if effects is None:
+            return
         with torch.no_grad():
             on = effects.mask_probability() > 0.5
             metrics = self._global_divergences() | {
@@ -374,12 +384,17 @@ class SAMSTrainingPlan(TrainingPlan):
         self.guard.load_state_dict(state["guard"])
 
     @property
+    def _is_query(self) -> bool:
+        effects = self.module.effects
+        return effects is not None and bool(effects.frozen.any())
+
+    @property
     def _optimizer(self) -> torch.optim.Optimizer:
         return self.optimizers(use_pl_optimizer=False)
 
     def _update_globals(self) -> None:
         module = self.module
-        if module.globals_frozen:
+        if module.effects is None or bool(module.effects.frozen.all()):
             return
         n_cells = int(module.n_training_cells)
         # The last step takes in what was seen since the last update.
@@ -397,10 +412,12 @@ class SAMSTrainingPlan(TrainingPlan):
                 # of the cells.
                 generator = torch.Generator().manual_seed(settings.seed or 0)
                 module.closed_form.switch_on(module.effects, n_cells, generator)
-        elif module.closed_form is not None and is_due:
+        elif not is_due:
+            return
+        elif module.closed_form is not None:
             module.closed_form.update(module.effects, n_cells)
         else:
-            return
+            module.effects.update_mask_prior()
         self._global_terms = None
 
     def _restart(self, loss: float) -> None:
@@ -417,7 +434,7 @@ class SAMSTrainingPlan(TrainingPlan):
                 f"Training diverged in {where}: {found}, after {_MAX_RESTARTS} restarts with "
                 f"smaller learning rates. Try a smaller learning rate "
                 f"(plan_kwargs={{'lr': {self.lr / 4:.2g}}}), the residual guide "
-                "(basal_gain='residual'), or look for cells with extreme counts."
+                "(basal_posterior='residual'), or look for cells with extreme counts."
             )
         self.guard.restore(self.module, self._optimizer)
         self.n_restarts += 1

@@ -190,7 +190,7 @@ class TestUntrained:
             n_hidden=16,
             n_layers=2,
             global_inference="gradient",
-            basal_gain="residual",
+            basal_posterior="residual",
             mask_prior=0.01,
             mask_evidence_cells=None,
         )

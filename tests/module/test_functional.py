@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
+from torch.nn import functional as F
 
 from scvi_sams.module._functional import (
     additive_shift,
     dosage_entries,
-    kl_bernoulli,
+    kl_bernoulli_log_prior,
     kl_centred_normal,
     log_mean_exp,
     relaxed_bernoulli,
@@ -74,6 +75,10 @@ class TestAdditiveShift:
         torch.testing.assert_close(effects.grad, dosage.T @ direction)
 
 
+def kl_bernoulli(logits: torch.Tensor, prior_logit: torch.Tensor) -> torch.Tensor:
+    return kl_bernoulli_log_prior(logits, F.logsigmoid(prior_logit), F.logsigmoid(-prior_logit))
+
+
 class TestBernoulliDivergence:
     def test_matches_torch(self):
         logits, prior = torch.meshgrid(
@@ -92,7 +97,7 @@ class TestBernoulliDivergence:
 
     @pytest.mark.parametrize("logit", [-200.0, 200.0])
     def test_is_finite_where_the_posterior_is_certain(self, logit):
-        divergence = kl_bernoulli(torch.tensor(logit), 1.0)
+        divergence = kl_bernoulli(torch.tensor(logit), torch.tensor(1.0))
         sure = math.log1p(math.exp(math.copysign(1.0, -logit)))
         assert divergence.item() == pytest.approx(sure, rel=1e-4)
 

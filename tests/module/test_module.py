@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from torch.distributions import Normal, kl_divergence
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams.module import Potential, SAMSVAEModule
 from scvi_sams.module._functional import log_mean_exp
+
+if TYPE_CHECKING:
+    from scvi_sams.module import GlobalDraws
 
 N_CELLS, N_GENES, N_PERTURBATIONS, N_LATENT = 24, 7, 4, 3
 DOSAGE = SAMS_REGISTRY_KEYS.PERTURBATION_KEY
@@ -99,7 +103,7 @@ class TestInterface:
             assert inference[name].shape == (N_CELLS, N_LATENT)
         assert all(field.shape == (N_CELLS, N_LATENT) for field in inference["potential"])
         assert generative["px"].mean.shape == (*draws, N_CELLS, N_GENES)
-        assert generative["px_logits"].shape == (*draws, N_CELLS, N_GENES)
+        assert generative["decoded"].logits.shape == (*draws, N_CELLS, N_GENES)
         assert isinstance(output, LossOutput)
         assert output.loss.shape == ()
         assert output.kl_local["kl_basal"].shape == (N_CELLS,)
@@ -108,7 +112,7 @@ class TestInterface:
         module = make_module(covariates=True)
         tensors = make_tensors(covariates=True)
         z, library = torch.randn(N_CELLS, N_LATENT), torch.ones(N_CELLS, 1)
-        before = module.generative(z, library, **covariates_of(tensors))["px_logits"]
+        before = module.generative(z, library, **covariates_of(tensors))["decoded"].logits
         changes = {
             REGISTRY_KEYS.BATCH_KEY: lambda t: (t + 1) % 3,
             REGISTRY_KEYS.CAT_COVS_KEY: lambda t: 1 - t,
@@ -116,7 +120,7 @@ class TestInterface:
         }
         for key, change in changes.items():
             changed = tensors | {key: change(tensors[key])}
-            after = module.generative(z, library, **covariates_of(changed))["px_logits"]
+            after = module.generative(z, library, **covariates_of(changed))["decoded"].logits
             assert not torch.allclose(before, after)
 
     @pytest.mark.parametrize("encode_covariates", [False, True])
@@ -136,9 +140,9 @@ class TestInterface:
         tensors = make_tensors(covariates=True)
         z, library = torch.randn(N_CELLS, N_LATENT), torch.ones(N_CELLS, 1)
         one = tensors | {REGISTRY_KEYS.BATCH_KEY: torch.full((N_CELLS, 1), 2)}
-        expected = module.generative(z, library, **covariates_of(one))["px_logits"]
+        expected = module.generative(z, library, **covariates_of(one))["decoded"].logits
         actual = module.generative(z, library, **covariates_of(tensors), transform_batch=2)
-        assert torch.equal(actual["px_logits"], expected)
+        assert torch.equal(actual["decoded"].logits, expected)
 
     def test_library_is_the_total_or_the_size_factor(self):
         module = make_module()
@@ -286,17 +290,17 @@ class TestShift:
         after, decoded_after, output_after = module(tensors)
         torch.testing.assert_close(after["z"], before["z"] @ turn)
         assert not torch.allclose(after["z"], before["z"])
-        torch.testing.assert_close(decoded_after["px_logits"], decoded["px_logits"])
+        torch.testing.assert_close(decoded_after["decoded"].logits, decoded["decoded"].logits)
         torch.testing.assert_close(output_after.loss, output.loss)
 
     def test_centring_moves_encoder_and_decoder_alike(self, no_noise):
         """In the residual guide the state of a cell, and what it decodes to, stays put."""
-        module = make_module(basal_gain="residual")
+        module = make_module(basal_posterior="residual")
         tensors = make_tensors()
         _, before, _ = module(tensors)
         module.closed_form.basal_mean.add_(1.0)
         _, after, _ = module(tensors)
-        torch.testing.assert_close(before["px_logits"], after["px_logits"])
+        torch.testing.assert_close(before["decoded"].logits, after["decoded"].logits)
 
 
 class TestGradientEngine:
@@ -305,6 +309,7 @@ class TestGradientEngine:
         return make_module(global_inference="gradient").train()
 
     def test_reaches_the_global_latents(self, module):
+        module.effects.mask_logits.data.fill_(2.0)
         _, _, output = module(make_tensors())
         output.loss.backward()
         effects = module.effects
@@ -346,6 +351,12 @@ class TestGradientEngine:
         assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
 
+def one_draw(module, n_particles: int) -> GlobalDraws:
+    """The same draw of the effects for every particle."""
+    draws = module.sample_globals(1)
+    return draws._replace(n_samples=n_particles, effects=draws.effects.expand(n_particles, -1, -1))
+
+
 class TestImportanceWeights:
     """One latent and a guide that is known, so that a grid over it gives the evidence."""
 
@@ -369,7 +380,7 @@ class TestImportanceWeights:
         counts = tensors[REGISTRY_KEYS.X_KEY]
         with torch.no_grad():
             batch = tensors[REGISTRY_KEYS.BATCH_KEY]
-            mean = counts.sum(1, keepdim=True) * torch.softmax(module.decoder(u, batch), -1)
+            mean = counts.sum(1, keepdim=True) * torch.softmax(module.decoder(u, batch).logits, -1)
             theta = module.px_r.exp().numpy()
         log_likelihood = scipy.stats.nbinom.logpmf(
             counts.numpy(), theta, theta / (theta + mean.numpy())
@@ -378,31 +389,31 @@ class TestImportanceWeights:
         return scipy.special.logsumexp(log_joint, axis=0) + math.log(grid[1] - grid[0])
 
     def test_many_particles_meet_the_evidence(self, module, tensors):
-        effects = module.effects.sample(1)
-        weights = module.log_importance_weights(tensors, effects.expand(50_000, -1, -1))
+        draws = one_draw(module, 50_000)
+        weights = module.log_importance_weights(tensors, draws)
         assert weights.shape == (50_000, 6)
-        expected = self.log_evidence(module, tensors, effects[0])
+        expected = self.log_evidence(module, tensors, draws.effects[0])
         np.testing.assert_allclose(log_mean_exp(weights), expected, atol=0.02)
 
     def test_bound_rises_with_particles_to_the_evidence(self, module, tensors):
-        effects = module.effects.sample(1)
-        weights = module.log_importance_weights(tensors, effects.expand(20_000, -1, -1))
+        draws = one_draw(module, 20_000)
+        weights = module.log_importance_weights(tensors, draws)
         bounds = [log_mean_exp(weights.reshape(k, -1, 6)).mean().item() for k in (1, 5, 50, 1_000)]
         assert bounds == sorted(bounds)
         assert bounds[0] < bounds[1] - 0.01
-        evidence = self.log_evidence(module, tensors, effects[0]).mean()
+        evidence = self.log_evidence(module, tensors, draws.effects[0]).mean()
         assert bounds[-1] < evidence + 0.01
 
     def test_one_particle_is_the_local_bound(self, module, tensors):
         """Without doses nothing is left to draw but the basal state."""
         tensors[DOSAGE].zero_()
-        effects = module.effects.sample(1)
-        weights = module.log_importance_weights(tensors, effects.expand(20_000, -1, -1))
+        draws = one_draw(module, 20_000)
+        weights = module.log_importance_weights(tensors, draws)
         _, _, output = module(tensors, inference_kwargs={"n_samples": 20_000})
         (reconstruction,) = output.reconstruction_loss.values()
-        elbo = -(reconstruction.mean(0) + output.kl_local["kl_basal"])
-        error = weights.std(0) / 20_000**0.5 + reconstruction.std(0) / 20_000**0.5
-        assert ((weights.mean(0) - elbo).abs() < 5 * error).all()
+        elbo = -(reconstruction + output.kl_local["kl_basal"])
+        error = weights.std(0) / 20_000**0.5
+        assert ((weights.mean(0) - elbo).abs() < 7 * error).all()
 
 
 class TestInitialize:
@@ -425,9 +436,9 @@ class TestInitialize:
 
 
 class TestEncoder:
-    @pytest.mark.parametrize("basal_gain", ["learned", "residual"])
+    @pytest.mark.parametrize("basal_gain", ["correlated", "residual"])
     def test_gain_and_variance(self, basal_gain):
-        module = make_module(basal_gain=basal_gain)
+        module = make_module(basal_posterior=basal_gain)
         potential = module.encoder(1_000 * make_tensors()[REGISTRY_KEYS.X_KEY])
         assert isinstance(potential, Potential)
         assert (potential.variance > 0).all()
@@ -447,7 +458,7 @@ class TestObserve:
 
     def test_frozen_globals_observe_nothing(self):
         module = make_module().train()
-        module.globals_frozen.fill_(True)
+        module.effects.frozen.fill_(True)
         inference, _, _ = module(make_tensors())
         module.observe(inference)
         assert int(module.closed_form.statistics.n_cells_seen) == 0

@@ -321,7 +321,7 @@ class TestDivergence:
         ("kl_basal", lambda kl: kl * math.nan, "KL divergence of the basal state"),
         (
             "generative",
-            lambda outputs: outputs | {"px_logits": outputs["px_logits"] * math.nan},
+            lambda outputs: outputs | {"log_dispersion": outputs["log_dispersion"] * math.nan},
             "reconstruction loss",
         ),
     )
@@ -375,7 +375,7 @@ class TestDivergence:
         message = str(caught.value)
         assert term in message
         assert "plan_kwargs={'lr':" in message
-        assert "basal_gain='residual'" in message
+        assert "basal_posterior='residual'" in message
 
     def test_healthy_training_says_nothing(self, make_model):
         with warnings.catch_warnings():
@@ -492,7 +492,7 @@ class TestFrozenGlobals:
     def test_masks_and_effects_stay(self, make_model):
         model = make_model()
         train(model, 4, plan_kwargs={"mask_warmup_fraction": 0.2})
-        model.module.globals_frozen.fill_(True)
+        model.module.effects.frozen.fill_(True)
         before = state(model)
         train(model, 2)
         after = state(model)

@@ -1,0 +1,76 @@
+"""What the model classes of the family share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scvi import REGISTRY_KEYS
+from scvi.model.base import ArchesMixin, BaseModelClass, RNASeqMixin, VAEMixin
+
+from scvi_sams._exceptions import ScreenError
+from scvi_sams.model._effects_mixin import EffectsMixin
+from scvi_sams.model._latent_mixin import LatentMixin
+from scvi_sams.model._likelihood_mixin import LikelihoodMixin
+from scvi_sams.model._loading import OrderedAnnDataLoader
+from scvi_sams.model._prediction_mixin import PredictionMixin
+from scvi_sams.model._query_mixin import QueryMixin
+from scvi_sams.model._setup_mixin import SetupMixin
+from scvi_sams.model._training_mixin import SAMSTrainingMixin
+
+if TYPE_CHECKING:
+    from scvi_sams.module import PerturbationVAEModule
+
+__all__ = ["PerturbationVAE"]
+
+
+class PerturbationVAE(
+    LatentMixin,
+    EffectsMixin,
+    PredictionMixin,
+    LikelihoodMixin,
+    SetupMixin,
+    QueryMixin,
+    SAMSTrainingMixin,
+    RNASeqMixin,
+    VAEMixin,
+    ArchesMixin,
+    BaseModelClass,
+):
+    """Base of the model classes: registration, training, prediction and evaluation."""
+
+    _module_cls: type[PerturbationVAEModule]
+    _data_loader_cls = OrderedAnnDataLoader
+
+    def _create_module(self, **module_kwargs: Any) -> None:
+        """Make the module for the registered data.
+
+        Raises
+        ------
+        ScreenError
+            If a likelihood of counts is asked for data that were registered as something else.
+        """
+        is_count_data = self.registry["setup_args"].get("is_count_data", True)
+        gene_likelihood = module_kwargs["gene_likelihood"]
+        if gene_likelihood != "normal" and not is_count_data:
+            raise ScreenError(
+                f"gene_likelihood={gene_likelihood!r} is for counts, and the data were set up "
+                "with is_count_data=False; use gene_likelihood='normal', or set up the counts."
+            )
+        self._module_kwargs = module_kwargs
+        stats = self.summary_stats
+        n_cats_per_cov = None
+        if stats.get("n_extra_categorical_covs", 0) > 0:
+            n_cats_per_cov = list(self._field_state(REGISTRY_KEYS.CAT_COVS_KEY)["n_cats_per_key"])
+        self.module = self._module_cls(
+            n_input=stats.n_vars,
+            n_perturbations=stats.n_perturbation,
+            n_batch=stats.n_batch,
+            n_cats_per_cov=n_cats_per_cov,
+            n_continuous_cov=stats.get("n_extra_continuous_covs", 0),
+            **module_kwargs,
+        )
+        shown = {k: v for k, v in module_kwargs.items() if k not in {"targets", "interactions"}}
+        self._model_summary_string = (
+            f"{type(self).__name__} with {stats.n_perturbation} perturbations, "
+            + ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        )
