@@ -15,7 +15,7 @@ from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
 
 from ._dosage import align_dosage, dosage_from_matrix
-from ._labels import as_labels, dosage_from_labels
+from ._labels import as_labels, dosage_from_labels, split_label
 from ._messages import listed
 
 if TYPE_CHECKING:
@@ -175,10 +175,18 @@ class PerturbationField(ObsmField):
         return self._state(names)
 
     def unknown_names(self, adata: AnnData, names: Sequence[str]) -> list[str]:
-        """List perturbations of `adata` that are not among `names`, in order of appearance."""
+        """List perturbations of `adata` that are not among `names`."""
         self.validate_field(adata)
-        known = set(names)
-        return [name for name in self._read(adata, names).names if name not in known]
+        if self.perturbation_key is None:
+            return [name for name in self._read(adata).names if name not in set(names)]
+        known = {*self.control, *names}
+        labels = adata.obs[self.perturbation_key].dropna().astype(str).unique()
+        parts = {
+            part
+            for label in labels
+            for part in split_label(label.strip(), self.combination_delimiter, known)
+        }
+        return sorted(parts - known - {""})  # an empty part is an error of its own
 
     def view_state_registry(self, state_registry: dict[str, Any]) -> rich.table.Table:
         """Tabulate the names of the perturbations."""

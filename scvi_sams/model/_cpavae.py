@@ -9,6 +9,8 @@ from scvi_sams.model._samsvae import choose_inference
 from scvi_sams.module import SAMSVAEModule
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anndata import AnnData
 
 __all__ = ["CPAVAE"]
@@ -39,6 +41,8 @@ class CPAVAE(PerturbationVAE):
         same posterior; only the latter has closed-form inference.
     embedding_scale
         Prior standard deviation of an effect.
+    dose_response, direct_effects
+        As for :class:`SAMSVAE`.
 
     Examples
     --------
@@ -73,6 +77,8 @@ class CPAVAE(PerturbationVAE):
             "mean_field", "correlated", "spike_and_slab"
         ] = "spike_and_slab",
         embedding_scale: float = 1.0,
+        dose_response: Literal["linear", "hill"] = "linear",
+        direct_effects: bool | Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(adata, registry)
         self._create_module(
@@ -90,5 +96,8 @@ class CPAVAE(PerturbationVAE):
             embedding_posterior=embedding_posterior,
             mask_prior=1.0,
             embedding_scale=embedding_scale,
+            dose_response=dose_response,
+            targets=self._target_genes(direct_effects),
         )
+        self._set_reference_doses()
         self.init_params_ = self._get_init_params(locals())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from scvi import REGISTRY_KEYS
 from scvi.model.base import ArchesMixin, BaseModelClass, RNASeqMixin, VAEMixin
 
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
+from scvi_sams.data import unknown_perturbations
 from scvi_sams.model._effects_mixin import EffectsMixin
 from scvi_sams.model._latent_mixin import LatentMixin
 from scvi_sams.model._likelihood_mixin import LikelihoodMixin
@@ -18,6 +21,8 @@ from scvi_sams.model._setup_mixin import SetupMixin
 from scvi_sams.model._training_mixin import SAMSTrainingMixin
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scvi_sams.module import PerturbationVAEModule
 
 __all__ = ["PerturbationVAE"]
@@ -74,3 +79,46 @@ class PerturbationVAE(
             f"{type(self).__name__} with {stats.n_perturbation} perturbations, "
             + ", ".join(f"{name}={value!r}" for name, value in shown.items())
         )
+
+    def _target_genes(self, direct_effects: bool | Mapping[str, str] | None) -> list[int] | None:
+        """Index of the gene that each perturbation targets, -1 for none; ``None`` if none does.
+
+        Raises
+        ------
+        ScreenError
+            If direct effects are asked for where there are no targets.
+        """
+        if direct_effects is False:
+            return None
+        genes = {str(gene): index for index, gene in enumerate(self.get_var_names())}
+        names = self.perturbation_names
+        if direct_effects is None or direct_effects is True:
+            targets = [genes.get(name, -1) for name in names]
+            if max(targets) >= 0:
+                return targets
+            if direct_effects is None:
+                return None
+            raise ScreenError(
+                "direct_effects=True, but no perturbation is named like a gene of "
+                "adata.var_names; give a dict of perturbations to genes."
+            )
+        target_of = {str(name): str(gene) for name, gene in direct_effects.items()}
+        if unknown := [name for name in target_of if name not in names]:
+            raise unknown_perturbations(unknown, names)
+        if absent := [gene for gene in target_of.values() if gene not in genes]:
+            raise ScreenError(
+                "direct_effects names genes that are not in adata.var_names: "
+                f"{', '.join(absent[:5])}. Correct or leave them out."
+            )
+        return [genes[target_of[name]] if name in target_of else -1 for name in names]
+
+    def _set_reference_doses(self) -> None:
+        """Centre the prior of each EC50 at the median dose of its perturbation."""
+        curves = self.module.dose_response
+        if curves is None or self.adata is None:
+            return
+        dosage = self.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY).tocsc()
+        for column in range(dosage.shape[1]):
+            doses = dosage.data[dosage.indptr[column] : dosage.indptr[column + 1]]
+            if len(doses):
+                curves.log_reference_dose[column] = float(np.log(np.median(doses)))

@@ -125,7 +125,13 @@ def start_new_perturbations(module: PerturbationVAEModule, n_known: int) -> None
     effects = module.effects
     if effects is None:
         return
-    effects.frozen[n_known : effects.n_perturbations] = False
+    new = slice(n_known, effects.n_perturbations)
+    effects.frozen[new] = False
+    effects.spike_posterior_variance[new] = effects.spike_variance
+    for parameter in module.global_parameters():
+        parameter.requires_grad_(True)
+    if effects.correlated is not None:
+        effects.correlated.freeze_network()
     module.n_training_cells.zero_()  # the bound is now that of the query
     if module.closed_form is not None:
         statistics = module.closed_form.statistics

@@ -40,7 +40,9 @@ class QueryMixin(SAMSModel):
         The effects of known perturbations stay as they are, and so do the networks but for their
         weights of new batches. What is new is learned by :meth:`train`: the weights of new
         batches by gradient, masks and embeddings of new perturbations as the model learned the
-        others. The task is the transfer of Lopez et al. (CLeaR 2023).
+        others. The task is the transfer of Lopez et al. (CLeaR 2023). What no cell of the
+        reference shows cannot be learned this way: the decoder does not know it, and the effect
+        comes out too small. Fit all cells together then.
 
         Parameters
         ----------
@@ -98,7 +100,10 @@ class QueryMixin(SAMSModel):
             module.effects.frozen.fill_(not unfrozen)
             if added and not unfrozen:
                 start_new_perturbations(module, len(known))
-        align_categories(module, categories_per_covariate(registry))
+        known_categories = categories_per_covariate(registry)
+        has_new_categories = known_categories != categories_per_covariate(query.registry)
+        query.learns_effects_only_ = bool(added) and not (unfrozen or has_new_categories)
+        align_categories(module, known_categories)
         start_new_batches(module)
         return query
 

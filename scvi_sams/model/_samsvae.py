@@ -83,8 +83,10 @@ class SAMSVAE(PerturbationVAE):
     interaction_prior
         Prior probability that a pair moves a latent beyond the sum of its parts.
     direct_effects
-        Give each perturbation a log fold change on its own gene beside the latent shift: ``True``
-        where its name is a gene, or a dict of perturbations to genes.
+        Give each perturbation a log fold change on its own gene beside the latent shift, so that
+        the knock-down of the target need not pass through shared latents. By default where its
+        name is a gene; ``True`` demands that one is, a dict says which gene each perturbation
+        targets, ``False`` is the paper's model.
 
     Examples
     --------
@@ -127,7 +129,7 @@ class SAMSVAE(PerturbationVAE):
         dose_response: Literal["linear", "hill"] = "linear",
         interactions: bool | Sequence[tuple[str, str]] = False,
         interaction_prior: float = 0.002,
-        direct_effects: bool | Mapping[str, str] = False,
+        direct_effects: bool | Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(adata, registry)
         # What is saved is the pairs themselves: another AnnData may have others.
@@ -153,7 +155,7 @@ class SAMSVAE(PerturbationVAE):
             dose_response=dose_response,
             interactions=[tuple(map(self.perturbation_names.index, p)) for p in interactions],
             interaction_prior=interaction_prior,
-            targets=self._targets(direct_effects),
+            targets=self._target_genes(direct_effects),
         )
         self._set_reference_doses()
         self.init_params_ = self._get_init_params(locals())
@@ -182,40 +184,6 @@ class SAMSVAE(PerturbationVAE):
         pairs_given = [(str(a), str(b)) for a, b in interactions]
         dosage_from_conditions([{a: 1.0, b: 1.0} for a, b in pairs_given], names)
         return pairs_given
-
-    def _targets(self, direct_effects: bool | Mapping[str, str]) -> list[int] | None:
-        """Index of the gene that each perturbation targets, -1 for none."""
-        if direct_effects is False:
-            return None
-        genes = {str(gene): index for index, gene in enumerate(self.get_var_names())}
-        names = self.perturbation_names
-        if direct_effects is True:
-            targets = [genes.get(name, -1) for name in names]
-            if max(targets) < 0:
-                raise ScreenError(
-                    "direct_effects=True, but no perturbation is named like a gene of "
-                    "adata.var_names; give a dict of perturbations to genes."
-                )
-            return targets
-        mapping = {str(name): str(gene) for name, gene in direct_effects.items()}
-        if unknown := [gene for gene in mapping.values() if gene not in genes]:
-            raise ScreenError(
-                f"direct_effects names genes that are not in adata.var_names: "
-                f"{', '.join(unknown[:5])}. Correct or leave them out."
-            )
-        dosage_from_conditions([{name: 1.0} for name in mapping] or [{}], names)
-        return [genes[mapping[name]] if name in mapping else -1 for name in names]
-
-    def _set_reference_doses(self) -> None:
-        """Centre the prior of each EC50 at the median dose of its perturbation."""
-        curves = self.module.dose_response
-        if curves is None or self.adata is None:
-            return
-        dosage = self.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY).tocsc()
-        for column in range(dosage.shape[1]):
-            doses = dosage.data[dosage.indptr[column] : dosage.indptr[column + 1]]
-            if len(doses):
-                curves.log_reference_dose[column] = float(np.log(np.median(doses)))
 
 
 def choose_inference(

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scvi import REGISTRY_KEYS
 from scvi.model.base import UnsupervisedTrainingMixin
+from scvi.utils import track
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams.train import SAMSTrainingPlan
@@ -23,6 +25,8 @@ _MIN_EPOCHS = 2
 _MAX_EPOCHS = 80  # small screens are overfitted beyond
 _WARMUP_SHARE = 0.8  # the longest warm-up of the plan: before its end the bound still rises
 _MAX_REFERENCE_CELLS = 2_000
+_QUERY_STEPS = 600  # of new perturbations alone, where they need gradients
+_QUERY_PASSES, _QUERY_SWEEPS = 5, 10  # where they need none
 
 
 class SAMSTrainingMixin(UnsupervisedTrainingMixin):
@@ -48,7 +52,8 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
         max_epochs
             Passes over the training cells. By default as many as make about 3,000 steps, between
             2 and 80. Learning rate, warm-up and the switching on of the masks follow the share
-            of them that is done.
+            of them that is done. A query of new perturbations alone (``load_query_data``) takes
+            600 steps, or 5 passes where it needs no gradients.
         train_size
             Share of the cells to train on, 0.9 by default; the rest is for validation.
         batch_size
@@ -76,9 +81,16 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
         >>> model.train(max_epochs=50, early_stopping=True)  # doctest: +SKIP
         """
         datasplitter_kwargs = datasplitter_kwargs or {}
+        learns_effects_only = getattr(self, "learns_effects_only_", False)
+        needs_gradients = self.module.closed_form is None or self.module.global_parameters()
+        if learns_effects_only and not needs_gradients:
+            self._infer_effects(max_epochs or _QUERY_PASSES, batch_size)
+            return
         if max_epochs is None:
             max_epochs = _epochs_for(
-                self._n_training_cells(train_size, datasplitter_kwargs), batch_size
+                self._n_training_cells(train_size, datasplitter_kwargs),
+                batch_size,
+                _QUERY_STEPS if learns_effects_only else _TARGET_STEPS,
             )
         if early_stopping:
             warmup_epochs = math.ceil(_WARMUP_SHARE * max_epochs)
@@ -92,6 +104,29 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
             datasplitter_kwargs=datasplitter_kwargs,
             **kwargs,
         )
+        self._keep_reference_cells()
+
+    @torch.no_grad()
+    def _infer_effects(self, n_passes: int, batch_size: int) -> None:
+        """Infer masks and effects of new perturbations, with every network as it is.
+
+        No gradient is needed: what the cells say of the effects is summed up, then masks and
+        effects are solved for; cells with several perturbations ask for further passes.
+        """
+        module = self.module
+        closed_form, effects = module.closed_form, module.effects
+        n_cells = self.adata.n_obs
+        module.n_training_cells.fill_(n_cells)
+        loader = self._make_data_loader(self.adata, batch_size=batch_size, shuffle=True)
+        module.eval()
+        for _ in track(range(n_passes), description="Infer effects"):
+            for tensors in loader:
+                module.observe(module.inference(**module._get_inference_input(tensors)))
+            closed_form.update(effects, n_cells, n_sweeps=_QUERY_SWEEPS)
+        self.train_indices_, self.validation_indices_ = np.arange(n_cells), np.array([], dtype=int)
+        self.test_indices_ = np.array([], dtype=int)
+        self.history_: dict[str, pd.DataFrame] = {}
+        self.is_trained_ = True
         self._keep_reference_cells()
 
     def _n_training_cells(
@@ -142,6 +177,6 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
         return covariates
 
 
-def _epochs_for(n_cells: int, batch_size: int) -> int:
+def _epochs_for(n_cells: int, batch_size: int, n_steps: int) -> int:
     steps_per_epoch = math.ceil(n_cells / batch_size)
-    return int(np.clip(math.ceil(_TARGET_STEPS / steps_per_epoch), _MIN_EPOCHS, _MAX_EPOCHS))
+    return int(np.clip(math.ceil(n_steps / steps_per_epoch), _MIN_EPOCHS, _MAX_EPOCHS))

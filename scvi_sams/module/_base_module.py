@@ -223,8 +223,11 @@ class PerturbationVAEModule(BaseModuleClass):
         return {}
 
     def global_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the posterior of what all cells share."""
+        """Parameters of the posterior of what all cells share that are learned by gradient."""
         return []
+
+    def zero_frozen_gradients(self) -> None:
+        """Keep training from moving perturbations that are frozen."""
 
     def observe(self, inference_outputs: dict[str, Any]) -> None:
         """Take in a minibatch for inference without gradients, where a member has it."""

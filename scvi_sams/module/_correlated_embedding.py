@@ -38,6 +38,11 @@ class CorrelatedEmbedding(nn.Module):
         nn.init.zeros_(self.moments.weight)
         nn.init.zeros_(self.moments.bias)
 
+    def freeze_network(self) -> None:
+        """Leave only the codes of perturbations to training."""
+        self.from_mask.requires_grad_(False)
+        self.moments.requires_grad_(False)
+
     def forward(self, rows: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """What the masks add to mean and log-variance of embeddings.
 

@@ -112,14 +112,14 @@ class PerturbationEffects(nn.Module):
         self.embedding_variance = embedding_scale**2
         self.learn_spike_scale = spike_scale == "learned" and self.sparse
         shape = (n_perturbations + n_pairs, n_latent)
-        self.mask_logits = nn.Parameter(
-            torch.zeros(shape), requires_grad=trainable and (self.sparse or n_pairs > 0)
-        )
-        self.slab_mean = nn.Parameter(torch.zeros(shape), requires_grad=trainable)
+        self.mask_logits = nn.Parameter(torch.zeros(shape), requires_grad=False)
+        self.slab_mean = nn.Parameter(torch.zeros(shape), requires_grad=False)
         self.slab_log_variance = nn.Parameter(
-            torch.full(shape, math.log(1e-2)), requires_grad=trainable and posterior != "point"
+            torch.full(shape, math.log(1e-2)), requires_grad=False
         )
         self.correlated = CorrelatedEmbedding(*shape) if posterior == "correlated" else None
+        for parameter in self.trainable_parameters():
+            parameter.requires_grad_(True)
         self.register_buffer("spike_mean", torch.zeros(shape))
         self.register_buffer("spike_posterior_variance", torch.zeros(shape))
         initial = 0.1 if spike_scale == "learned" else float(spike_scale)
@@ -133,6 +133,17 @@ class PerturbationEffects(nn.Module):
     def sparse(self) -> bool:
         """Whether masks of perturbations may be zero."""
         return self.mask_prior.sparse
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What is learned by gradient."""
+        if not self.trainable:
+            return []
+        parameters = [self.slab_mean]
+        if self.sparse or self.n_pairs > 0:
+            parameters.append(self.mask_logits)
+        if self.posterior_family != "point":
+            parameters.append(self.slab_log_variance)
+        return parameters + ([] if self.correlated is None else [*self.correlated.parameters()])
 
     @property
     def n_rows(self) -> int:
@@ -153,11 +164,8 @@ class PerturbationEffects(nn.Module):
             self.spike_mean,
             self.spike_posterior_variance,
         )
-        frozen = self.frozen
         if rows is not None:
-            fields, frozen = tuple(field[rows] for field in fields), frozen[rows]
-        if self.trainable:
-            fields = tuple(torch.where(frozen, field.detach(), field) for field in fields)
+            fields = tuple(field[rows] for field in fields)
         q = SpikeSlab(*fields)
         variance = q.slab_variance.exp()
         if self.posterior_family == "point":

@@ -342,9 +342,17 @@ class SAMSVAEModule(PerturbationVAEModule):
         return terms
 
     def global_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the posterior of what all cells share."""
-        parts = (self.effects, self.dose_response, self.direct_effects)
-        return [p for part in parts if part is not None for p in part.parameters()]
+        """Parameters of the posterior of what all cells share that are learned by gradient."""
+        parts = (self.dose_response, self.direct_effects)
+        others = [p for part in parts if part is not None for p in part.parameters()]
+        return self.effects.trainable_parameters() + others
+
+    def zero_frozen_gradients(self) -> None:
+        """Keep training from moving perturbations that are frozen."""
+        frozen = self.effects.frozen.squeeze(1)
+        for parameter in self.global_parameters():
+            if parameter.grad is not None:
+                parameter.grad[frozen[: len(parameter)]] = 0
 
     @property
     def n_global_elements(self) -> int:

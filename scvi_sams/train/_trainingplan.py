@@ -325,7 +325,8 @@ class SAMSTrainingPlan(TrainingPlan):
         module = self.module
         if self.global_step == 0:
             self._warm_start = module.effects is not None and bool(module.effects.masks_on)
-        if not self._is_query:  # a query leaves the bound of the global latents alone
+        effects = module.effects
+        if effects is None or not bool(effects.frozen.all()):  # else their bound stays as it is
             module.n_training_cells.fill_(self.n_obs_training)
         if not module.initialized:
             initialize_from(self.trainer.train_dataloader, module, self.n_initialization_cells)
@@ -338,6 +339,11 @@ class SAMSTrainingPlan(TrainingPlan):
             self.mask_warmup_fraction = 0.4 if is_shallow else 0.5
         self._global_terms = None
         self.guard.keep(module, self._optimizer)
+
+    def on_after_backward(self) -> None:
+        """Leave the known perturbations of a query as they are."""
+        if self._is_query:
+            self.module.zero_frozen_gradients()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Guard against divergence, then update the global latents if it is time."""
@@ -400,7 +406,7 @@ class SAMSTrainingPlan(TrainingPlan):
         # The last step takes in what was seen since the last update.
         is_last = self.global_step == self._n_steps and bool(module.effects.masks_on)
         is_due = is_last or self.global_step % self.global_update_every == 0
-        if module.closed_form is not None and is_due:
+        if module.closed_form is not None and is_due and not self._is_query:
             module.closed_form.centre()
         if not module.effects.masks_on:
             if self.progress < (self.mask_warmup_fraction or 0.0):
