@@ -225,14 +225,23 @@ class TestTransfer:
         frame.uns["targets"] = np.array(["not", "read"])
         np.testing.assert_array_equal(_registered(manager.transfer_fields(frame)), DOSES)
 
-    @pytest.mark.parametrize("extend_categories", [False, True])
-    def test_unknown(self, extend_categories):
+    def test_unknown(self):
         manager = _by_label(_adata(["NT", "KLF1", "KLF1", "JAK2", "JAK2"]))
         with pytest.raises(UnknownPerturbationError, match=r"'KLF2' \(nearest: 'KLF1'\)"):
-            manager.transfer_fields(_adata(["KLF2"]), extend_categories=extend_categories)
+            manager.transfer_fields(_adata(["KLF2"]))
         by_frame = _register(_adata(matrix=DOSES, names=NAMES), dosage_key="doses")
         with pytest.raises(UnknownPerturbationError, match="'X'"):
             by_frame.transfer_fields(_adata(matrix=np.eye(2), names=["A", "X"]))
+
+    def test_unknown_names_follow_known_ones_where_categories_are_extended(self):
+        manager = _by_label(_adata(["NT", "KLF1", "KLF1", "JAK2", "JAK2"]))
+        query = _adata(["BRD4+KLF1", "NT", "BRD4"])
+        extended = manager.transfer_fields(query, extend_categories=True)
+        names = extended.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY).column_names
+        assert list(names) == ["JAK2", "KLF1", "BRD4"]
+        np.testing.assert_array_equal(
+            _registered(extended), [[0, 1, 1], [0, 0, 0], [0, 0, 1]]
+        )
 
     def test_absent_column(self):
         query = _adata()
