@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from scvi_sams import SAMSVAE, ScreenError
+from scvi_sams.data import (
+    SPLIT_LABELS,
+    SPLITS_UNS_KEY,
+    count_seen_perturbations,
+    split_batches,
+    split_cells,
+    split_conditions,
+    split_doses,
+    split_indices,
+    split_pairs,
+    split_pairs_by_training_cells,
+    split_pairs_out_of_distribution,
+    split_perturbations,
+)
+from scvi_sams.data._split_column import random_share
+from scvi_sams.datasets import simulated_screen
+
+LABELS = ("perturbation", "control")
+
+
+@pytest.fixture
+def screen() -> ad.AnnData:
+    return simulated_screen(n_cells=2_000, n_genes=20, n_perturbations=12, n_pairs=16, seed=1)
+
+
+def labelled(labels: list[str], **columns) -> ad.AnnData:
+    index = [f"c{i}" for i in range(len(labels))]
+    return ad.AnnData(obs=pd.DataFrame({"perturbation": labels, **columns}, index=index))
+
+
+def parts_of(adata: ad.AnnData, label: str) -> set[str]:
+    cells = adata.obs["split"] == label
+    return set(adata.obs.loc[cells, "perturbation"])
+
+
+class TestShare:
+    def test_a_stratum_gives_its_share_rounded_up_or_down(self):
+        rng = np.random.default_rng(0)
+        strata = rng.integers(50, size=5_000)
+        drawn = random_share(strata, 0.3, rng)
+        wanted = 0.3 * np.bincount(strata)
+        assert (np.abs(np.bincount(strata, drawn) - wanted) < 1).all()
+
+    def test_strata_of_one_cell_give_the_share_together(self):
+        drawn = random_share(np.arange(20_000), 0.2, np.random.default_rng(0))
+        assert drawn.mean() == pytest.approx(0.2, abs=0.01)
+
+    def test_larger_shares_contain_smaller_ones(self):
+        strata = np.repeat(np.arange(30), 7)
+        draws = [
+            random_share(strata, share, np.random.default_rng(3))
+            for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+        ]
+        assert not draws[0].any()
+        assert draws[-1].all()
+        for smaller, larger in zip(draws, draws[1:], strict=False):
+            assert (smaller <= larger).all()
+
+    def test_every_cell_is_as_likely(self):
+        counts = sum(
+            random_share(np.zeros(5, dtype=int), 0.4, np.random.default_rng(seed)).astype(int)
+            for seed in range(5_000)
+        )
+        np.testing.assert_allclose(counts / 5_000, 0.4, atol=0.03)
+
+
+class TestCells:
+    def test_shares(self, screen):
+        counts = split_cells(screen).value_counts()
+        assert counts.to_dict() == {"train": 1280, "validation": 320, "test": 400, "unused": 0}
+
+    def test_strata_are_in_every_part(self, screen):
+        split_cells(screen, 0.25, 0.25, stratify_by="perturbation")
+        table = pd.crosstab(screen.obs["perturbation"], screen.obs["split"])
+        assert (np.abs(table["test"] - 0.25 * table.sum(axis=1)) < 1).all()
+        assert (np.abs(table["validation"] - 0.25 * table.sum(axis=1)) < 2).all()
+
+    def test_same_seed_same_split_and_another_another(self, screen):
+        first = split_cells(screen, seed=4).copy()
+        assert (split_cells(screen, seed=4) == first).all()
+        assert (split_cells(screen, seed=5) != first).any()
+
+    def test_all_for_training(self, screen):
+        assert (split_cells(screen, 0, 0) == "train").all()
+
+    @pytest.mark.parametrize("sizes", [(0.6, 0.6), (-0.1, 0.2), (0.1, 1.2)])
+    def test_impossible_shares_are_refused(self, screen, sizes):
+        with pytest.raises(ValueError, match=r"add up to more than 1|between 0 and 1"):
+            split_cells(screen, *sizes)
+
+    def test_nothing_left_for_training_is_refused(self, screen):
+        with pytest.raises(ScreenError, match="no cell for training"):
+            split_cells(screen, 0, 1)
+
+    def test_a_view_is_refused(self, screen):
+        with pytest.raises(ScreenError, match=r"adata\.copy\(\)"):
+            split_cells(screen[:100])
+
+    def test_unknown_column_names_the_nearest(self, screen):
+        with pytest.raises(ScreenError, match="'perturbation'"):
+            split_cells(screen, stratify_by="perturbatoin")
+
+
+class TestRecord:
+    def test_says_how_the_split_was_made(self, screen):
+        split_conditions(screen, *LABELS, ["P001", "P002"], seed=7, key_added="mine")
+        record = screen.uns[SPLITS_UNS_KEY]["mine"]
+        assert record["kind"] == "split_conditions"
+        assert record["seed"] == 7
+        assert record["held_out_by"] == "condition"
+        assert record["held_out"].tolist() == ["P001", "P002"]
+        assert record["arguments"]["control"] == "control"
+        assert record["arguments"]["test_conditions"].tolist() == ["P001", "P002"]
+        assert record["package_version"]
+
+    def test_of_one_split_does_not_touch_that_of_another(self, screen):
+        split_cells(screen, key_added="first")
+        split_cells(screen, key_added="second", seed=1)
+        assert set(screen.uns[SPLITS_UNS_KEY]) == {"first", "second"}
+
+    def test_survives_an_h5ad_and_makes_the_split_again(self, screen, tmp_path):
+        column = split_batches(screen, "replicate", ["replicate_2"], seed=3)
+        split_cells(screen, key_added="cells")
+        screen.write_h5ad(tmp_path / "screen.h5ad")
+        read = ad.read_h5ad(tmp_path / "screen.h5ad")
+        record = read.uns[SPLITS_UNS_KEY]["split"]
+        assert record["held_out"].tolist() == ["replicate_2"]
+        arguments = {
+            key: record["arguments"][key]
+            for key in ("batch_key", "test_batches", "train_on_controls", "validation_size")
+        }
+        assert list(split_batches(read, **arguments, seed=int(record["seed"]))) == list(column)
+
+    def test_column_is_categorical_in_the_documented_order(self, screen):
+        assert tuple(split_cells(screen).cat.categories) == SPLIT_LABELS
+
+
+class TestConditions:
+    def test_holds_out_whole_conditions_by_name(self, screen):
+        split_conditions(screen, *LABELS, ["P003"])
+        assert parts_of(screen, "test") == {"P003"}
+        assert "P003" not in parts_of(screen, "train") | parts_of(screen, "validation")
+        assert "control" in parts_of(screen, "train")
+
+    def test_order_of_parts_and_control_parts_do_not_matter(self):
+        adata = labelled(["control", "A", "A+B", "B+A", "B+A+control", "B", "C"])
+        split_conditions(adata, *LABELS, ["B+A"], validation_size=0)
+        assert adata.obs["split"].tolist() == ["train", "train", *["test"] * 3, "train", "train"]
+
+    def test_share_is_of_conditions_not_of_controls(self, screen):
+        split_conditions(screen, *LABELS, 0.25)
+        assert len(parts_of(screen, "test")) == round(0.25 * 28)
+        assert "control" not in parts_of(screen, "test")
+
+    def test_validation_on_conditions(self, screen):
+        split_conditions(screen, *LABELS, 0.2, 0.2)
+        parts = [parts_of(screen, label) for label in ("train", "validation", "test")]
+        assert not parts[0] & parts[1]
+        assert not parts[1] & parts[2]
+        assert not parts[0] & parts[2]
+        assert parts[1]
+
+    def test_several_controls_and_another_delimiter(self):
+        adata = labelled(["NT", "safe", "A", "A|safe", "A|B", "B"])
+        split_conditions(adata, "perturbation", ["NT", "safe"], ["A"], combination_delimiter="|")
+        assert adata.obs["split"].tolist()[2:4] == ["test", "test"]
+        assert "test" not in adata.obs["split"].tolist()[:2]
+
+    def test_no_delimiter_takes_labels_whole(self):
+        adata = labelled(["NT", "HLA+B", "B", "B"])
+        split_conditions(adata, "perturbation", "NT", ["HLA+B"], combination_delimiter=None)
+        assert adata.obs["split"].tolist()[1] == "test"
+        assert "test" not in adata.obs["split"].tolist()[2:]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((["P0011"],), "'P0011'.*Did you mean.*'P001'"),
+            ((["control"],), "'control' is the control"),
+            ((["P001"], ["P001"]), "'P001' is named in `test_conditions` and"),
+        ],
+    )
+    def test_refusals_name_the_culprit(self, screen, arguments, message):
+        with pytest.raises(ScreenError, match=message):
+            split_conditions(screen, *LABELS, *arguments)
+
+    def test_share_out_of_range(self, screen):
+        with pytest.raises(ValueError, match="test_conditions=1.5"):
+            split_conditions(screen, *LABELS, 1.5)
+
+
+class TestPerturbations:
+    def test_holds_out_every_cell_that_has_one(self, screen):
+        split_perturbations(screen, *LABELS, ["P001", "P002"])
+        has_one = screen.obs["perturbation"].str.contains("P001|P002")
+        assert ((screen.obs["split"] == "test") == has_one).all()
+        assert has_one.any()
+
+    def test_unknown_name(self, screen):
+        with pytest.raises(ScreenError, match=r"`test_perturbations` names.*'P1'"):
+            split_perturbations(screen, *LABELS, ["P1"])
+
+
+class TestPairs:
+    @pytest.mark.parametrize("n_seen", [0, 1, 2])
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_test_pairs_have_that_many_seen_perturbations(self, screen, n_seen, seed):
+        split_pairs(screen, *LABELS, n_seen, 0.5, seed=seed)
+        table = count_seen_perturbations(screen, "split", *LABELS)
+        tested = table[table["n_test"] > 0]
+        assert len(tested)
+        assert (tested["n_perturbations"] == 2).all()
+        assert (tested["n_seen"] == n_seen).all()
+        assert (tested[["n_train", "n_validation"]] == 0).all(axis=None)
+
+    def test_unseen_perturbations_are_nowhere_in_training(self, screen):
+        split_pairs(screen, *LABELS, 0, 0.5)
+        unseen = "|".join(screen.uns[SPLITS_UNS_KEY]["split"]["held_out"])
+        seen = screen.obs["split"].isin(["train", "validation"])
+        assert not screen.obs.loc[seen, "perturbation"].str.contains(unseen).any()
+
+    def test_a_pair_without_its_singles_does_not_qualify_as_seen(self):
+        adata = labelled(["control", "A", "B", "A+B", "A+C"])
+        split_pairs(adata, *LABELS, 2, 1.0, validation_size=0)
+        assert adata.obs["split"].tolist() == ["train", "train", "train", "test", "train"]
+        with pytest.raises(ScreenError, match=r"'A\+C' is no pair"):
+            split_pairs(adata, *LABELS, 2, ["C+A"])
+
+    def test_no_pair_left(self):
+        adata = labelled(["control", "A", "B", "A+B"])
+        with pytest.raises(ScreenError, match="No pair has 0 seen perturbations when A"):
+            split_pairs(adata, *LABELS, 0, ["A"])
+        with pytest.raises(ValueError, match="n_seen=3"):
+            split_pairs(adata, *LABELS, 3)
+
+    def test_counts_of_seen_perturbations_by_hand(self):
+        adata = labelled(["control", "A", "A+B", "B+A", "C", "B+C"])
+        adata.obs["split"] = ["train", "train", "test", "unused", "validation", "test"]
+        table = count_seen_perturbations(adata, "split", *LABELS)
+        assert table["n_seen"].to_dict() == {"A": 1, "A+B": 1, "B+C": 0, "C": 0}
+        assert table.loc["A+B", ["n_test", "n_unused"]].tolist() == [1, 1]
+
+
+class TestBatches:
+    def test_holds_out_batches(self, screen):
+        split_batches(screen, "replicate", ["replicate_2"])
+        is_second = screen.obs["replicate"] == "replicate_2"
+        assert ((screen.obs["split"] == "test") == is_second).all()
+
+    def test_controls_of_held_out_batches_may_be_trained_on(self, screen):
+        split_batches(
+            screen,
+            "replicate",
+            ["replicate_2"],
+            perturbation_key="perturbation",
+            control="control",
+            train_on_controls=True,
+        )
+        controls = screen.obs["perturbation"] == "control"
+        assert (screen.obs.loc[controls, "split"] != "test").all()
+        perturbed = (screen.obs["replicate"] == "replicate_2") & ~controls
+        assert (screen.obs.loc[perturbed, "split"] == "test").all()
+
+    def test_refusals(self, screen):
+        with pytest.raises(ScreenError, match="needs to know the control cells"):
+            split_batches(screen, "replicate", train_on_controls=True)
+        with pytest.raises(ScreenError, match="no cell has: 'replicate_9'"):
+            split_batches(screen, "replicate", ["replicate_9"])
+        screen.obs["lane"] = [None, *["1"] * (screen.n_obs - 1)]
+        with pytest.raises(ScreenError, match="Cells without a value in obs"):
+            split_batches(screen, "lane")
+
+
+class TestDoses:
+    ROWS = (("control", 0), ("A", 1), ("A", 10), ("B", 1), ("C", 5), ("C", 10))
+
+    def adata(self) -> ad.AnnData:
+        labels, doses = zip(*self.ROWS, strict=True)
+        return labelled(list(labels), dose=list(doses))
+
+    @pytest.mark.parametrize(
+        ("doses", "tested"),
+        [("highest", {2, 5}), ("lowest", {1, 4}), ([1.0], {1, 3}), ([5, 10], {2, 4, 5})],
+    )
+    def test_holds_out_doses(self, doses, tested):
+        adata = self.adata()
+        split_doses(adata, *LABELS, "dose", doses, validation_size=0)
+        assert set(np.flatnonzero(adata.obs["split"] == "test")) == tested
+
+    def test_combinations_with_a_held_out_dose(self):
+        adata = labelled(["control", "A", "A", "A+B"], dose=["0", "1", "2", "2+1"])
+        split_doses(adata, *LABELS, "dose", validation_size=0)
+        assert adata.obs["split"].tolist() == ["train", "train", "test", "test"]
+        assert adata.uns[SPLITS_UNS_KEY]["split"]["held_out"].tolist() == ["A:2"]
+
+    def test_refusals(self):
+        with pytest.raises(ScreenError, match="No cell has the doses 7"):
+            split_doses(self.adata(), *LABELS, "dose", [7])
+        with pytest.raises(ScreenError, match="No perturbation has two doses"):
+            split_doses(labelled(["control", "A"], dose=[0, 1]), *LABELS, "dose")
+        with pytest.raises(ValueError, match="'middle'"):
+            split_doses(self.adata(), *LABELS, "dose", "middle")
+
+
+class TestPaper:
+    def test_out_of_distribution_pairs(self, screen):
+        table = {}
+        for fraction in (0, 0.25, 0.5, 0.75, 1):
+            split_pairs_out_of_distribution(screen, *LABELS, fraction, seed=2)
+            table[fraction] = screen.obs["split"].copy()
+            pairs = {name for name in parts_of(screen, "train") if "+" in name}
+            assert len(pairs) == round(fraction * 12)
+            assert not pairs & parts_of(screen, "test")
+            assert len(parts_of(screen, "test")) == 4
+        is_pair = screen.obs["perturbation"].str.contains("+", regex=False)
+        held_out = screen.obs["perturbation"].isin(parts_of(screen, "test"))
+        for column in table.values():
+            assert ((column == "test") == (table[0] == "test")).all()
+            assert (column[~is_pair].isin(["train", "validation"])).all()
+            assert column[held_out].isin(["test", "unused"]).all()
+            assert (column[held_out] == "test").mean() == pytest.approx(0.2, abs=0.03)
+            share = (column[~is_pair] == "validation").mean()
+            assert share == pytest.approx(0.2, abs=0.02)
+        used = [table[f][is_pair] != "unused" for f in (0, 0.25, 0.5, 0.75, 1)]
+        for smaller, larger in zip(used, used[1:], strict=False):
+            assert (smaller <= larger).all()
+
+    def test_seeds_hold_out_other_pairs(self, screen):
+        tested = set()
+        for seed in range(5):
+            split_pairs_out_of_distribution(screen, *LABELS, seed=seed)
+            tested.add(frozenset(parts_of(screen, "test")))
+        assert len(tested) > 1
+
+    def test_data_efficiency(self, screen):
+        is_pair = screen.obs["perturbation"].str.contains("+", regex=False)
+        columns = {}
+        for fraction in (0, 0.25, 0.5, 0.75, 1):
+            column = split_pairs_by_training_cells(screen, *LABELS, fraction, seed=2).copy()
+            columns[fraction] = column
+            counts = pd.crosstab(screen.obs.loc[is_pair, "perturbation"], column[is_pair])
+            assert (np.abs(counts["test"] - 0.2 * counts.sum(axis=1)) < 1).all()
+            trained = column[is_pair].isin(["train", "validation"])
+            assert trained.mean() == pytest.approx(0.8 * fraction, abs=0.03)
+            assert column[~is_pair].isin(["train", "validation"]).all()
+            assert (column == "test").equals(columns[0] == "test")
+        assert not (columns[1] == "unused").any()
+
+    def test_a_screen_without_pairs(self):
+        adata = labelled(["control", "A", "B"])
+        with pytest.raises(ScreenError, match="combination_delimiter"):
+            split_pairs_out_of_distribution(adata, *LABELS)
+
+
+class TestIndices:
+    def test_train_a_model_on_them(self, screen):
+        split_cells(screen, seed=1)
+        SAMSVAE.setup_anndata(screen, perturbation_key="perturbation", control="control")
+        model = SAMSVAE(screen, n_latent=4, n_hidden=8)
+        parts = split_indices(screen)
+        model.train(
+            max_epochs=1,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            datasplitter_kwargs={"external_indexing": parts},
+        )
+        np.testing.assert_array_equal(np.sort(model.train_indices), parts[0])
+        np.testing.assert_array_equal(np.sort(model.test_indices), parts[2])
+
+    def test_unused_cells_are_to_be_left_out(self, screen):
+        split_pairs_out_of_distribution(screen, *LABELS, 0.5)
+        with pytest.raises(ScreenError, match=r"adata\[adata\.obs\['split'\] != 'unused'\]"):
+            split_indices(screen)
+        parts = split_indices(screen[screen.obs["split"] != "unused"].copy())
+        assert sum(map(len, parts)) == (screen.obs["split"] != "unused").sum()
+
+    def test_other_labels_are_refused(self, screen):
+        screen.obs["split"] = ["ood", *["train"] * (screen.n_obs - 1)]
+        with pytest.raises(ScreenError, match="holds 'ood'"):
+            split_indices(screen)
+
+
+def test_real_pairs(norman_path):
+    adata = ad.read_h5ad(norman_path)
+    split_pairs(adata, *LABELS, 2, 1.0)
+    assert parts_of(adata, "test") == {
+        "KLF1+MAP2K6",
+        "KLF1+TGFBR2",
+        "MAPK1+TGFBR2",
+        "MAP2K3+MAP2K6",
+        "MAP2K3+SLC38A2",
+    }
