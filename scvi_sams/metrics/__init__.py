@@ -1,9 +1,10 @@
-from scvi_sams.metrics._effects import (
+from scvi_sams.metrics._effect_agreement import (
     effect_correlation,
     effect_correlation_by_condition,
-    observed_average_treatment_effect,
+    perturbed_reference,
     relative_squared_error,
 )
+from scvi_sams.metrics._effects import observed_average_treatment_effect
 from scvi_sams.metrics._recovery import (
     EffectRecovery,
     MaskRecovery,
@@ -19,5 +20,6 @@ __all__ = [
     "effect_recovery",
     "mask_recovery",
     "observed_average_treatment_effect",
+    "perturbed_reference",
     "relative_squared_error",
 ]

@@ -1,15 +1,10 @@
-"""Average treatment effects that were observed, and how well predicted ones agree with them."""
+"""Average treatment effects that were observed, and how sure they are."""
 
 from __future__ import annotations
 
-__all__ = [
-    "effect_correlation",
-    "effect_correlation_by_condition",
-    "observed_average_treatment_effect",
-    "relative_squared_error",
-]
+__all__ = ["observed_average_treatment_effect"]
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -17,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_sams._exceptions import ScreenError
+from scvi_sams.metrics._profiles import dense
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,8 +65,14 @@ def observed_average_treatment_effect(
 
     Returns
     -------
-    AnnData (conditions x genes) with the effects (log2 units, float32) in ``X``, the number of
-    cells in ``obs["n_cells"]`` and that of the controls in ``uns["n_control_cells"]``.
+    AnnData (conditions x genes; log2 units, float32):
+
+    * ``X``: the effects
+    * ``layers["standard_error"]``: :math:`\sqrt{s_{cg}^2 / |C_c| + s_{0g}^2 / |C_0|}`, with
+      :math:`s^2` the variance over cells; NaN for a single cell
+    * ``var["control_mean"]`` and ``var["control_standard_error"]``: mean :math:`y` of the
+      controls, and their part of the error, which all conditions share
+    * ``obs["n_cells"]`` and ``uns["n_control_cells"]``
 
     Raises
     ------
@@ -93,10 +95,46 @@ def observed_average_treatment_effect(
     >>> observed["P001"].shape
     (1, 500)
     """
+    groups = _condition_groups(adata, perturbation_key, control, conditions, min_cells)
+    mean, variance = _group_moments(adata, groups, layer, size_factor_key, scale)
+    squared_error = variance / np.maximum(groups.n_cells, 1)[:, None]
+    effects = slice(1, len(groups.conditions) + 1)
+    return ad.AnnData(
+        (mean[effects] - mean[0]).astype(np.float32),
+        obs=pd.DataFrame({"n_cells": groups.n_cells[effects]}, index=groups.conditions),
+        var=pd.DataFrame(
+            {"control_mean": mean[0], "control_standard_error": np.sqrt(squared_error[0])},
+            index=adata.var_names,
+            dtype=np.float32,
+        ),
+        layers={
+            "standard_error": np.sqrt(squared_error[effects] + squared_error[0]).astype(np.float32)
+        },
+        uns={"n_control_cells": int(groups.n_cells[0])},
+    )
+
+
+class _ConditionGroups(NamedTuple):
+    """Cells by condition: row 0 the controls, row k the k-th condition, last all other labels."""
+
+    conditions: pd.Index
+    row: NDArray[np.int64]
+    """Row of each cell, -1 for cells without a label."""
+    n_cells: NDArray[np.int64]
+    """Cells of each row."""
+
+
+def _condition_groups(
+    adata: ad.AnnData,
+    perturbation_key: str,
+    control: str | Sequence[str],
+    conditions: Sequence[str] | None,
+    min_cells: int,
+) -> _ConditionGroups:
     labels = _obs_column(adata, perturbation_key).astype("category")
     controls = [control] if isinstance(control, str) else list(control)
     n_cells = labels.value_counts()
-    if not (n_control := int(n_cells.reindex(controls, fill_value=0).sum())):
+    if not n_cells.reindex(controls, fill_value=0).sum():
         raise ScreenError(
             f"No cell of obs[{perturbation_key!r}] is a control: `control` is "
             f"{', '.join(map(repr, controls))}, the labels begin with "
@@ -116,152 +154,38 @@ def observed_average_treatment_effect(
                 f"{few.size} of `conditions` have fewer than {min_cells} cells, the first "
                 f"{few.index[0]!r} with {few.iloc[0]}: leave them out or lower `min_cells`."
             )
-
-    # Row 0 averages the controls, row k the k-th condition; other labels have no row.
     row_of = {label: row for row, label in enumerate(kept, start=1)} | dict.fromkeys(controls, 0)
-    row = labels.astype(object).map(row_of)
-    cells = np.flatnonzero(row.notna())
-    rows = row.iloc[cells].to_numpy(dtype=int)
-    average = sp.csc_matrix(
-        (1.0 / np.bincount(rows)[rows], (rows, cells)), shape=(kept.size + 1, adata.n_obs)
+    category_row = [row_of.get(label, kept.size + 1) for label in labels.cat.categories]
+    row = np.array([*category_row, -1], dtype=np.int64)[labels.cat.codes]  # code -1: no label
+    return _ConditionGroups(
+        kept.astype(str), row, np.bincount(row[row >= 0], minlength=kept.size + 2)
     )
+
+
+def _group_moments(
+    adata: ad.AnnData,
+    groups: _ConditionGroups,
+    layer: str | None,
+    size_factor_key: str | None,
+    scale: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and variance of log expression over the cells of each row, rows x genes."""
+    cells = np.flatnonzero(groups.row >= 0)
+    shape = (groups.n_cells.size, adata.n_obs)
+    member = sp.csc_matrix((np.ones(cells.size), (groups.row[cells], cells)), shape=shape)
     library = None if size_factor_key is None else _obs_column(adata, size_factor_key)
-    mean = np.zeros((kept.size + 1, adata.n_vars))
+    total, squares = np.zeros((2, groups.n_cells.size, adata.n_vars))
     for chunk, log_expression in _log_expression(adata, layer, library, scale):
-        mean += _dense(average[:, chunk] @ log_expression)
-    return ad.AnnData(
-        (mean[1:] - mean[0]).astype(np.float32),
-        obs=pd.DataFrame({"n_cells": n_cells[kept].to_numpy()}, index=kept.astype(str)),
-        var=pd.DataFrame(index=adata.var_names),
-        uns={"n_control_cells": n_control},
-    )
-
-
-def effect_correlation(predicted: ad.AnnData, observed: ad.AnnData) -> float:
-    r"""Pearson correlation of predicted and observed effects, over all conditions and genes.
-
-    .. math::
-
-        r = \mathrm{cor}\bigl( (\hat\Delta_{cg})_{c,g},\ (\Delta_{cg})_{c,g} \bigr)
-
-    Parameters
-    ----------
-    predicted
-        Conditions x genes, predicted average treatment effects in ``X``.
-    observed
-        Conditions x genes, for instance from :func:`observed_average_treatment_effect`. Must
-        have every condition and gene of ``predicted``, in any order; others are not used.
-
-    Returns
-    -------
-    Correlation between -1 and 1; NaN if either side is constant.
-
-    Raises
-    ------
-    ScreenError
-        If a condition or gene of ``predicted`` is not in ``observed``.
-
-    Notes
-    -----
-    The measure of Bereket and Karaletsos (NeurIPS 2023). Large effects dominate it; see
-    :func:`effect_correlation_by_condition`.
-
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
-    >>> effect = scvi_sams.metrics.observed_average_treatment_effect(
-    ...     adata, perturbation_key="perturbation", control="control"
-    ... )
-    >>> round(scvi_sams.metrics.effect_correlation(effect[["P002", "P001"]], effect), 6)
-    1.0
-    """
-    values, truth = _aligned(predicted, observed)
-    return float(_row_correlation(values.reshape(1, -1), truth.reshape(1, -1))[0])
-
-
-def relative_squared_error(predicted: ad.AnnData, observed: ad.AnnData) -> float:
-    r"""Squared error of predicted effects, as a share of the squared observed effects.
-
-    .. math::
-
-        \frac{\sum_{cg} (\hat\Delta_{cg} - \Delta_{cg})^2}{\sum_{cg} \Delta_{cg}^2}
-
-    Predicting no effect at all scores 1. Unlike a correlation it sees the size of the effects.
-
-    Parameters
-    ----------
-    predicted, observed
-        As for :func:`effect_correlation`.
-
-    Returns
-    -------
-    Error of 0 or more; NaN if all observed effects are 0.
-
-    Raises
-    ------
-    ScreenError
-        As :func:`effect_correlation`.
-
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
-    >>> effect = scvi_sams.metrics.observed_average_treatment_effect(
-    ...     adata, perturbation_key="perturbation", control="control"
-    ... )
-    >>> scvi_sams.metrics.relative_squared_error(effect, effect)
-    0.0
-    """
-    values, truth = _aligned(predicted, observed)
-    return float(_row_relative_error(values.reshape(1, -1), truth.reshape(1, -1))[0])
-
-
-def effect_correlation_by_condition(predicted: ad.AnnData, observed: ad.AnnData) -> pd.DataFrame:
-    """Correlation and error of predicted effects, one condition at a time.
-
-    Parameters
-    ----------
-    predicted, observed
-        As for :func:`effect_correlation`.
-
-    Returns
-    -------
-    Table indexed by the conditions of ``predicted``, with ``pearson`` (over genes; NaN if either
-    side is constant), ``relative_squared_error`` (NaN if all observed effects are 0) and, where
-    ``observed.obs`` has it, ``n_cells``.
-
-    Raises
-    ------
-    ScreenError
-        As :func:`effect_correlation`.
-
-    Notes
-    -----
-    Formulas as in :func:`effect_correlation` and :func:`relative_squared_error`, within one row.
-
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
-    >>> effect = scvi_sams.metrics.observed_average_treatment_effect(
-    ...     adata, perturbation_key="perturbation", control="control"
-    ... )
-    >>> table = scvi_sams.metrics.effect_correlation_by_condition(effect, effect)
-    >>> list(table.columns)
-    ['pearson', 'relative_squared_error', 'n_cells']
-    """
-    values, truth = _aligned(predicted, observed)
-    table = pd.DataFrame(
-        {
-            "pearson": _row_correlation(values, truth),
-            "relative_squared_error": _row_relative_error(values, truth),
-        },
-        index=predicted.obs_names.copy(),
-    )
-    if "n_cells" in observed.obs:
-        table["n_cells"] = observed.obs["n_cells"].loc[table.index]
-    return table
+        total += dense(member[:, chunk] @ log_expression)
+        squared = log_expression.power(2) if sp.issparse(log_expression) else log_expression**2
+        squares += dense(member[:, chunk] @ squared)
+    n_cells = groups.n_cells[:, None]
+    mean = total / np.maximum(n_cells, 1)
+    deviations = np.maximum(squares - n_cells * mean**2, 0)  # rounding can go below 0
+    # What is left of equal values is rounding.
+    deviations[deviations <= 1e-12 * squares] = 0
+    variance = np.where(n_cells > 1, deviations / np.maximum(n_cells - 1, 1), np.nan)
+    return mean, variance
 
 
 def _log_expression(
@@ -299,46 +223,3 @@ def _obs_column(adata: ad.AnnData, key: str) -> pd.Series:
             f"There is no obs[{key!r}], only {', '.join(map(repr, adata.obs)) or 'no column'}."
         )
     return adata.obs[key]
-
-
-def _aligned(
-    predicted: ad.AnnData, observed: ad.AnnData
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both effects as matrices, in the order of ``predicted``."""
-    for what, names, known in (
-        ("conditions", predicted.obs_names, observed.obs_names),
-        ("genes", predicted.var_names, observed.var_names),
-    ):
-        if (missing := names.difference(known)).size:
-            raise ScreenError(
-                f"{missing.size} {what} of `predicted` are not in `observed`, the first "
-                f"{missing[0]!r}: leave them out of `predicted`."
-            )
-    observed = observed[predicted.obs_names, predicted.var_names]
-    return _dense(predicted.X), _dense(observed.X)
-
-
-def _dense(matrix: Any) -> NDArray[np.float64]:
-    return np.asarray(matrix.toarray() if sp.issparse(matrix) else matrix, dtype=np.float64)
-
-
-def _row_correlation(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pearson correlation of each row with its counterpart, NaN where one is constant."""
-    left = left - left.mean(axis=1, keepdims=True)
-    right = right - right.mean(axis=1, keepdims=True)
-    norm = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    return _ratio((left * right).sum(axis=1), norm)
-
-
-def _row_relative_error(
-    predicted: NDArray[np.float64], observed: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    return _ratio(((predicted - observed) ** 2).sum(axis=1), (observed**2).sum(axis=1))
-
-
-def _ratio(
-    numerator: NDArray[np.float64], denominator: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Quotient, NaN where the denominator is 0."""
-    nan = np.full_like(numerator, np.nan)
-    return np.divide(numerator, denominator, out=nan, where=denominator > 0)
