@@ -1,4 +1,5 @@
 from scvi_sams.datasets._cache import DatasetUnavailableError
+from scvi_sams.datasets._paper_simulators import simulated_bereket_2023, simulated_lopez_2023
 from scvi_sams.datasets._public import (
     dixit_2016,
     norman_2019,
@@ -21,6 +22,8 @@ __all__ = [
     "replogle_2022_k562_essential",
     "replogle_2022_k562_gwps",
     "replogle_2022_rpe1",
+    "simulated_bereket_2023",
+    "simulated_lopez_2023",
     "simulated_screen",
     "srivatsan_2020_sciplex3",
     "tidy_dixit",
