@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from scvi_sams._exceptions import ScreenError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.random import Generator
     from numpy.typing import NDArray
@@ -117,6 +117,8 @@ def simulated_screen(
     inverse_dispersion: float = 5.0,
     n_batches: int = 2,
     batch_effect_size: float = 0.2,
+    interaction_fraction: float = 0.0,
+    doses: Sequence[float] = (),
     seed: int = 0,
 ) -> ad.AnnData:
     r"""Simulate a Perturb-seq screen whose sparse mechanism is known.
@@ -138,6 +140,10 @@ def simulated_screen(
     :math:`b_{sg} \sim \mathcal N(0, \mathrm{batch\_effect\_size}^2)` (none in the first batch)
     and log-normal library sizes :math:`l_i`. A mask that comes out empty is given one latent at
     random, so that every perturbation that is not inactive does something.
+
+    On request, some pairs move one more latent by :math:`\pm\,\mathrm{effect\_size}`, and effects
+    follow the dose of each cell by a Hill curve,
+    :math:`d^{h_t} / (d^{h_t} + \mathrm{EC50}_t^{h_t})`.
 
     Parameters
     ----------
@@ -174,6 +180,12 @@ def simulated_screen(
         Batches; cells fall into them at random.
     batch_effect_size
         Standard deviation over genes of a batch's shift of log expression.
+    interaction_fraction
+        Share of the pairs that move a latent beyond the sum of their parts.
+    doses
+        Positive doses, of which every perturbation of a cell gets one at random. The EC50 of a
+        perturbation is drawn uniformly, in logarithm, between the smallest and the largest of
+        them; slopes are log-normal about 1.5. None are recorded by default, and effects are whole.
     seed
         Seed of all randomness. The truth (masks, embeddings, pairs, decoder, batch shifts) is
         drawn from a stream of its own: it does not change with the number or depth of the cells.
@@ -183,11 +195,14 @@ def simulated_screen(
     AnnData (cells x genes), whose counts (CSR, float32) are in ``X`` and ``layers["counts"]``:
 
     * ``obs["perturbation"]``: ``"control"``, ``"P001"`` or ``"P001+P014"``
+    * ``obs["dose"]``, with ``doses``: ``""``, ``"0.3"`` or ``"0.3+10.0"``
     * ``obs["replicate"]``: the batch
     * ``obs["total_counts"]``: counts of the cell
     * ``obsm["true_basal"]``: basal state (cells x latents)
     * ``uns["truth"]``: ``"mask"``, ``"embedding"`` and ``"effect"`` (their product), each
-      perturbations x latents, with ``"perturbation_names"``, ``"seed"`` and ``"parameters"``
+      perturbations x latents, with ``"perturbation_names"``, ``"seed"`` and ``"parameters"``;
+      ``"interaction"`` (pairs x latents, pairs named in ``"pair_names"``), ``"ec50"`` and
+      ``"slope"`` (of each perturbation) where they were asked for
 
     Raises
     ------
@@ -208,8 +223,12 @@ def simulated_screen(
     """
     # First of all, while the arguments are the only local names.
     parameters = {name: value for name, value in locals().items() if name != "seed"}
+    doses = parameters["doses"] = [float(dose) for dose in doses]
     _check_parameters(parameters)
-    truth_rng, cell_rng = np.random.default_rng(seed).spawn(2)
+    if not doses:
+        del parameters["doses"]  # an empty list does not survive an h5ad
+    # What came later has a stream of its own, so that it changes nothing of what was there.
+    truth_rng, cell_rng, extension_rng = np.random.default_rng(seed).spawn(3)
 
     mask = _draw_masks(truth_rng, n_perturbations, n_latent, mask_probability, inactive_fraction)
     embedding = effect_jitter * truth_rng.standard_normal(mask.shape)
@@ -229,18 +248,43 @@ def simulated_screen(
         *names,
         *(f"{names[a]}+{names[b]}" for a, b in zip(first, second, strict=True)),
     ]
-    shift = np.vstack([np.zeros((1, n_latent)), effect, effect[first] + effect[second]])
+    interaction = _draw_interactions(
+        extension_rng, n_pairs, n_latent, interaction_fraction, effect_size
+    )
+    shift = np.vstack(
+        [np.zeros((1, n_latent)), effect, effect[first] + effect[second] + interaction]
+    )
     condition = _draw_conditions(
         cell_rng, n_cells, n_perturbations, n_pairs, control_fraction, pair_fraction
     )
     batch = cell_rng.integers(n_batches, size=n_cells)
     basal = cell_rng.standard_normal((n_cells, n_latent))
     library = cell_rng.lognormal(np.log(library_size), library_spread, (n_cells, 1))
+    extensions: dict[str, Any] = {}
+    if interaction_fraction > 0:
+        pair_names = conditions[1 + n_perturbations :]
+        extensions |= {"interaction": interaction, "pair_names": np.array(pair_names, object)}
+    cell_shift = shift[condition]
+    if len(doses):
+        # Members of each condition, with a row of zeros for none at the end.
+        members = np.full((len(conditions), 2), n_perturbations)
+        members[1 : 1 + n_perturbations, 0] = np.arange(n_perturbations)
+        members[1 + n_perturbations :] = np.column_stack([first, second])
+        members = members[condition]
+        ec50, slope = _draw_curves(extension_rng, n_perturbations, doses)
+        extensions |= {"ec50": ec50, "slope": slope}
+        dose = extension_rng.choice(doses, members.shape)
+        h, half = np.append(slope, 1.0)[members], np.append(ec50, 1.0)[members]
+        response = dose**h / (dose**h + half**h)
+        parts = np.vstack([effect, np.zeros((1, n_latent))])[members]
+        cell_shift = (response[:, :, None] * parts).sum(1)
+        of_pair = np.vstack([np.zeros((1 + n_perturbations, n_latent)), interaction])[condition]
+        cell_shift += response.prod(1, keepdims=True) * of_pair
 
     chunks = []
     for start in range(0, n_cells, _CELLS_PER_CHUNK):
         rows = slice(start, start + _CELLS_PER_CHUNK)
-        projected = (basal[rows] + shift[condition[rows]]) @ w_in
+        projected = (basal[rows] + cell_shift[rows]) @ w_in
         logits = (np.tanh(projected) + 0.2 * projected) @ w_out
         logits += intercept + batch_shift[batch[rows]]
         rate = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -260,6 +304,8 @@ def simulated_screen(
         },
         index=_numbered("cell_", n_cells),
     )
+    if len(doses):
+        obs.insert(1, "dose", _dose_texts(dose, members < n_perturbations))
     return ad.AnnData(
         counts,
         obs=obs,
@@ -275,8 +321,35 @@ def simulated_screen(
                 "seed": seed,
                 "parameters": parameters,
             }
+            | extensions
         },
     )
+
+
+def _draw_interactions(
+    rng: Generator, n_pairs: int, n_latent: int, fraction: float, effect_size: float
+) -> NDArray[np.float64]:
+    """Shifts of some pairs beyond the sum of their parts (pairs x latents), on one latent each."""
+    interaction = np.zeros((n_pairs, n_latent))
+    chosen = rng.permutation(n_pairs)[: round(fraction * n_pairs)]
+    sizes = effect_size * rng.choice([-1.0, 1.0], len(chosen))
+    interaction[chosen, rng.integers(n_latent, size=len(chosen))] = sizes
+    return interaction
+
+
+def _draw_curves(
+    rng: Generator, n_perturbations: int, doses: Sequence[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """EC50 and Hill slope of each perturbation."""
+    ec50 = np.exp(rng.uniform(np.log(min(doses)), np.log(max(doses)), n_perturbations))
+    return ec50, 1.5 * np.exp(0.2 * rng.standard_normal(n_perturbations))
+
+
+def _dose_texts(dose: NDArray[np.float64], is_member: NDArray[np.bool_]) -> list[str]:
+    return [
+        "+".join(str(float(value)) for value in values[kept])
+        for values, kept in zip(dose, is_member, strict=True)
+    ]
 
 
 def _draw_masks(
@@ -330,7 +403,13 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
     counts = ("n_cells", "n_genes", "n_perturbations", "n_latent", "n_batches")
     scales = ("library_size", "inverse_dispersion")
     spreads = ("n_pairs", "effect_jitter", "library_spread", "batch_effect_size")
-    shares = ("mask_probability", "inactive_fraction", "control_fraction", "pair_fraction")
+    shares = (
+        "mask_probability",
+        "inactive_fraction",
+        "control_fraction",
+        "pair_fraction",
+        "interaction_fraction",
+    )
     for names, fits, wanted in (
         (counts, lambda value: value >= 1, "at least 1"),
         (scales, lambda value: value > 0, "above 0"),
@@ -340,6 +419,8 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
         for name in names:
             if not fits(parameters[name]):
                 raise ScreenError(f"`{name}` must be {wanted}, not {parameters[name]}.")
+    if not all(0 < dose < np.inf for dose in parameters["doses"]):
+        raise ScreenError(f"`doses` must be positive and finite, not {parameters['doses']}.")
     if parameters["control_fraction"] + parameters["pair_fraction"] > 1:
         raise ScreenError(
             "`control_fraction` and `pair_fraction` add up to more than 1: lower one of them."

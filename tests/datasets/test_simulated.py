@@ -181,3 +181,69 @@ def test_extremes():
     assert set(one.obs["perturbation"]) == {"control", "P001"}
     dense = simulated_screen(n_cells=20, n_genes=3, mask_probability=1.0)
     assert dense.uns["truth"]["mask"].all()
+
+
+class TestInteractions:
+    ARGUMENTS = {"n_cells": 400, "n_genes": 20, "n_perturbations": 8, "n_pairs": 10}
+
+    def test_share_of_pairs(self):
+        plain = simulated_screen(**self.ARGUMENTS)
+        screen = simulated_screen(**self.ARGUMENTS, interaction_fraction=0.4, effect_size=2.0)
+        truth = screen.uns["truth"]
+        assert truth["interaction"].shape == (10, 8)
+        moved = truth["interaction"] != 0
+        assert moved.any(1).sum() == 4
+        assert moved.sum() == 4
+        assert (np.abs(truth["interaction"][moved]) == 2).all()
+        pairs = {label for label in screen.obs["perturbation"] if "+" in label}
+        assert pairs <= set(truth["pair_names"])
+        # All else is simulated as without interactions.
+        np.testing.assert_array_equal(truth["effect"], plain.uns["truth"]["effect"])
+        np.testing.assert_array_equal(screen.obsm["true_basal"], plain.obsm["true_basal"])
+
+    def test_none_by_default(self):
+        assert "interaction" not in simulated_screen(**self.ARGUMENTS).uns["truth"]
+
+
+class TestDoses:
+    DOSES = (0.1, 1.0, 10.0)
+
+    @pytest.fixture
+    def screen(self):
+        return simulated_screen(
+            3_000, 50, 6, 2, 3, doses=self.DOSES, effect_size=3.0, batch_effect_size=0.0, seed=4
+        )
+
+    def test_doses_of_each_part(self, screen):
+        for label, text in zip(screen.obs["perturbation"], screen.obs["dose"], strict=True):
+            doses = [float(part) for part in text.split("+")] if text else []
+            assert len(doses) == (0 if label == "control" else 1 + label.count("+"))
+            assert set(doses) <= set(self.DOSES)
+
+    def test_curves(self, screen):
+        truth = screen.uns["truth"]
+        assert ((truth["ec50"] >= 0.1) & (truth["ec50"] <= 10)).all()
+        assert (truth["slope"] > 0).all()
+
+    def test_effects_grow_with_the_dose(self, screen):
+        counts = np.asarray(screen.X.todense())
+        profile = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))
+        control = profile[(screen.obs["perturbation"] == "control").to_numpy()].mean(0)
+        sizes = []
+        for name in screen.uns["truth"]["perturbation_names"]:
+            of_name = screen.obs["perturbation"] == name
+            sizes.append(
+                [
+                    np.abs(
+                        profile[(of_name & (screen.obs["dose"] == str(dose))).to_numpy()].mean(0)
+                        - control
+                    ).mean()
+                    for dose in self.DOSES
+                ]
+            )
+        low, _, high = np.array(sizes).T
+        assert (high > low).all()
+
+    def test_impossible(self):
+        with pytest.raises(ScreenError, match="`doses` must be positive"):
+            simulated_screen(doses=(0.0, 1.0))
