@@ -304,7 +304,7 @@ def _cells_used(
                 detail = f"Not known on which cells {listed(unknown)} were computed."
             return _Finding("not checked", detail)
     forbidden = (labels == "test") | (is_held_out & (labels == "unused"))
-    problems, n_validation = [], 0
+    problems, n_validation, n_dropped = [], 0, 0
     for name in [selections] if isinstance(selections, str) else selections:
         if name not in records or records[name]["obs_column"] not in adata.obs:
             problems.append(
@@ -319,10 +319,12 @@ def _cells_used(
                 f"{name!r} was computed on {len(leaked)} cells that are held out, such as "
                 f"{listed(adata.obs_names[leaked], 3)}; compute it on the training cells."
             )
+        elif (n_used := int(used.sum())) < record["n_cells"]:
+            n_dropped += record["n_cells"] - n_used  # which, a fingerprint cannot tell
         elif fingerprint(adata.obs_names[used]) != record["fingerprint"]:
             problems.append(
-                f"the cells that {name!r} was computed on ({record['n_cells']}) are not those of "
-                f"obs[{record['obs_column']!r}] ({int(used.sum())}) any more; compute it again."
+                f"obs[{record['obs_column']!r}] does not tell the {record['n_cells']} cells that "
+                f"{name!r} was computed on; compute it again."
             )
         if "genes" in record and name in adata.var:
             now = set(adata.var_names[adata.var[name].to_numpy(dtype=bool)])
@@ -338,6 +340,8 @@ def _cells_used(
     detail = f"{listed(selections)}: computed on no cell that is held out."
     if n_validation:
         detail += f" {n_validation} cells for validation were used."
+    if n_dropped:
+        detail += f" {n_dropped} cells that were used have been dropped since."
     return _Finding("passed", detail)
 
 

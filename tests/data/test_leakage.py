@@ -280,11 +280,20 @@ class TestGeneSelection:
             check_leakage(screen)
 
     def test_record_that_no_longer_fits_its_cells(self, screen):
-        split_cells(screen)
+        split_cells(screen, test_size=0)
         select_genes(screen, n_top_genes=20)
-        screen.obs["used_for_highly_variable"] &= np.arange(1_000) % 2 == 0
+        used = screen.obs["used_for_highly_variable"].to_numpy().copy()
+        used[[np.flatnonzero(used)[0], np.flatnonzero(~used)[0]]] ^= True
+        screen.obs["used_for_highly_variable"] = used
         with pytest.raises(ScreenError, match="compute it again"):
             check_leakage(screen)
+
+    def test_cells_dropped_after_the_selection_are_reported(self, screen):
+        split_cells(screen)
+        select_genes(screen, n_top_genes=20)
+        dropped = np.flatnonzero(screen.obs["split"] == "train")[:7]
+        left = screen[np.setdiff1d(np.arange(1_000), dropped)].copy()
+        assert "7 cells that were used" in check_leakage(left).loc["cells used", "detail"]
 
     def test_named_but_not_recorded(self, screen):
         split_cells(screen)
