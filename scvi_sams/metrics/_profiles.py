@@ -11,6 +11,7 @@ __all__ = [
     "relative_to",
     "row_correlation",
     "row_of_genes",
+    "standard_error_frames",
 ]
 
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -111,3 +112,36 @@ def ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> N
     """Quotient, NaN where the denominator is not positive."""
     nan = np.full_like(numerator, np.nan)
     return np.divide(numerator, denominator, out=nan, where=denominator > 0)
+
+
+def standard_error_frames(
+    observed: ProfileTable, standard_error: ProfileTable | str, like: pd.DataFrame
+) -> tuple[pd.DataFrame, NDArray[np.float64]]:
+    """Standard errors in the order of `like`, and the part that the controls have in each gene."""
+    if isinstance(standard_error, str):
+        if not isinstance(observed, ad.AnnData):
+            raise ScreenError(
+                "`observed` is a DataFrame: pass `standard_error` as one as well, or None."
+            )
+        errors = profile_frame(observed, "observed", layer=standard_error)
+    else:
+        errors = profile_frame(standard_error, "standard_error")
+    for what, names, known in (
+        ("conditions", like.index, errors.index),
+        ("genes", like.columns, errors.columns),
+    ):
+        if (missing := names.difference(known)).size:
+            raise ScreenError(
+                f"`standard_error` lacks {missing.size} {what} of `predicted`, the first "
+                f"{missing[0]!r}."
+            )
+    errors = errors.loc[like.index, like.columns]
+    control = np.zeros(errors.shape[1])
+    if isinstance(observed, ad.AnnData) and "control_standard_error" in observed.var:
+        control = row_of_genes(observed.var["control_standard_error"], errors.columns, "observed")
+    if (bad := errors.isna().any(axis=1) | (errors < 0).any(axis=1)).any():
+        raise ScreenError(
+            f"Condition {bad.index[bad.argmax()]!r} has no standard error, as it has one cell, or "
+            f"a negative one: leave it out, or pass standard_error=None."
+        )
+    return errors, control
