@@ -1,3 +1,19 @@
+from scvi_sams.metrics._baseline_ridge import (
+    BilinearRidge,
+)
+from scvi_sams.metrics._baselines import (
+    AdditiveEffects,
+    Baseline,
+    ConditionMean,
+    MatchingMean,
+    NearestMeasuredCombination,
+    NoChange,
+    PerturbedMean,
+)
+from scvi_sams.metrics._ceilings import (
+    bootstrap_effects,
+    split_half_effects,
+)
 from scvi_sams.metrics._collapse import CollapseIndex, collapse_index
 from scvi_sams.metrics._coverage import interval_coverage
 from scvi_sams.metrics._discrimination import perturbation_discrimination
@@ -13,6 +29,9 @@ from scvi_sams.metrics._interactions import (
     interaction_agreement,
     interaction_residuals,
 )
+from scvi_sams.metrics._matched_effects import (
+    batch_matched_treatment_effect,
+)
 from scvi_sams.metrics._recovery import (
     EffectRecovery,
     MaskRecovery,
@@ -25,10 +44,20 @@ from scvi_sams.metrics._weighted_error import (
 )
 
 __all__ = [
+    "AdditiveEffects",
+    "Baseline",
+    "BilinearRidge",
     "CollapseIndex",
+    "ConditionMean",
     "EffectRecovery",
     "InteractionAgreement",
     "MaskRecovery",
+    "MatchingMean",
+    "NearestMeasuredCombination",
+    "NoChange",
+    "PerturbedMean",
+    "batch_matched_treatment_effect",
+    "bootstrap_effects",
     "collapse_index",
     "differential_expression_weights",
     "effect_correlation",
@@ -42,5 +71,6 @@ __all__ = [
     "perturbation_discrimination",
     "perturbed_reference",
     "relative_squared_error",
+    "split_half_effects",
     "weighted_effect_error",
 ]
