@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scvi_sams.metrics._matched_effects import CellGroups
+from scvi_sams.metrics._cell_groups import CellGroups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from scvi_sams.metrics import (
     split_half_effects,
 )
 from scvi_sams.metrics._ceilings import bootstrap_weights, half_weights
-from scvi_sams.metrics._matched_effects import CellGroups
+from scvi_sams.metrics._cell_groups import CellGroups
 
 N_CELLS = 80
 KEYS = {"perturbation_key": "perturbation", "control": "control", "size_factor_key": "library"}
