@@ -36,7 +36,9 @@ from scvi_sams.metrics._recovery import (
     EffectRecovery,
     MaskRecovery,
     effect_recovery,
+    linear_r2,
     mask_recovery,
+    mean_correlation_coefficient,
 )
 from scvi_sams.metrics._weighted_error import (
     differential_expression_weights,
@@ -66,7 +68,9 @@ __all__ = [
     "interaction_agreement",
     "interaction_residuals",
     "interval_coverage",
+    "linear_r2",
     "mask_recovery",
+    "mean_correlation_coefficient",
     "observed_average_treatment_effect",
     "perturbation_discrimination",
     "perturbed_reference",

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["EffectRecovery", "MaskRecovery", "effect_recovery", "mask_recovery"]
+__all__ = [
+    "EffectRecovery",
+    "MaskRecovery",
+    "effect_recovery",
+    "linear_r2",
+    "mask_recovery",
+    "mean_correlation_coefficient",
+]
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import rankdata
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+from sklearn.model_selection import train_test_split
 
 from scvi_sams._exceptions import ScreenError
 
@@ -162,40 +173,170 @@ def effect_recovery(
     >>> round(effect_recovery(effect, -2 * effect[:, [2, 0, 1]]).mean_correlation, 6)
     1.0
     """
-    true, predicted = (_standardised(values) for values in _paired(true_effect, predicted_effect))
+    true, predicted = _paired(true_effect, predicted_effect)
+    rows, columns, matched, mean = _matched_correlation(true, predicted)
+    return EffectRecovery(
+        mean_correlation=mean, correlation=matched, true_latents=rows, predicted_latents=columns
+    )
+
+
+def mean_correlation_coefficient(
+    true: ArrayLike | pd.DataFrame,
+    inferred: ArrayLike | pd.DataFrame,
+    method: Literal["pearson", "spearman"] = "pearson",
+) -> float:
+    r"""Mean correlation of true latents with the inferred ones they are matched with.
+
+    With :math:`\rho_{kl}` the correlation over cells of true latent :math:`k` and inferred latent
+    :math:`l`, and :math:`\sigma` the one-to-one matching that maximises the sum (Hungarian
+    method),
+
+    .. math:: \mathrm{MCC} = \frac{1}{K} \sum_k |\rho_{k \sigma(k)}|,
+
+    over the :math:`K` true latents that vary. It is 1 if latents are recovered up to order, sign
+    and scale (with ``"spearman"``: up to any monotone function each). A rotation of the latents
+    lowers it; see :func:`linear_r2` for a measure that does not mind.
+
+    Parameters
+    ----------
+    true
+        Cells (or perturbations) x latents.
+    inferred
+        Cells x latents; the number of latents may differ. If both are DataFrames, the rows are
+        matched by name.
+    method
+        ``"pearson"``, or ``"spearman"`` for the correlation of ranks.
+
+    Returns
+    -------
+    Value between 0 and 1; a true latent without a match counts as 0. NaN if no true latent varies.
+
+    Raises
+    ------
+    ScreenError
+        If the rows do not match, or values are not finite.
+    ValueError
+        If ``method`` is unknown.
+
+    Notes
+    -----
+    Hyvarinen and Morioka (NeurIPS 2016), used for SVAE+ by Lopez, Tagasovska et al. (CLeaR 2023).
+    For tables of effects :func:`effect_recovery` returns the matching as well.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scvi_sams.metrics import mean_correlation_coefficient
+    >>> latents = np.random.default_rng(0).normal(size=(100, 3))
+    >>> round(mean_correlation_coefficient(latents, -2 * latents[:, [2, 0, 1]]), 6)
+    1.0
+    """
+    if method not in {"pearson", "spearman"}:
+        raise ValueError(f"method={method!r} is unknown; use 'pearson' or 'spearman'.")
+    matrices = _paired(true, inferred, rows="cells")
+    if method == "spearman":
+        matrices = rankdata(matrices[0], axis=0), rankdata(matrices[1], axis=0)
+    return _matched_correlation(*matrices)[-1]
+
+
+def linear_r2(
+    true: ArrayLike | pd.DataFrame,
+    inferred: ArrayLike | pd.DataFrame,
+    test_share: float = 0.2,
+    seed: int = 0,
+) -> float:
+    r"""How much of the true latents a linear function of the inferred ones explains.
+
+    Each true latent is regressed on all inferred ones in a part of the cells; in the others,
+
+    .. math::
+
+        R^2 = \frac1K \sum_k \left( 1 - \frac{\sum_i (z_{ik} - \hat z_{ik})^2}
+            {\sum_i (z_{ik} - \bar z_k)^2} \right)
+
+    over the :math:`K` true latents that vary. It asks whether the information is there, whatever
+    the rotation; :func:`mean_correlation_coefficient` asks whether it is one latent each.
+
+    Parameters
+    ----------
+    true
+        Cells x latents.
+    inferred
+        Cells x latents; the number of latents may differ. If both are DataFrames, the cells are
+        matched by name.
+    test_share
+        Share of the cells that are held out.
+    seed
+        Seed of the choice of these cells.
+
+    Returns
+    -------
+    At most 1, without bound below. NaN if no true latent varies.
+
+    Raises
+    ------
+    ScreenError
+        If the cells do not match, or values are not finite.
+
+    Notes
+    -----
+    The linear form of the informativeness of Eastwood and Williams (ICLR 2018), by least squares.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scvi_sams.metrics import linear_r2
+    >>> rng = np.random.default_rng(0)
+    >>> latents = rng.normal(size=(100, 3))
+    >>> round(linear_r2(latents, latents @ rng.normal(size=(3, 3))), 6)
+    1.0
+    """
+    true_values, inferred_values = _paired(true, inferred, rows="cells")
+    fitted_true, held_true, fitted_inferred, held_inferred = train_test_split(
+        true_values, inferred_values, test_size=test_share, random_state=seed
+    )
+    varies = _standardised(held_true).any(axis=0)
+    if not varies.any():
+        return float("nan")
+    regression = LinearRegression().fit(fitted_inferred, fitted_true[:, varies])
+    return float(r2_score(held_true[:, varies], regression.predict(held_inferred)))
+
+
+def _matched_correlation(
+    true: NDArray[np.float64], predicted: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], float]:
+    """Matched true and predicted columns, their absolute correlations, and the mean of these."""
+    true, predicted = _standardised(true), _standardised(predicted)
     correlation = np.minimum(np.abs(true.T @ predicted), 1.0)  # rounding can exceed 1
     rows, columns = linear_sum_assignment(correlation, maximize=True)
     matched = correlation[rows, columns]
     n_varying = int(true.any(axis=0).sum())
-    return EffectRecovery(
-        mean_correlation=float(matched.sum() / n_varying) if n_varying else float("nan"),
-        correlation=matched,
-        true_latents=rows,
-        predicted_latents=columns,
-    )
+    return rows, columns, matched, float(matched.sum() / n_varying) if n_varying else float("nan")
 
 
-def _paired(true: Any, predicted: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both tables as finite matrices with the perturbations in the same order."""
+def _paired(
+    true: Any, predicted: Any, rows: str = "perturbations"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both tables as finite matrices with the rows in the same order."""
     if isinstance(true, pd.DataFrame) and isinstance(predicted, pd.DataFrame):
         if missing := list(true.index.symmetric_difference(predicted.index)):
             raise ScreenError(
-                f"{len(missing)} perturbations are in one table only, the first {missing[0]!r}: "
-                f"give both the same perturbations."
+                f"{len(missing)} {rows} are in one table only, the first {missing[0]!r}: "
+                f"give both the same {rows}."
             )
         predicted = predicted.loc[true.index]
     matrices = np.asarray(true, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     for name, matrix in zip(("true", "predicted"), matrices, strict=True):
         if matrix.ndim != 2:
             raise ScreenError(
-                f"The {name} table has shape {matrix.shape}: it must be perturbations x latents."
+                f"The {name} table has shape {matrix.shape}: it must be {rows} x latents."
             )
         if not np.isfinite(matrix).all():
             raise ScreenError(f"The {name} table holds values that are not finite.")
     if matrices[0].shape[0] != matrices[1].shape[0]:
         raise ScreenError(
-            f"The true table has {matrices[0].shape[0]} perturbations and the predicted one "
-            f"{matrices[1].shape[0]}: give both the same perturbations, in the same order."
+            f"The true table has {matrices[0].shape[0]} {rows} and the predicted one "
+            f"{matrices[1].shape[0]}: give both the same {rows}, in the same order."
         )
     return matrices
 

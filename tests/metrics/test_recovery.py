@@ -7,7 +7,12 @@ import pandas as pd
 import pytest
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.metrics import effect_recovery, mask_recovery
+from scvi_sams.metrics import (
+    effect_recovery,
+    linear_r2,
+    mask_recovery,
+    mean_correlation_coefficient,
+)
 
 
 @pytest.fixture
@@ -124,3 +129,83 @@ class TestEffectRecovery:
         ).mean_correlation == pytest.approx(1)
         assert effect_recovery(effect, np.repeat(spare, 5, axis=1)).mean_correlation == 0.0
         assert np.isnan(effect_recovery(spare, effect).mean_correlation)
+
+
+class TestMeanCorrelationCoefficient:
+    @pytest.fixture
+    def latents(self) -> np.ndarray:
+        return np.random.default_rng(4).normal(size=(2_000, 4))
+
+    @pytest.mark.parametrize("method", ["pearson", "spearman"])
+    def test_perfect_whatever_order_sign_and_scale(self, latents, method):
+        inferred = latents[:, [3, 1, 0, 2]] * [1, -2, 3, -0.1] + 5
+        assert mean_correlation_coefficient(latents, inferred, method) == pytest.approx(1)
+
+    def test_monotone_functions_keep_the_ranks(self, latents):
+        curved = np.exp(2 * latents)
+        assert mean_correlation_coefficient(latents, curved, "spearman") == pytest.approx(1)
+        assert mean_correlation_coefficient(latents, curved) < 0.8
+
+    def test_agrees_with_all_permutations(self, latents):
+        inferred = latents @ np.random.default_rng(5).normal(size=(4, 6))
+        for method in ("pearson", "spearman"):
+            both = pd.DataFrame(np.hstack([latents, inferred])).corr(method).abs().to_numpy()
+            expected = best_match(both[:4, 4:]) / 4
+            result = mean_correlation_coefficient(latents, inferred, method)
+            assert result == pytest.approx(expected)
+
+    def test_is_the_mean_of_effect_recovery(self, effect):
+        predicted = effect + np.random.default_rng(6).normal(size=effect.shape)
+        expected = effect_recovery(effect, predicted).mean_correlation
+        assert mean_correlation_coefficient(effect, predicted) == expected
+
+    def test_missing_constant_and_unrelated_latents(self, latents):
+        assert mean_correlation_coefficient(latents, latents[:, :3]) == pytest.approx(3 / 4)
+        constant = np.ones_like(latents)
+        assert mean_correlation_coefficient(latents, constant) == 0
+        assert np.isnan(mean_correlation_coefficient(constant, latents))
+        shuffled = np.random.default_rng(7).permutation(latents)
+        assert mean_correlation_coefficient(latents, shuffled) < 0.1
+
+    def test_cells_are_matched_by_name(self, latents):
+        true = pd.DataFrame(latents[:50]).rename(index="cell{}".format)
+        assert mean_correlation_coefficient(true, true.iloc[::-1]) == pytest.approx(1)
+        with pytest.raises(ScreenError, match="1 cells are in one table only, the first 'cell0'"):
+            mean_correlation_coefficient(true, true.iloc[1:])
+        with pytest.raises(ValueError, match="method='kendall' is unknown"):
+            mean_correlation_coefficient(true, true, "kendall")
+
+
+class TestLinearR2:
+    @pytest.fixture
+    def latents(self) -> np.ndarray:
+        return np.random.default_rng(8).normal(size=(5_000, 3))
+
+    def test_rotations_do_not_matter(self, latents):
+        rng = np.random.default_rng(9)
+        inferred = latents @ rng.normal(size=(3, 5)) + 2
+        assert linear_r2(latents, inferred) == pytest.approx(1)
+        assert mean_correlation_coefficient(latents, inferred) < 0.95
+
+    def test_known_noise(self, latents):
+        noisy = latents + 0.5 * np.random.default_rng(10).normal(size=latents.shape)
+        assert linear_r2(latents, noisy) == pytest.approx(1 / 1.25, abs=0.02)
+
+    def test_what_is_missing_is_not_explained(self, latents):
+        assert linear_r2(latents, latents[:, :2]) == pytest.approx(2 / 3, abs=0.02)
+
+    def test_noise_earns_nothing(self, latents):
+        rng = np.random.default_rng(11)
+        few = slice(0, 100)  # in the fitted cells alone, 40 regressors explain much
+        assert linear_r2(latents[few], rng.normal(size=(100, 40))) < 0
+        assert linear_r2(latents, np.zeros((5_000, 2))) == pytest.approx(0, abs=0.01)
+
+    def test_constant_latents_do_not_count(self, latents):
+        padded = np.hstack([latents, np.ones((5_000, 1))])
+        assert linear_r2(padded, latents) == pytest.approx(1)
+        assert np.isnan(linear_r2(np.ones((50, 2)), latents[:50]))
+
+    def test_seed(self, latents):
+        noisy = latents + np.random.default_rng(12).normal(size=latents.shape)
+        assert linear_r2(latents, noisy, seed=3) == linear_r2(latents, noisy, seed=3)
+        assert linear_r2(latents, noisy, seed=3) != linear_r2(latents, noisy, seed=4)
