@@ -19,7 +19,7 @@ BasalPosterior: TypeAlias = Literal["mean_field", "correlated", "residual", "amo
 """The guides of the basal state, see :class:`PotentialEncoder`."""
 
 _MAX_STANDARDISED = 10.0  # a gene seen once must not drive the first layer
-_MAX_MEAN = 10.0  # z is of order one
+_MAX_LOCATION = 10.0  # z is of order one; an unbounded location runs away where the gain is zero
 _MIN_VARIANCE = 1e-5
 
 
@@ -118,7 +118,7 @@ class PotentialEncoder(nn.Module):
             use_batch_norm=False,
             use_layer_norm=True,
         )
-        self.mean = nn.Linear(n_hidden, n_latent)
+        self.location = nn.Linear(n_hidden, n_latent)
         self.variance_logit = nn.Linear(n_hidden, n_latent)
 
     @property
@@ -141,17 +141,14 @@ class PotentialEncoder(nn.Module):
             standardised = standardised.expand(*side_input.shape[:-2], *standardised.shape)
             standardised = torch.cat([standardised, side_input], -1)
         hidden = self.hidden(standardised, *categories, cont=cont)
-        mean = _MAX_MEAN * torch.tanh(self.mean(hidden) / _MAX_MEAN)
+        location = _MAX_LOCATION * torch.tanh(self.location(hidden) / _MAX_LOCATION)
         # The offset starts the gain at 0.73, where both the prior and the counts are heard.
         variance = torch.sigmoid(self.variance_logit(hidden) - 1)
         variance = variance * (1 - 1e-4) + _MIN_VARIANCE
         if self.basal_posterior == "correlated":
-            # The network gives the mean of a cell without a shift, not the location itself: where
-            # the gain is zero the counts say nothing of the location, and it would run away.
-            gain = 1 - variance
-            return Potential(mean / gain, gain, variance)
+            return Potential(location, 1 - variance, variance)
         is_residual = self.basal_posterior == "residual"
-        return Potential(mean, torch.ones_like(variance) if is_residual else None, variance)
+        return Potential(location, torch.ones_like(variance) if is_residual else None, variance)
 
 
 class Decoded(NamedTuple):

@@ -353,8 +353,9 @@ class SAMSTrainingPlan(TrainingPlan):
             self._restart(float(loss))
             return
         self._sum_step()
-        self._update_globals()
+        # Before the update, so that a restart undoes one that went wrong.
         self.guard.keep(self.module, self._optimizer)
+        self._update_globals()
 
     def on_train_epoch_end(self) -> None:
         """Log the means of the epoch and the state of the global latents."""

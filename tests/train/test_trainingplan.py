@@ -309,10 +309,10 @@ class TestClipping:
         """The loss is finite, so that the guard has nothing to say."""
         model = make_model()
         hook = model.module.px_r.register_hook(lambda gradient: gradient * math.nan)
-        before = model.module.encoder.mean.weight.detach().clone()
+        before = model.module.encoder.location.weight.detach().clone()
         train(model, 1)
         hook.remove()
-        assert torch.equal(before, model.module.encoder.mean.weight)
+        assert torch.equal(before, model.module.encoder.location.weight)
         assert np.isfinite(history(model, "train_loss")).all()
 
 
