@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from ._cell_conditions import CellConditions
 
 __all__ = ["split_conditions", "split_perturbations"]
 
@@ -82,6 +81,7 @@ def split_conditions(
     check_share(validation_size, "validation_size")
     test_rng, validation_choice_rng, validation_rng = np.random.default_rng(seed).spawn(3)
     conditions = cell_conditions(adata, perturbation_key, control, combination_delimiter)
+    code_of = {name: code for code, name in enumerate(conditions.names)}
     perturbed = [
         name for name, doses in zip(conditions.names, conditions.doses, strict=True) if doses
     ]
@@ -91,14 +91,14 @@ def split_conditions(
     ) -> list[int]:
         if isinstance(wanted, int | float):
             names = choose_names(wanted, among, "conditions", argument, rng)
-            return [conditions.names.index(name) for name in names]
+            return [code_of[name] for name in names]
         names = [wanted] if isinstance(wanted, str) else list(wanted)
         return find_conditions(names, conditions, control, combination_delimiter)
 
     test = codes(test_conditions, perturbed, "test_conditions", test_rng)
     label_of_code = dict.fromkeys(test, "test")
     if validation_conditions is not None:
-        left = [name for name in perturbed if conditions.names.index(name) not in set(test)]
+        left = [name for name in perturbed if code_of[name] not in label_of_code]
         validation = codes(
             validation_conditions, left, "validation_conditions", validation_choice_rng
         )
@@ -173,15 +173,13 @@ def split_perturbations(
     check_share(validation_size, "validation_size")
     choice_rng, validation_rng = np.random.default_rng(seed).spawn(2)
     conditions = cell_conditions(adata, perturbation_key, control, combination_delimiter)
+    names = sorted({name for doses in conditions.doses for name in doses})
     held_out = choose_names(
-        test_perturbations,
-        _perturbations(conditions),
-        "perturbations",
-        "test_perturbations",
-        choice_rng,
+        test_perturbations, names, "perturbations", "test_perturbations", choice_rng
     )
+    unseen = set(held_out)
     label_of_code = {
-        code: "test" for code, doses in enumerate(conditions.doses) if doses.keys() & set(held_out)
+        code: "test" for code, doses in enumerate(conditions.doses) if doses.keys() & unseen
     }
     labels = labels_by_condition(conditions, label_of_code)
     divide_training(labels, validation_size, validation_rng)
@@ -199,7 +197,3 @@ def split_perturbations(
         held_out_by="perturbation",
         held_out=held_out,
     )
-
-
-def _perturbations(conditions: CellConditions) -> list[str]:
-    return sorted({name for doses in conditions.doses for name in doses})

@@ -108,9 +108,10 @@ def split_pairs(
         in_pairs = sorted(set().union(*pairs.values()))
         names = choose_names(held_out, in_pairs, "perturbations of pairs", "held_out", choice_rng)
         label_of_code = {}
+        unseen = set(names)
         for code, doses in enumerate(conditions.doses):
-            if n_left := doses.keys() & set(names):
-                is_test = code in pairs and len(n_left) == 2 - n_seen
+            if unseen_here := doses.keys() & unseen:
+                is_test = code in pairs and len(unseen_here) == 2 - n_seen
                 label_of_code[code] = "test" if is_test else "unused"
     if "test" not in label_of_code.values():
         raise ScreenError(
