@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvi_sams import metrics
-
 pytest.importorskip("benchmarks", reason="run pytest as `python -m pytest` in the repository")
 
 from benchmarks import paper_simulators
@@ -34,9 +32,6 @@ def test_transfer_by_hand():
     assert transfer_f1(nothing, nothing.loc[["A"]], nothing.loc[["B"]]) == 1.0
 
 
-@pytest.mark.skipif(
-    not hasattr(metrics, "mean_correlation_coefficient"), reason="the metric is being added"
-)
 def test_every_simulator_and_kind_of_model(tmp_path, capsys):
     rows = ["ConditionalVAE", "SVAEPlus", "SAMSVAE closed form"]
     file = tmp_path / "rows.json"
