@@ -197,8 +197,8 @@ class EffectsMixin(SAMSModel):
         curves = getattr(self.module, "dose_response", None)
         if curves is None:
             raise NotImplementedError(
-                "get_dose_response: shifts of this model are linear in the dose; make it with "
-                "dose_response='hill' for curves that saturate."
+                f"get_dose_response: this {type(self).__name__} has no curves of the dose; make "
+                "SAMSVAE or CPAVAE with dose_response='hill' for shifts that saturate."
             )
         _check_level(credible_level)
         width = stats.norm.ppf(0.5 + credible_level / 2)
@@ -241,8 +241,9 @@ class EffectsMixin(SAMSModel):
         direct = getattr(self.module, "direct_effects", None)
         if direct is None:
             raise NotImplementedError(
-                "get_direct_effect: this model has no direct effects; make it with "
-                "direct_effects=True, or with a dict of the gene that each perturbation targets."
+                f"get_direct_effect: this {type(self).__name__} has no direct effects; make "
+                "SAMSVAE or CPAVAE with direct_effects=True, or with a dict of the gene that each "
+                "perturbation targets."
             )
         _check_level(credible_level)
         target = direct.target.cpu().numpy()

@@ -151,6 +151,8 @@ class SVAEPlus(PerturbationVAE):
             **kwargs,
         )
         manager = cls._get_most_recent_anndata_manager(adata)
+        # The base does not know this argument, and a model is loaded with what is recorded here.
+        manager.registry["setup_args"]["combinations"] = combinations
         dosage = manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
         several = np.flatnonzero(dosage.getnnz(axis=1) > 1)
         if combinations == "own" and len(several):

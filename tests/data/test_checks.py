@@ -9,7 +9,13 @@ import pytest
 from scipy import sparse
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.data import _checks, check_confounding, check_counts, check_size_factor
+from scvi_sams.data import (
+    _checks,
+    check_confounding,
+    check_counts,
+    check_features,
+    check_size_factor,
+)
 
 N_CELLS, N_GENES = 23, 7
 STORAGES = [
@@ -106,6 +112,51 @@ class TestCounts:
         del adata.X
         with pytest.raises(ScreenError, match=r"no adata\.X"):
             check_counts(adata)
+
+
+@pytest.mark.usefixtures("_block_entries")
+class TestFeatures:
+    @pytest.mark.parametrize("storage", STORAGES)
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+    def test_accepts_what_counts_may_not_be(self, storage, dtype):
+        features = (_counts(np.float64) - 1.5).astype(dtype)
+        features[3] = 0
+        check_features(_adata(storage(features)))
+        with pytest.raises(ScreenError):
+            check_counts(_adata(storage(features)))
+
+    @pytest.mark.parametrize("storage", STORAGES)
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_names_feature_and_cell(self, storage, value):
+        features = _counts()
+        features[17, 4] = value
+        message = (
+            rf"adata\.X must.*feature 'gene4' of cell 'cell17' has {value}\..*Fill in or drop"
+        )
+        with pytest.raises(ScreenError, match=message):
+            check_features(_adata(storage(features)))
+
+    @pytest.mark.parametrize("storage", [np.array, sparse.csr_matrix, sparse.csc_matrix])
+    def test_backed(self, tmp_path, storage):
+        features = _counts() - 0.5
+        _adata(storage(features)).write_h5ad(tmp_path / "good.h5ad")
+        features[17, 4] = np.nan
+        _adata(storage(features)).write_h5ad(tmp_path / "bad.h5ad")
+        check_features(anndata.read_h5ad(tmp_path / "good.h5ad", backed="r"))
+        with pytest.raises(ScreenError, match="feature 'gene4' of cell 'cell17' has nan"):
+            check_features(anndata.read_h5ad(tmp_path / "bad.h5ad", backed="r"))
+
+    def test_layer(self):
+        adata = _adata(np.full((N_CELLS, N_GENES), np.nan))
+        adata.layers["scaled"] = _counts() - 0.5
+        check_features(adata, "scaled")
+        with pytest.raises(ScreenError, match=r"adata\.X must hold finite numbers"):
+            check_features(adata)
+        with pytest.raises(ScreenError, match=r"no 'raw'; it holds 'scaled'"):
+            check_features(adata, "raw")
+        adata.X = None
+        with pytest.raises(ScreenError, match=r"There is no adata\.X"):
+            check_features(adata)
 
 
 class TestSizeFactor:

@@ -239,9 +239,7 @@ class TestTransfer:
         extended = manager.transfer_fields(query, extend_categories=True)
         names = extended.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY).column_names
         assert list(names) == ["JAK2", "KLF1", "BRD4"]
-        np.testing.assert_array_equal(
-            _registered(extended), [[0, 1, 1], [0, 0, 0], [0, 0, 1]]
-        )
+        np.testing.assert_array_equal(_registered(extended), [[0, 1, 1], [0, 0, 0], [0, 0, 1]])
 
     def test_absent_column(self):
         query = _adata()
@@ -262,6 +260,86 @@ class TestTransfer:
         subset = adata[[3, 0]].copy()
         np.testing.assert_array_equal(_registered(manager.transfer_fields(subset)), DOSES[[3, 0]])
         np.testing.assert_array_equal(_registered(manager), DOSES)
+
+
+class TestUnknownNames:
+    """What a query holds that the model does not know."""
+
+    @staticmethod
+    def _field(**kwargs):
+        return PerturbationField(**({"perturbation_key": "guide", "control": "NT"} | kwargs))
+
+    def test_labels(self):
+        query = _adata(["X+A", "NT", "W", "B+W", "NT+X", " A "])
+        assert self._field().unknown_names(query, NAMES) == ["W", "X"]
+        assert self._field().unknown_names(query, [*NAMES, "W", "X"]) == []
+        assert self._field(control=None).unknown_names(query, NAMES) == ["NT", "W", "X"]
+
+    def test_labels_without_a_delimiter(self):
+        field = self._field(combination_delimiter=None)
+        assert field.unknown_names(_adata(["A", "A+B", "NT"]), NAMES) == ["A+B"]
+
+    def test_a_known_name_holds_the_delimiter(self):
+        query = _adata(["HLA+A", "HLA"])
+        assert self._field().unknown_names(query, ["HLA+A", "B"]) == ["HLA"]
+
+    def test_nothing_missing_is_a_name(self):
+        query = _adata(["A", None, "A+"])
+        assert self._field().unknown_names(query, NAMES) == []
+        with pytest.raises(ScreenError):
+            _by_label().transfer_fields(query, extend_categories=True)
+
+    @pytest.mark.parametrize("in_frame", [True, False])
+    def test_matrix(self, in_frame):
+        names = ["C", "X", "A"]
+        query = _adata(matrix=DOSES, names=names if in_frame else None)
+        query.uns["targets"] = np.array(names)
+        keys = {"dosage_key": "doses", "perturbation_names_uns_key": "targets"}
+        field = PerturbationField(**keys)
+        assert field.unknown_names(query, NAMES) == ["X"]
+        assert field.unknown_names(query, names) == []
+
+    def test_absent_column(self):
+        with pytest.raises(ScreenError, match=r"adata\.obs has no 'sgRNA'"):
+            self._field(perturbation_key="sgRNA").unknown_names(_adata(), NAMES)
+
+
+class TestExtendCategories:
+    """Transfer to a query whose perturbations are to be added."""
+
+    def test_frame_in_another_order(self):
+        manager = _register(_adata(matrix=DOSES, names=NAMES), dosage_key="doses")
+        query = _adata(matrix=DOSES, names=["X", "C", "W"])
+        extended = manager.transfer_fields(query, extend_categories=True)
+        assert _names(extended) == [*NAMES, "X", "W"]
+        expected = np.zeros((8, 5))
+        expected[:, [3, 2, 4]] = DOSES
+        np.testing.assert_array_equal(_registered(extended), expected)
+        assert _names(manager) == NAMES
+
+    def test_doses_of_labels(self):
+        adata = _adata(["A", "B", "A", "B", "NT"])
+        adata.obs["dose"] = ["0.1", "1", "10", "100", ""]
+        manager = _register(adata, "guide", "dose", control="NT")
+        query = _adata(["X", "X+A"])
+        query.obs["dose"] = ["0.5", "2+3"]
+        extended = manager.transfer_fields(query, extend_categories=True)
+        assert _names(extended) == ["A", "B", "X"]
+        np.testing.assert_array_equal(_registered(extended), [[0, 0, 0.5], [3, 0, 2]])
+
+    def test_nothing_new(self):
+        manager = _by_label()
+        extended = manager.transfer_fields(_adata(["C", "NT"]), extend_categories=True)
+        assert _names(extended) == NAMES
+        np.testing.assert_array_equal(_registered(extended), [[0, 0, 1], [0, 0, 0]])
+
+    def test_a_query_of_a_query(self):
+        once = _by_label().transfer_fields(_adata(["X", "A"]), extend_categories=True)
+        twice = once.transfer_fields(_adata(["W", "X"]), extend_categories=True)
+        assert _names(twice) == [*NAMES, "X", "W"]
+        np.testing.assert_array_equal(_registered(twice), [[0, 0, 0, 0, 1], [0, 0, 0, 1, 0]])
+        with pytest.raises(UnknownPerturbationError, match="'V'"):
+            once.transfer_fields(_adata(["V"]), extend_categories=False)
 
 
 class TestFiles:
