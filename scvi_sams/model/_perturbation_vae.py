@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from scvi import REGISTRY_KEYS
@@ -15,10 +15,14 @@ from scvi_sams.model._effects_mixin import EffectsMixin
 from scvi_sams.model._latent_mixin import LatentMixin
 from scvi_sams.model._likelihood_mixin import LikelihoodMixin
 from scvi_sams.model._loading import OrderedAnnDataLoader
+from scvi_sams.model._mechanisms_mixin import MechanismsMixin
 from scvi_sams.model._prediction_mixin import PredictionMixin
 from scvi_sams.model._query_mixin import QueryMixin
 from scvi_sams.model._setup_mixin import SetupMixin
 from scvi_sams.model._training_mixin import SAMSTrainingMixin
+from scvi_sams.module._networks import BasalPosterior
+from scvi_sams.module._observation import Dispersion, GeneLikelihood
+from scvi_sams.module._perturbation_effects import EmbeddingPosterior
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,9 +31,19 @@ if TYPE_CHECKING:
 
 __all__ = ["PerturbationVAE"]
 
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "gene_likelihood": get_args(GeneLikelihood),
+    "dispersion": get_args(Dispersion),
+    "global_inference": ("closed_form", "gradient"),
+    "basal_posterior": get_args(BasalPosterior),
+    "embedding_posterior": get_args(EmbeddingPosterior),
+    "dose_response": ("linear", "hill"),
+}
+
 
 class PerturbationVAE(
     LatentMixin,
+    MechanismsMixin,
     EffectsMixin,
     PredictionMixin,
     LikelihoodMixin,
@@ -51,9 +65,16 @@ class PerturbationVAE(
 
         Raises
         ------
+        ValueError
+            If a setting is unknown.
         ScreenError
             If a likelihood of counts is asked for data that were registered as something else.
         """
+        for name, choices in _CHOICES.items():
+            value = module_kwargs.get(name, choices[0])
+            if value not in choices:
+                known = ", ".join(map(repr, choices))
+                raise ValueError(f"{name}={value!r} is unknown; use one of {known}.")
         is_count_data = self.registry["setup_args"].get("is_count_data", True)
         gene_likelihood = module_kwargs["gene_likelihood"]
         if gene_likelihood != "normal" and not is_count_data:

@@ -258,8 +258,9 @@ class PerturbationEffects(nn.Module):
         on = self._inclusion(q.mask_logits, rows)
         if self.correlated is not None:
             generator = torch.Generator().manual_seed(0)
-            uniform = torch.rand(_N_MOMENT_DRAWS, *on.shape, generator=generator).to(on)
-            masks = (uniform < on).to(on.dtype)
+            # A Latin hypercube: each mask is on in its share of the draws.
+            rank = torch.rand(_N_MOMENT_DRAWS, *on.shape, generator=generator).argsort(0).to(on)
+            masks = ((rank + 0.5) / _N_MOMENT_DRAWS < on).to(on.dtype)
             mean, variance = self._embedding_given(q, masks, rows)
             first = (masks * mean).mean(0)
             second = (masks * (variance + mean.square())).mean(0)
