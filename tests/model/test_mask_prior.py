@@ -1,0 +1,114 @@
+"""The prior probability of masks, given or learned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scvi_sams import SAMSVAE
+
+from ._members import fit_member, tiny_screen
+from .conftest import SETUP, SIZE
+
+BETA = (1.0, 4.0)
+SHARING = ["all", "latent", "perturbation"]
+
+
+@pytest.fixture(scope="module", params=["closed_form", "gradient"])
+def learned(request):
+    """Models by what shares a probability, fitted when first asked for."""
+    models = {}
+
+    def get(shared_by):
+        if shared_by not in models:
+            models[shared_by] = fit_member(
+                "SAMSVAE",
+                mask_prior=BETA,
+                mask_prior_shared_by=shared_by,
+                global_inference=request.param,
+                mask_evidence_cells=None,
+            )
+        return models[shared_by]
+
+    return get
+
+
+class TestGiven:
+    def test_no_width(self):
+        model = fit_member("SAMSVAE", mask_prior=0.1, max_epochs=2)
+        prior = model.get_mask_prior()
+        assert prior.index.tolist() == ["all"]
+        assert prior.columns.tolist() == ["mean", "lower", "upper"]
+        np.testing.assert_allclose(prior.to_numpy(), 0.1, rtol=1e-6)
+        assert model.get_perturbation_mask().attrs["mask_prior"] == pytest.approx(0.1)
+
+    @pytest.mark.parametrize("mask_prior", [0.0, -0.1, 1.5])
+    def test_out_of_range(self, mask_prior):
+        with pytest.raises(ValueError, match=rf"mask_prior={mask_prior} must be above 0"):
+            _make(mask_prior=mask_prior)
+
+    @pytest.mark.parametrize("mask_prior", [(0.0, 1.0), (1.0, -1.0)])
+    def test_no_beta(self, mask_prior):
+        with pytest.raises(ValueError, match="two positives"):
+            _make(mask_prior=mask_prior)
+
+    def test_unknown_sharing(self):
+        with pytest.raises(ValueError, match=r"mask_prior_shared_by='gene'.*all, latent, pert"):
+            _make(mask_prior=BETA, mask_prior_shared_by="gene")
+
+
+class TestLearned:
+    @pytest.mark.parametrize("shared_by", SHARING)
+    def test_table(self, learned, shared_by):
+        model = learned(shared_by)
+        prior = model.get_mask_prior()
+        index = {
+            "all": ["all"],
+            "latent": [f"latent_{latent}" for latent in range(6)],
+            "perturbation": model.perturbation_names,
+        }
+        assert prior.index.tolist() == index[shared_by]
+        assert (prior["lower"] < prior["mean"]).all()
+        assert (prior["mean"] < prior["upper"]).all()
+        attribute = model.get_perturbation_mask().attrs["mask_prior"]
+        np.testing.assert_allclose(np.ravel(attribute), prior["mean"], rtol=1e-6)
+
+    @pytest.mark.parametrize("shared_by", SHARING)
+    def test_conjugate_to_the_masks(self, learned, shared_by):
+        """The mean is that of a Beta posterior whose data are the masks."""
+        model = learned(shared_by)
+        mask = model.get_perturbation_mask().to_numpy(dtype=float)
+        axes = {"all": (0, 1), "latent": 0, "perturbation": 1}[shared_by]
+        a, b = BETA
+        n_masks = mask.size / len(model.get_mask_prior())
+        expected = (a + mask.sum(axes)) / (a + b + n_masks)
+        found = model.get_mask_prior()["mean"]
+        np.testing.assert_allclose(found, np.atleast_1d(expected), atol=0.02)
+
+    def test_interval_narrows_with_its_level(self, learned):
+        narrow, wide = (learned("perturbation").get_mask_prior(level) for level in (0.5, 0.95))
+        assert (wide["lower"] < narrow["lower"]).all()
+        assert (narrow["upper"] < wide["upper"]).all()
+        with pytest.raises(ValueError, match="credible_level=0"):
+            learned("all").get_mask_prior(0)
+
+    def test_saved(self, learned, tmp_path):
+        for shared_by in SHARING:
+            model = learned(shared_by)
+            model.save(str(tmp_path / shared_by))
+            loaded = SAMSVAE.load(str(tmp_path / shared_by), adata=False, accelerator="cpu")
+            assert loaded.get_mask_prior().equals(model.get_mask_prior())
+
+    def test_of_svae_plus(self):
+        model = fit_member("SVAEPlus")
+        prior = model.get_mask_prior()
+        assert prior.index.tolist() == model.perturbation_names
+        assert prior["mean"].nunique() > 1
+        fixed = fit_member("SVAEPlus", mask_prior=0.2, max_epochs=2).get_mask_prior()
+        np.testing.assert_allclose(fixed.to_numpy(), 0.2, rtol=1e-6)
+
+
+def _make(**kwargs):
+    adata = tiny_screen()
+    SAMSVAE.setup_anndata(adata, **SETUP)
+    return SAMSVAE(adata, **SIZE, **kwargs)
