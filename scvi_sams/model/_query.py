@@ -112,7 +112,9 @@ def align_pair_rows(module: PerturbationVAEModule, n_known: int) -> None:
 
 
 @torch.no_grad()
-def start_new_perturbations(module: PerturbationVAEModule, n_known: int) -> None:
+def start_new_perturbations(
+    module: PerturbationVAEModule, n_known: int, unfrozen: bool = False
+) -> None:
     """Leave the rows of new perturbations to training, from where training starts.
 
     Parameters
@@ -121,13 +123,17 @@ def start_new_perturbations(module: PerturbationVAEModule, n_known: int) -> None
         Module with the rows of known perturbations first.
     n_known
         Number of perturbations of the reference.
+    unfrozen
+        Whether all else is trained on too.
     """
     effects = module.effects
     if effects is None:
         return
     new = slice(n_known, effects.n_perturbations)
-    effects.frozen[new] = False
     effects.spike_posterior_variance[new] = effects.spike_variance
+    if unfrozen:
+        return
+    effects.frozen[new] = False
     for parameter in module.global_parameters():
         parameter.requires_grad_(True)
     if effects.correlated is not None:

@@ -98,8 +98,8 @@ class QueryMixin(SAMSModel):
         if module.effects is not None:
             align_pair_rows(module, len(known))
             module.effects.frozen.fill_(not unfrozen)
-            if added and not unfrozen:
-                start_new_perturbations(module, len(known))
+            if added:
+                start_new_perturbations(module, len(known), unfrozen)
         known_categories = categories_per_covariate(registry)
         has_new_categories = known_categories != categories_per_covariate(query.registry)
         query.learns_effects_only_ = bool(added) and not (unfrozen or has_new_categories)

@@ -181,13 +181,14 @@ class ClosedFormInference(nn.Module):
             )
             effects.assign(posterior, damping)
             if self.mask_floor_variance > 0:
+                penalty = selection_penalty(
+                    effects.mask_logits - effects.selection_penalty,
+                    curvature,
+                    embedding_variance=effects.embedding_variance,
+                    mask_floor_variance=self.mask_floor_variance,
+                )
                 effects.selection_penalty.copy_(
-                    selection_penalty(
-                        effects.mask_logits - effects.selection_penalty,
-                        curvature,
-                        embedding_variance=effects.embedding_variance,
-                        mask_floor_variance=self.mask_floor_variance,
-                    )
+                    torch.where(effects.frozen, effects.selection_penalty, penalty)
                 )
             effects.update_mask_prior()
             if effects.learn_spike_scale and free_frame:

@@ -258,8 +258,10 @@ class PerturbationEffects(nn.Module):
         on = self._inclusion(q.mask_logits, rows)
         if self.correlated is not None:
             generator = torch.Generator().manual_seed(0)
-            # A Latin hypercube: each mask is on in its share of the draws.
-            rank = torch.rand(_N_MOMENT_DRAWS, *on.shape, generator=generator).argsort(0).to(on)
+            # A Latin hypercube: each mask is on in its share of the draws. All rows have the same,
+            # so that the moments of one do not depend on which others are asked for.
+            uniform = torch.rand(_N_MOMENT_DRAWS, 1, on.shape[1], generator=generator)
+            rank = uniform.argsort(0).to(on)
             masks = ((rank + 0.5) / _N_MOMENT_DRAWS < on).to(on.dtype)
             mean, variance = self._embedding_given(q, masks, rows)
             first = (masks * mean).mean(0)
