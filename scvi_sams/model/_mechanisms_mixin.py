@@ -1,0 +1,449 @@
+"""Mechanisms that are called with error control, and which perturbations share them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scvi_sams._exceptions import ScreenError
+from scvi_sams.data import unknown_perturbations
+from scvi_sams.mechanisms import (
+    bayesian_q_value,
+    calibrated_q_value,
+    effect_distance,
+    effect_interval,
+    hierarchical_clusters,
+    local_false_sign_rate,
+    mask_distance,
+    null_perturbations,
+    perturbation_graph,
+)
+from scvi_sams.model._effects_mixin import EffectsMixin
+from scvi_sams.model._prediction_mixin import PredictionMixin
+from scvi_sams.module import GlobalDraws
+from scvi_sams.module._observation import expected_expression, expected_log_normalized_expression
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+__all__ = ["MechanismsMixin"]
+
+_COUNTS_PER = 1e4  # normalised as in get_average_treatment_effect
+_MAX_DECODED_ELEMENTS = 50_000_000  # 200 MB in float32
+_MIN_INCLUSION = 1e-3  # below, draws say nothing of an effect given that it is there
+
+
+class MechanismsMixin(EffectsMixin, PredictionMixin):
+    """Calls of mechanisms and of active perturbations, similarity of perturbations."""
+
+    def get_mechanisms(
+        self,
+        fdr: float = 0.05,
+        null: Sequence[str] | None = None,
+        *,
+        null_tables: Sequence[pd.DataFrame] = (),
+        credible_level: float = 0.95,
+        include_null: bool = False,
+    ) -> pd.DataFrame:
+        """Which perturbation moves which latent, at a chosen false discovery rate.
+
+        The recommended path is with null perturbations in the fit: relabel some control cells by
+        :func:`scvi_sams.mechanisms.add_control_null`, set up and train on the new labels. A call
+        must then pass two estimates of the share of false calls: that of the posterior
+        (:func:`~scvi_sams.mechanisms.bayesian_q_value`), and that of what the fit finds in the
+        null (:func:`~scvi_sams.mechanisms.calibrated_q_value`). Without a null the first is all.
+
+        A latent can be wrong as a whole: split in two, or standing for two. The posterior of a fit
+        does not know that, and the null, which does nothing, hardly takes part in it. On simulated
+        screens with weak effects the realised rate of (perturbation, latent) calls is therefore
+        up to twice the nominal one, all of it on perturbations that do something
+        (``python -m benchmarks mechanism_fdr``). Keep what other seeds find again
+        (:func:`~scvi_sams.mechanisms.mechanism_stability`), or make the weaker claim of
+        :meth:`get_active_perturbations`, whose rate holds.
+
+        Parameters
+        ----------
+        fdr
+            False discovery rate of the calls.
+        null
+            Perturbations of this fit that are known to do nothing. By default those of
+            ``add_control_null``; ``()`` for none, that is for Bayesian calls.
+        null_tables
+            Tables of other fits to the same screen with other draws of null perturbations, made
+            with ``include_null=True``, whose null is added: many null perturbations from few
+            control cells.
+        credible_level
+            Level of the intervals.
+        include_null
+            Keep the null perturbations in the table (never called, ``is_null`` true).
+
+        Returns
+        -------
+        A row for each perturbation and latent:
+
+        * ``perturbation``, ``latent``
+        * ``inclusion_probability``, ``log_odds``: that the mask is one
+        * ``effect_mean``, ``effect_std``, ``effect_lower``, ``effect_upper``: of mask times
+          embedding, in standard deviations of the basal state
+        * ``lfsr``: local false sign rate
+        * ``bayesian_q_value``: posterior expected share of false calls
+        * ``null_q_value``: that estimated from the null, NaN without
+        * ``q_value``: the larger of the two, by which calls are made
+        * ``is_null``, ``called``
+
+        ``attrs`` holds ``fdr`` and ``n_null``, the number of null perturbations.
+
+        Raises
+        ------
+        NotImplementedError
+            If the model has no masks.
+        UnknownPerturbationError
+            If ``null`` names a perturbation that the model has not seen.
+        ScreenError
+            If a table of ``null_tables`` has no null perturbation or other latents.
+        ValueError
+            If ``fdr`` or ``credible_level`` is not between 0 and 1.
+
+        Warns
+        -----
+        UserWarning
+            If there are so few null perturbations that nothing could be called at this rate.
+
+        Examples
+        --------
+        >>> scvi_sams.mechanisms.add_control_null(
+        ...     adata, "perturbation", "control"
+        ... )  # doctest: +SKIP
+        >>> SAMSVAE.setup_anndata(
+        ...     adata, perturbation_key="perturbation_with_null", control="control"
+        ... )  # doctest: +SKIP
+        >>> model = SAMSVAE(adata)  # doctest: +SKIP
+        >>> model.train()  # doctest: +SKIP
+        >>> model.get_mechanisms(fdr=0.1).query("called")  # doctest: +SKIP
+        """
+        _check_rate(fdr)
+        probability, log_odds, slab_mean, slab_std = self._inclusion_and_slab("get_mechanisms")
+        null = self._null_names(null)
+        is_null = probability.index.isin(null)
+        lower, upper = effect_interval(probability, slab_mean, slab_std, credible_level)
+        mean = probability * slab_mean
+        second_moment = probability * (slab_std**2 + slab_mean**2)
+        further = _null_log_odds(null_tables)
+        bayesian = bayesian_q_value(probability[~is_null]).reindex(probability.index)
+        calibrated, n_null = _null_q_value(log_odds, is_null, further, fdr)
+        columns = {
+            "inclusion_probability": probability,
+            "log_odds": log_odds,
+            "effect_mean": mean,
+            "effect_std": np.sqrt((second_moment - mean**2).clip(lower=0)),
+            "effect_lower": lower,
+            "effect_upper": upper,
+            "lfsr": local_false_sign_rate(probability, slab_mean, slab_std),
+            "bayesian_q_value": bayesian,
+            "null_q_value": calibrated,
+            "q_value": np.fmax(bayesian, calibrated),
+        }
+        n_latent = probability.shape[1]
+        table = pd.DataFrame(
+            {
+                "perturbation": np.repeat(probability.index.to_numpy(object), n_latent),
+                "latent": np.tile(probability.columns.to_numpy(object), len(probability)),
+            }
+            | {name: values.to_numpy(np.float64).ravel() for name, values in columns.items()}
+        )
+        table["is_null"] = np.repeat(is_null, n_latent)
+        table["called"] = (table["q_value"] <= fdr) & ~table["is_null"]
+        if not include_null:
+            table = table[~table["is_null"]].reset_index(drop=True)
+        table.attrs = {"fdr": fdr, "n_null": n_null}
+        return table
+
+    def get_active_perturbations(
+        self,
+        fdr: float = 0.05,
+        null: Sequence[str] | None = None,
+        *,
+        null_tables: Sequence[pd.DataFrame] = (),
+    ) -> pd.DataFrame:
+        r"""Which perturbations move any latent at all, at a chosen false discovery rate.
+
+        The weaker claim than :meth:`get_mechanisms`: it holds whatever became of the latents.
+        A perturbation is scored by the largest of its log-odds. The probability that it is active
+        is :math:`1 - \prod_l (1 - q_l)`, as masks are independent in the posterior. With a null
+        in the fit, calls are by the null alone: if perturbations that do nothing are exchangeable
+        with it, the false discovery rate is controlled whatever the posterior is worth.
+
+        Parameters
+        ----------
+        fdr, null, null_tables
+            As for :meth:`get_mechanisms`.
+
+        Returns
+        -------
+        A row a perturbation: ``probability_active``, ``log_odds`` (the largest), ``latent`` (its
+        latent), ``bayesian_q_value``, ``null_q_value``, ``q_value`` (that of the null where there
+        is one) and ``called``; ``attrs`` as for :meth:`get_mechanisms`.
+
+        Raises
+        ------
+        NotImplementedError
+            If the model has no masks.
+        UnknownPerturbationError
+            If ``null`` names a perturbation that the model has not seen.
+        ScreenError
+            If a table of ``null_tables`` has no null perturbation.
+        ValueError
+            If ``fdr`` is not between 0 and 1.
+
+        Examples
+        --------
+        >>> model.get_active_perturbations(fdr=0.1).query("called")  # doctest: +SKIP
+        """
+        _check_rate(fdr)
+        probability, log_odds, _, _ = self._inclusion_and_slab("get_active_perturbations")
+        is_null = probability.index.isin(self._null_names(null))
+        further = _null_log_odds(null_tables)
+        best = log_odds.max(axis=1).to_frame("any")
+        active = (1 - np.prod(1 - probability, axis=1)).to_frame("any")
+        bayesian = bayesian_q_value(active[~is_null]).reindex(active.index)
+        best_of_null = None if further is None else further.max(axis=1).to_frame()
+        calibrated, n_null = _null_q_value(best, is_null, best_of_null, fdr)
+        table = pd.DataFrame(
+            {
+                "probability_active": active["any"],
+                "log_odds": best["any"],
+                "latent": log_odds.idxmax(axis=1),
+                "bayesian_q_value": bayesian["any"],
+                "null_q_value": calibrated["any"],
+                "q_value": (calibrated if n_null else bayesian)["any"],
+            }
+        )[~is_null]
+        table["called"] = table["q_value"] <= fdr
+        table.attrs = {"fdr": fdr, "n_null": n_null}
+        return table
+
+    def get_perturbation_distance(
+        self,
+        by: Literal["effect", "mask"] = "effect",
+        *,
+        metric: Literal["euclidean", "cosine"] = "cosine",
+        fdr: float = 0.05,
+        n_cells: int = 200,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """How far perturbations are apart in what they do.
+
+        Parameters
+        ----------
+        by
+            ``"effect"``: by the expected effects on the latents, each scaled by the norm over
+            genes of what one standard deviation of it does to log expression
+            (:func:`~scvi_sams.mechanisms.effect_distance`). ``"mask"``: by the latents that they
+            are called on (:func:`~scvi_sams.mechanisms.mask_distance`).
+        metric
+            Of effects: ``"cosine"`` compares directions, ``"euclidean"`` sizes too.
+        fdr
+            False discovery rate of the calls, for ``by="mask"``.
+        n_cells, seed
+            Basal states to average the scale of a latent over, and seed of their draw.
+
+        Returns
+        -------
+        Perturbations x perturbations, without null perturbations.
+
+        Raises
+        ------
+        NotImplementedError
+            If perturbations do not act by a shift, or have no masks (``by="mask"``).
+        ValueError
+            If ``by`` or ``metric`` is unknown, or ``fdr`` is not between 0 and 1.
+
+        Examples
+        --------
+        >>> distance = model.get_perturbation_distance()  # doctest: +SKIP
+        >>> hierarchical_clusters(distance, n_clusters=5)  # doctest: +SKIP
+        """
+        if by == "mask":
+            table = self.get_mechanisms(fdr)
+            called = table.pivot(index="perturbation", columns="latent", values="called")
+            return mask_distance(called.loc[pd.unique(table["perturbation"])])
+        if by != "effect":
+            raise ValueError(f"by={by!r} is unknown; use 'effect' or 'mask'.")
+        effect = self.get_perturbation_effect()
+        effect = effect.drop(index=null_perturbations(effect.index))
+        return effect_distance(effect, self._latent_gene_norm(n_cells, seed), metric)
+
+    def get_perturbation_graph(
+        self,
+        by: Literal["effect", "mask"] = "effect",
+        *,
+        n_neighbors: int = 5,
+        n_clusters: int | None = None,
+        metric: Literal["euclidean", "cosine"] = "cosine",
+        fdr: float = 0.05,
+        n_cells: int = 200,
+        seed: int = 0,
+    ) -> AnnData:
+        """Perturbations as an AnnData with a neighbour graph, for scanpy.
+
+        Parameters
+        ----------
+        by, metric, fdr, n_cells, seed
+            As for :meth:`get_perturbation_distance`.
+        n_neighbors
+            Neighbours of each perturbation.
+        n_clusters
+            Number of hierarchical clusters to add as ``obs["cluster"]``, with the linkage in
+            ``uns["linkage"]``; none by default.
+
+        Returns
+        -------
+        AnnData, perturbations x latents, as from
+        :func:`~scvi_sams.mechanisms.perturbation_graph`, with the length of each effect in
+        ``obs["strength"]`` (standard deviations of the basal state).
+
+        Raises
+        ------
+        NotImplementedError
+            If perturbations do not act by a shift, or have no masks (``by="mask"``).
+        ScreenError
+            If there are fewer than three perturbations.
+        ValueError
+            If an argument is unknown or out of its range.
+
+        Examples
+        --------
+        >>> graph = model.get_perturbation_graph(n_clusters=4)  # doctest: +SKIP
+        >>> sc.tl.umap(graph)  # doctest: +SKIP
+        >>> sc.pl.umap(graph, color=["cluster", "strength"])  # doctest: +SKIP
+        """
+        distance = self.get_perturbation_distance(
+            by, metric=metric, fdr=fdr, n_cells=n_cells, seed=seed
+        )
+        effect = self.get_perturbation_effect().loc[distance.index]
+        graph = perturbation_graph(effect, distance, n_neighbors)
+        graph.obs["strength"] = np.linalg.norm(effect.to_numpy(np.float64), axis=1)
+        if n_clusters is not None:
+            clusters = hierarchical_clusters(distance, n_clusters=n_clusters)
+            graph.obs["cluster"] = clusters.to_numpy()
+            graph.uns["linkage"] = clusters.attrs["linkage"]
+        graph.uns["scvi_sams"] = self._provenance() | {"by": by, "metric": metric}
+        return graph
+
+    # -- shared steps --------------------------------------------------------------------------
+
+    def _null_names(self, null: Sequence[str] | None) -> list[str]:
+        names = self.perturbation_names
+        if null is None:
+            return null_perturbations(names)
+        null = [null] if isinstance(null, str) else list(null)
+        if unknown := [name for name in null if name not in names]:
+            raise unknown_perturbations(unknown, names)
+        return null
+
+    def _inclusion_and_slab(
+        self, method: str
+    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """Inclusion probability, its log-odds, mean and standard deviation where the mask is one.
+
+        Each perturbations x latents.
+        """
+        effects = self._require_masks(method)
+        with torch.no_grad():
+            q = effects.posterior
+            # Not by way of the probability, which float32 rounds to one.
+            log_odds = (effects.mask_logits - effects.selection_penalty).double()
+            mean, variance = q.slab_mean, q.slab_variance
+            if effects.correlated is not None:
+                # The embedding depends on all masks: moments over them, given that this one is on.
+                on = torch.sigmoid(effects.mask_logits)
+                first, spread = effects.moments()
+                known = on > _MIN_INCLUSION
+                mean = torch.where(known, first / on, 0.0)
+                variance = torch.where(
+                    known,
+                    (spread + first.square()) / on - mean.square(),
+                    effects.embedding_variance,
+                ).clamp(min=0)
+            fields = (torch.sigmoid(log_odds), log_odds, mean, variance.sqrt())
+            frames = [self._perturbation_frame(values.double()) for values in fields]
+        return frames[0], frames[1], frames[2], frames[3]
+
+    @torch.inference_mode()
+    def _latent_gene_norm(self, n_cells: int, seed: int) -> pd.Series:
+        """Norm over genes of what one standard deviation of each latent does to expression.
+
+        Log2 of normalised expression, averaged over basal states from the prior.
+        """
+        module, n_latent = self.module, self.module.n_latent
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            population = self._prior_population(n_cells)
+        # One perturbation, whose draws are the unit moves of the latents and none at all.
+        moves = torch.cat([torch.zeros(1, n_latent), torch.eye(n_latent)]).unsqueeze(1)
+        draws = GlobalDraws(
+            n_latent + 1, moves.to(self.device), torch.zeros(1, dtype=torch.long).to(self.device)
+        )
+        dose = torch.zeros(1, len(self.perturbation_names), device=self.device)
+        dose[0, 0] = 1.0
+        n_at_once = max(1, _MAX_DECODED_ELEMENTS // (n_cells * self.summary_stats.n_vars))
+        means = []
+        for start in range(0, n_latent + 1, n_at_once):
+            px = module.decode_condition(
+                population, dose, draws.subset(start, min(start + n_at_once, n_latent + 1))
+            )
+            values = (
+                expected_log_normalized_expression(px, population.library, _COUNTS_PER)
+                if module.is_count_model
+                else expected_expression(px)
+            )
+            means.append(values.mean(1))
+        profiles = torch.cat(means)
+        norm = (profiles[1:] - profiles[0]).norm(dim=1)
+        return pd.Series(norm.double().cpu().numpy(), index=self._latent_names)
+
+
+def _null_q_value(
+    score: pd.DataFrame, is_null: np.ndarray, further_null: pd.DataFrame | None, fdr: float
+) -> tuple[pd.DataFrame, int]:
+    """Calibrated q-values (NaN of null rows, or without any) and the size of the null."""
+    null_score = score[is_null]
+    if further_null is not None:
+        null_score = pd.DataFrame(np.concatenate([null_score, further_null]))
+    n_null, n_real = len(null_score), int((~is_null).sum())
+    if n_null == 0:
+        return score * np.nan, 0
+    if (least := 1 / (n_null + 1)) > fdr:
+        warnings.warn(
+            f"With {n_null} null perturbations the estimated rate is {least:.2f} or more whatever "
+            f"the {n_real} others do, so that nothing can be called at fdr={fdr}: make more by "
+            "add_control_null, or add those of other fits as null_tables.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return calibrated_q_value(score[~is_null], null_score).reindex(score.index), n_null
+
+
+def _null_log_odds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
+    """Log-odds of the null perturbations of tables, null perturbations x latents."""
+    rows = []
+    for number, table in enumerate(tables):
+        null = table[table["is_null"]]
+        if len(null) == 0:
+            raise ScreenError(
+                f"Table {number} of null_tables has no null perturbations: make it by "
+                "get_mechanisms(include_null=True) from a fit that has some."
+            )
+        rows.append(null.pivot(index="perturbation", columns="latent", values="log_odds"))
+    return pd.concat(rows) if rows else None
+
+
+def _check_rate(fdr: float) -> None:
+    if not 0 < fdr < 1:
+        raise ValueError(f"fdr={fdr!r} must be between 0 and 1.")

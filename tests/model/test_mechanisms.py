@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+import torch
+
+from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, ScreenError, SVAEPlus
+from scvi_sams.datasets import simulated_screen
+from scvi_sams.mechanisms import (
+    add_control_null,
+    bayesian_q_value,
+    calibrated_q_value,
+    hierarchical_clusters,
+    match_latents,
+)
+
+from .conftest import QUIET, SETUP, SIZE, fit, small_screen
+
+KEY = "perturbation_with_null"
+COLUMNS = (
+    "perturbation latent inclusion_probability log_odds effect_mean effect_std effect_lower "
+    "effect_upper lfsr bayesian_q_value null_q_value q_value is_null called"
+).split()
+
+
+def _null_screen(seed=0):
+    adata = small_screen(n_cells=900, control_fraction=0.5, n_pairs=0)
+    add_control_null(adata, "perturbation", "control", n_null=5, max_control_share=0.95, seed=seed)
+    SAMSVAE.setup_anndata(adata, **(SETUP | {"perturbation_key": KEY}))
+    return adata
+
+
+@pytest.fixture(scope="module")
+def with_null():
+    return fit(_null_screen(), max_epochs=25)
+
+
+def _wide(table, column):
+    wide = table.pivot(index="perturbation", columns="latent", values=column)
+    return wide.loc[pd.unique(table["perturbation"]), pd.unique(table["latent"])]
+
+
+class TestTable:
+    def test_agrees_with_masks_and_effects(self, fitted):
+        table = fitted.get_mechanisms()
+        assert table.columns.tolist() == COLUMNS
+        assert len(table) == 6 * fitted.module.n_latent
+        for column, expected in (
+            ("inclusion_probability", fitted.get_perturbation_mask()),
+            ("effect_mean", fitted.get_perturbation_effect()),
+        ):
+            pd.testing.assert_frame_equal(
+                _wide(table, column),
+                expected,
+                check_names=False,
+                check_dtype=False,
+                rtol=1e-4,
+                atol=1e-6,
+            )
+        q = table["inclusion_probability"]
+        np.testing.assert_allclose(1 / (1 + np.exp(-table["log_odds"])), q)
+        assert table["lfsr"].between(1 - q - 1e-9, 1).all()
+        assert (table["effect_lower"] <= table["effect_upper"]).all()
+
+    def test_moments_and_intervals_are_those_of_draws(self, fitted):
+        table = fitted.get_mechanisms(credible_level=0.5)
+        q, effects = fitted.module.effects.posterior, fitted.module.effects
+        rng = np.random.default_rng(0)
+        on = rng.random((20_000, 6, effects.frame.shape[0])) < effects.mask_probability().numpy()
+        slab = q.slab_mean.numpy() + q.slab_variance.sqrt().numpy() * rng.normal(size=on.shape)
+        draws = (on * slab).reshape(len(on), -1)
+        np.testing.assert_allclose(table["effect_std"], draws.std(0), atol=0.03)
+        ends = np.quantile(draws, [0.25, 0.75], axis=0)
+        # The quantiles of a mixture jump where the weight of its point is near one of them.
+        steady = (table["inclusion_probability"] - 0.5).abs() > 0.3
+        for column, expected in zip(("effect_lower", "effect_upper"), ends, strict=True):
+            np.testing.assert_allclose(table[column][steady], expected[steady], atol=0.03)
+
+    def test_without_a_null_calls_are_bayesian(self, fitted):
+        table = fitted.get_mechanisms(fdr=0.1)
+        expected = bayesian_q_value(fitted.get_perturbation_mask())
+        np.testing.assert_allclose(_wide(table, "q_value"), expected, atol=1e-5)
+        assert (table["called"] == (table["q_value"] <= 0.1)).all()
+        assert table.attrs == {"fdr": 0.1, "n_null": 0}
+        assert table["called"].any()
+        assert not table["called"].all()
+
+    def test_rates_are_checked(self, fitted):
+        for method in (fitted.get_mechanisms, fitted.get_active_perturbations):
+            with pytest.raises(ValueError, match="fdr=0"):
+                method(fdr=0)
+        with pytest.raises(ValueError, match="credible_level"):
+            fitted.get_mechanisms(credible_level=1)
+
+
+class TestNull:
+    def test_calibrates_and_is_left_out(self, with_null):
+        table = with_null.get_mechanisms(fdr=0.25)
+        assert table.attrs == {"fdr": 0.25, "n_null": 5}
+        assert not table["is_null"].any()
+        assert table["perturbation"].nunique() == 6
+        whole = with_null.get_mechanisms(fdr=0.25, include_null=True)
+        log_odds = _wide(whole, "log_odds")
+        is_null = log_odds.index.str.startswith("control_null_")
+        assert is_null.sum() == 5
+        expected = np.maximum(
+            calibrated_q_value(log_odds[~is_null], log_odds[is_null]),
+            bayesian_q_value(_wide(table, "inclusion_probability")),
+        )
+        pd.testing.assert_frame_equal(_wide(table, "q_value"), expected)
+        assert not whole.loc[whole["is_null"], "called"].any()
+        pd.testing.assert_frame_equal(
+            whole[~whole["is_null"]].reset_index(drop=True), table, check_exact=True
+        )
+
+    def test_others_can_be_named_or_none(self, with_null):
+        names = with_null.perturbation_names
+        some = [name for name in names if name.startswith("control_null_")][:4]
+        table = with_null.get_mechanisms(fdr=0.25, null=some)
+        assert table.attrs["n_null"] == 4
+        assert table["perturbation"].nunique() == 7
+        table = with_null.get_mechanisms(null=())
+        assert table.attrs["n_null"] == 0
+        assert table["perturbation"].nunique() == 11
+        with pytest.raises(ScreenError, match="'nonsense'"):
+            with_null.get_mechanisms(null=["nonsense"])
+
+    def test_of_several_fits_adds_up(self, with_null):
+        other = with_null.get_mechanisms(0.25, include_null=True)
+        table = with_null.get_mechanisms(0.2, null_tables=[other, other])
+        assert table.attrs["n_null"] == 15
+        log_odds = _wide(other, "log_odds")
+        is_null = log_odds.index.str.startswith("control_null_")
+        null = pd.concat(3 * [log_odds[is_null]])
+        calibrated = calibrated_q_value(log_odds[~is_null], null)
+        pd.testing.assert_frame_equal(_wide(table, "null_q_value"), calibrated)
+        active = with_null.get_active_perturbations(0.2, null_tables=[other, other])
+        assert active.attrs["n_null"] == 15
+        with pytest.raises(ScreenError, match="no null perturbations"):
+            with_null.get_mechanisms(null_tables=[with_null.get_mechanisms(0.25)])
+
+    def test_too_small_says_so(self, with_null):
+        with pytest.warns(UserWarning, match="With 5 null perturbations"):
+            table = with_null.get_mechanisms(fdr=0.05)
+        assert not table["called"].any()
+
+    def test_of_whole_perturbations(self, with_null):
+        active = with_null.get_active_perturbations(fdr=0.25)
+        log_odds = _wide(with_null.get_mechanisms(0.25, include_null=True), "log_odds")
+        best = log_odds.max(axis=1).to_frame()
+        is_null = best.index.str.startswith("control_null_")
+        expected = calibrated_q_value(best[~is_null], best[is_null])
+        np.testing.assert_allclose(active["q_value"], expected[0])
+        assert active["latent"].tolist() == log_odds[~is_null].idxmax(axis=1).tolist()
+        off = 1 - with_null.get_perturbation_mask().loc[active.index]
+        np.testing.assert_allclose(active["probability_active"], 1 - off.prod(axis=1), atol=1e-5)
+        assert (active["called"] == (active["q_value"] <= 0.25)).all()
+
+    def test_is_known_after_loading(self, with_null, tmp_path):
+        with_null.save(str(tmp_path / "model"))
+        loaded = SAMSVAE.load(str(tmp_path / "model"), with_null.adata, accelerator="cpu")
+        pd.testing.assert_frame_equal(loaded.get_mechanisms(0.25), with_null.get_mechanisms(0.25))
+
+
+class TestFamily:
+    @pytest.mark.parametrize(
+        ("model_class", "settings"),
+        [
+            (SAMSVAE, {"embedding_posterior": "correlated"}),
+            (SAMSVAE, {"embedding_posterior": "mean_field", "basal_posterior": "mean_field"}),
+            (SAMSVAE, {"interactions": True}),
+            (SAMSVAE, {"dose_response": "hill"}),
+            (SVAEPlus, {}),
+        ],
+    )
+    def test_members_with_masks(self, screen, model_class, settings):
+        further = {"combinations": "additive"} if model_class is SVAEPlus else {}
+        model_class.setup_anndata(screen, **SETUP, **further)
+        model = model_class(screen, **SIZE, **settings)
+        model.train(max_epochs=3, **QUIET)
+        table = model.get_mechanisms()
+        assert (
+            table.drop(columns=["perturbation", "latent", "null_q_value"]).notna().all(axis=None)
+        )
+        np.testing.assert_allclose(
+            _wide(table, "inclusion_probability"), model.get_perturbation_mask(), atol=1e-5
+        )
+        assert (table["effect_std"] >= 0).all()
+        if (
+            "embedding_posterior" not in settings
+            or settings["embedding_posterior"] != "correlated"
+        ):
+            np.testing.assert_allclose(
+                _wide(table, "effect_mean"), model.get_perturbation_effect(), atol=1e-5
+            )
+        assert len(model.get_active_perturbations()) == 6
+        assert np.isfinite(model.get_perturbation_distance()).all(axis=None)
+        assert model.get_perturbation_distance("mask").shape == (6, 6)
+
+    def test_members_without_say_so(self, screen):
+        for model_class in (CPAVAE, ConditionalVAE):
+            model_class.setup_anndata(screen, **SETUP)
+            model = model_class(screen, **SIZE)
+            model.train(max_epochs=2, **QUIET)
+            with pytest.raises(NotImplementedError, match="get_mechanisms"):
+                model.get_mechanisms()
+            with pytest.raises(NotImplementedError, match="get_active_perturbations"):
+                model.get_active_perturbations()
+            if model_class is CPAVAE:
+                assert model.get_perturbation_distance().shape == (6, 6)
+
+
+class TestSimilarity:
+    def test_distance_and_graph(self, any_fitted):
+        distance = any_fitted.get_perturbation_distance(metric="euclidean", n_cells=50)
+        assert distance.index.tolist() == any_fitted.perturbation_names
+        again = any_fitted.get_perturbation_distance(metric="euclidean", n_cells=50)
+        pd.testing.assert_frame_equal(distance, again, check_exact=True)
+        graph = any_fitted.get_perturbation_graph(
+            metric="euclidean", n_cells=50, n_neighbors=2, n_clusters=2
+        )
+        np.testing.assert_array_equal(graph.obsp["perturbation_distances"], distance)
+        assert graph.obs["cluster"].nunique() == 2
+        np.testing.assert_allclose(
+            graph.obs["strength"],
+            np.linalg.norm(any_fitted.get_perturbation_effect(), axis=1),
+            rtol=1e-5,
+        )
+
+    def test_scale_of_a_latent_is_its_effect_on_genes(self, fitted):
+        """A perturbation that moves one latent by one has the length that a latent is given."""
+        norm = fitted._latent_gene_norm(n_cells=300, seed=0)
+        effects = fitted.module.effects
+        state = {name: value.clone() for name, value in effects.state_dict().items()}
+        try:
+            effects.mask_logits[0], effects.mask_logits[0, 2] = -40.0, 40.0
+            effects.slab_mean[0], effects.slab_log_variance[0] = 1.0, -40.0
+            effects.spike_mean[0], effects.spike_posterior_variance[0] = 0.0, 0.0
+            scvi.settings.seed = 0
+            effect = fitted.get_average_treatment_effect(["P001"], n_samples=1, n_cells=3_000)
+        finally:
+            effects.load_state_dict(state)
+        assert norm["latent_2"] == pytest.approx(np.linalg.norm(effect.X), rel=0.05)
+
+    def test_null_is_left_out(self, with_null):
+        assert len(with_null.get_perturbation_distance(n_cells=20)) == 6
+
+    def test_global_randomness_is_left_alone(self, fitted):
+        state = torch.random.get_rng_state()
+        fitted.get_perturbation_distance(n_cells=20)
+        assert torch.equal(state, torch.random.get_rng_state())
+
+    def test_unknown_arguments(self, fitted):
+        with pytest.raises(ValueError, match="by='gene'"):
+            fitted.get_perturbation_distance("gene")
+        with pytest.raises(ValueError, match="metric='l1'"):
+            fitted.get_perturbation_distance(metric="l1")
+
+
+@pytest.mark.slow
+def test_fakes_are_not_called_and_active_perturbations_are():
+    adata = simulated_screen(
+        n_cells=4_000,
+        n_genes=300,
+        n_pairs=0,
+        n_latent=6,
+        mask_probability=0.2,
+        inactive_fraction=0.4,
+        control_fraction=0.5,
+        n_batches=1,
+        seed=3,
+    )
+    add_control_null(adata, "perturbation", "control", n_null=25, max_control_share=0.95)
+    SAMSVAE.setup_anndata(adata, **(SETUP | {"perturbation_key": KEY}))
+    scvi.settings.seed = 3
+    model = SAMSVAE(adata, n_latent=16, n_hidden=128)
+    model.train(**QUIET)
+    truth = adata.uns["truth"]
+    is_active = pd.Series(truth["mask"].any(1), index=truth["perturbation_names"])
+    active = model.get_active_perturbations(fdr=0.1)["called"].loc[is_active.index]
+    assert (active & ~is_active).sum() <= 2
+    assert (active & is_active).sum() >= 0.8 * is_active.sum()
+    effect = pd.DataFrame(truth["effect"], index=truth["perturbation_names"])
+    found = model.get_perturbation_effect().loc[effect.index]
+    assert match_latents(effect, found)["correlation"].mean() > 0.8
+
+
+@pytest.mark.slow
+class TestPapalexi:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def papalexi(cls, papalexi_path):
+        adata = anndata.read_h5ad(papalexi_path)
+        null = add_control_null(
+            adata, "perturbation", "control", guide_key="guide", max_control_share=0.6
+        )
+        assert null["guide"].str.startswith("NT").all()
+        SAMSVAE.setup_anndata(
+            adata,
+            perturbation_key=KEY,
+            control="control",
+            batch_key="bio_rep",
+            size_factor_key="total_umi_all_genes",
+        )
+        scvi.settings.seed = 0
+        model = SAMSVAE(adata)
+        model.train(**QUIET)
+        return model
+
+    def test_the_interferon_pathway_stands_together(self, papalexi):
+        pathway = ["IFNGR1", "IFNGR2", "JAK2", "STAT1"]
+        distance = papalexi.get_perturbation_distance()
+        within = distance.loc[pathway, pathway].to_numpy().max()
+        assert within < 0.3
+        assert distance.loc["SMAD4", pathway].min() > 2 * within
+        clusters = hierarchical_clusters(distance, max_distance=0.5)
+        assert clusters[pathway].nunique() == 1
+        assert clusters["SMAD4"] != clusters["STAT1"]
+        graph = papalexi.get_perturbation_graph(n_neighbors=3)
+        nearest = graph[pathway, :].obsp["distances"].toarray() > 0  # among the four
+        assert (nearest.sum(1) == 3).all()
+
+    def test_the_pathway_is_called_and_guides_of_controls_are_not(self, papalexi):
+        table = papalexi.get_mechanisms(null=(), fdr=0.05)
+        called = table[table["called"]]["perturbation"]
+        assert {"IFNGR1", "IFNGR2", "JAK2", "STAT1"} <= set(called)
+        assert not called.str.startswith("control_null_").any()
