@@ -160,7 +160,10 @@ def scorecard(
         baselines=baselines,
         predicted_cells=predicted_cells,
         settings=ScoreSettings(min_cells, n_top_genes, n_bootstrap, seed),
-        provenance=first._provenance() | {"n_samples": n_samples},
+        provenance={
+            "model": ", ".join(type(other).__name__ for other in models.values()),
+            "n_samples": n_samples,
+        },
     )
 
 

@@ -305,5 +305,5 @@ def _tidy(
 
 
 def _versions() -> dict[str, str]:
-    packages = ("scvi-sams", "anndata", "numpy", "scikit-learn", "scipy")
+    packages = ("scvi-sams", "scvi-tools", "torch", "anndata", "numpy", "scipy", "scikit-learn")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -78,6 +78,37 @@ class Scorecard:
         order = pd.MultiIndex.from_product([strata, list(self.kinds)], names=means.index.names)
         return means.reindex(order, columns=[name for name in MEASURES if name in means])
 
+    def best_baseline(self, measure: str) -> str | None:
+        """Name the baseline with the best mean of a measure.
+
+        Parameters
+        ----------
+        measure
+            Measure, as in :attr:`summary`.
+
+        Returns
+        -------
+        Its name; None if no baseline has the measure.
+        """
+        baselines = [name for name, kind in self.kinds.items() if kind == "baseline"]
+        loss = _loss(self.table.loc[baselines, measure]).dropna()
+        return str(loss.idxmin()) if len(loss) else None
+
+    @staticmethod
+    def heading(measure: str) -> str:
+        """Title of a measure, with an arrow that says which way is better.
+
+        Examples
+        --------
+        >>> from scvi_sams.metrics import Scorecard
+        >>> Scorecard.heading("relative_squared_error")
+        'rel. error ↓'
+        """
+        specification = MEASURES[measure]
+        arrow = _ARROWS[specification.better]
+        goal = f"{specification.target:g}" if specification.better == "target" else ""
+        return f"{specification.title} {arrow}{goal}"
+
     def to_markdown(self) -> str:
         """Table of means, verdict, notes and provenance as Markdown.
 
@@ -87,7 +118,7 @@ class Scorecard:
         """
         table = self.table
         best = self._best()
-        header = ["predictor", *(_heading(measure) for measure in table)]
+        header = ["predictor", *(self.heading(measure) for measure in table)]
         lines = [header, ["---"] + ["---:"] * len(table.columns)]
         for predictor, row in table.iterrows():
             name = f"*{predictor}*" if self.kinds[predictor] == "ceiling" else str(predictor)
@@ -145,7 +176,7 @@ class Scorecard:
         return paths
 
     def __str__(self) -> str:
-        shown = self.table.rename(columns=_heading).round(_DIGITS)
+        shown = self.table.rename(columns=self.heading).round(_DIGITS)
         with pd.option_context("display.width", 250, "display.max_columns", None):
             parts = [shown.to_string(na_rep="-"), *self.verdict]
         return "\n".join([*parts, *(f"Note: {note}" for note in self.notes)])
@@ -162,7 +193,7 @@ class Scorecard:
             )
             rows.append(f"<tr><th>{escape(str(predictor))}</th>{cells}</tr>")
         heads = "".join(
-            f'<th title="{escape(MEASURES[name].description)}">{escape(_heading(name))}</th>'
+            f'<th title="{escape(MEASURES[name].description)}">{escape(self.heading(name))}</th>'
             for name in table
         )
         sentences = "".join(f"<li>{escape(each)}</li>" for each in (*self.verdict, *self.notes))
@@ -176,19 +207,17 @@ class Scorecard:
         rivals = self.table.loc[[name for name, kind in self.kinds.items() if kind != "ceiling"]]
         best = {}
         for measure, column in rivals.items():
-            specification = MEASURES[measure]
-            loss = column if specification.better == "lower" else -column
-            if specification.better == "target":
-                loss = (column - specification.target).abs()
+            loss = _loss(column)
             best[measure] = set(column.index[np.isclose(loss, loss.min(), rtol=0, atol=1e-9)])
         return best
 
 
-def _heading(measure: str) -> str:
-    specification = MEASURES[measure]
-    arrow = _ARROWS[specification.better]
-    goal = f"{specification.target:g}" if specification.better == "target" else ""
-    return f"{specification.title} {arrow}{goal}"
+def _loss(column: pd.Series) -> pd.Series:
+    """Values of a measure, turned so that the lowest is best."""
+    specification = MEASURES[str(column.name)]
+    if specification.better == "target":
+        return (column - specification.target).abs()
+    return column if specification.better == "lower" else -column
 
 
 def _number(value: float) -> str:

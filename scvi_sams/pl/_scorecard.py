@@ -1,0 +1,114 @@
+"""One measure of a scorecard, predictor by predictor."""
+
+from __future__ import annotations
+
+__all__ = ["scorecard"]
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from scvi_sams.pl._figure import CATEGORICAL_COLORS, axes_or_new
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from scvi_sams.metrics import Scorecard
+
+_COLORS = {"model": CATEGORICAL_COLORS[1], "baseline": CATEGORICAL_COLORS[0], "ceiling": "0.45"}
+_MARKERS = {"model": "D", "baseline": "o", "ceiling": "s"}
+_MAX_POINTS = 2_000  # beyond these, conditions hide each other
+
+
+def scorecard(card: Scorecard, measure: str = "pearson_perturbed", ax: Axes | None = None) -> Axes:
+    """Plot a measure of every predictor with its interval, and of each condition behind it.
+
+    Parameters
+    ----------
+    card
+        From :func:`~scvi_sams.metrics.scorecard` or
+        :func:`~scvi_sams.metrics.score_predictions`.
+    measure
+        Measure, as in ``card.summary``.
+    ax
+        Axes to draw into; a new figure by default.
+
+    Returns
+    -------
+    The axes: predictors on y, models first; means over conditions with 95% intervals as large
+    marks, the conditions as small dots (extreme ones lie outside), and a dashed line at the
+    baseline that does best.
+
+    Raises
+    ------
+    ValueError
+        If the scorecard has no such measure.
+
+    Examples
+    --------
+    >>> card = scvi_sams.metrics.scorecard(model)  # doctest: +SKIP
+    >>> ax = scvi_sams.pl.scorecard(card, "relative_squared_error")  # doctest: +SKIP
+    """
+    known = list(card.table.columns)
+    if measure not in known:
+        raise ValueError(f"measure={measure!r} is not on the card; it has {', '.join(known)}.")
+    rows = card.summary.xs(measure, level="measure")
+    rows = rows.loc[[name for name in card.kinds if name in rows.index]]
+    rows = rows[np.isfinite(rows["mean"])]
+    ax = axes_or_new(ax, (5.2, 1.2 + 0.32 * len(rows)))
+    values = card.per_condition[card.per_condition["measure"] == measure]
+    many = len(values) > _MAX_POINTS
+
+    shown: list[float] = []
+    for position, (name, row) in enumerate(rows.iterrows()):
+        kind = card.kinds[name]
+        color = _COLORS[kind]
+        own = values.loc[values["predictor"] == name, "value"].dropna().to_numpy()
+        if own.size:
+            # Spread by rank, so that the same card is always drawn alike.
+            spread = 0.5 * (np.argsort(np.argsort(own)) * 0.618 % 1 - 0.5)
+            ax.scatter(
+                own,
+                position + spread,
+                s=3 if many else 9,
+                color=color,
+                alpha=0.15 if many else 0.3,
+                linewidths=0,
+                rasterized=many,
+            )
+            shown += np.percentile(own, [2, 98]).tolist()
+        ax.plot([row["lower"], row["upper"]], [position] * 2, color=color, linewidth=2.2, zorder=3)
+        ax.plot(
+            row["mean"],
+            position,
+            _MARKERS[kind],
+            color=color,
+            markeredgecolor="white",
+            markersize=7,
+            zorder=4,
+        )
+        shown += [row["lower"], row["upper"], row["mean"]]
+    if (best := card.best_baseline(measure)) is not None:
+        ax.axvline(rows.loc[best, "mean"], color=_COLORS["baseline"], linestyle="--", linewidth=1)
+    if shown:
+        low, high = np.nanmin(shown), np.nanmax(shown)
+        margin = 0.05 * (high - low) or 0.05
+        ax.set_xlim(low - margin, high + margin)
+    ax.set_yticks(range(len(rows)), labels=[str(name) for name in rows.index])
+    ax.invert_yaxis()
+    ax.set_xlabel(card.heading(measure))
+    kinds = [kind for kind in _COLORS if kind in {card.kinds[name] for name in rows.index}]
+    ax.legend(
+        handles=[
+            Line2D([], [], color=_COLORS[kind], marker=_MARKERS[kind], linewidth=2, label=kind)
+            for kind in kinds
+        ],
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=len(kinds),
+        frameon=False,
+        fontsize="small",
+    )
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
