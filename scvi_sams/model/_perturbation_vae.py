@@ -19,6 +19,7 @@ from scvi_sams.model._mechanisms_mixin import MechanismsMixin
 from scvi_sams.model._prediction_mixin import PredictionMixin
 from scvi_sams.model._query_mixin import QueryMixin
 from scvi_sams.model._setup_mixin import SetupMixin
+from scvi_sams.model._similarity_mixin import SimilarityMixin
 from scvi_sams.model._training_mixin import SAMSTrainingMixin
 from scvi_sams.module._networks import BasalPosterior
 from scvi_sams.module._observation import Dispersion, GeneLikelihood
@@ -43,6 +44,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 class PerturbationVAE(
     LatentMixin,
+    SimilarityMixin,
     MechanismsMixin,
     EffectsMixin,
     PredictionMixin,
