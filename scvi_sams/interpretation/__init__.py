@@ -1,0 +1,42 @@
+"""What latents, effects and pairs mean: gene programmes, gene sets, kinds of interactions."""
+
+from scvi_sams.interpretation._differential_expression import differential_expression_table
+from scvi_sams.interpretation._enrichment import gene_set_enrichment
+from scvi_sams.interpretation._gene_programs import (
+    EffectSummary,
+    summarize_effects,
+    top_genes,
+    total_variance_share,
+)
+from scvi_sams.interpretation._gene_sets import (
+    GeneSets,
+    MeasuredGeneSets,
+    measured_gene_sets,
+    read_gene_sets,
+)
+from scvi_sams.interpretation._pair_classes import (
+    PAIR_CLASSES,
+    PairThresholds,
+    classify_pairs,
+    pair_class,
+)
+from scvi_sams.interpretation._pair_regression import PairRegression, regress_pair
+
+__all__ = [
+    "PAIR_CLASSES",
+    "EffectSummary",
+    "GeneSets",
+    "MeasuredGeneSets",
+    "PairRegression",
+    "PairThresholds",
+    "classify_pairs",
+    "differential_expression_table",
+    "gene_set_enrichment",
+    "measured_gene_sets",
+    "pair_class",
+    "read_gene_sets",
+    "regress_pair",
+    "summarize_effects",
+    "top_genes",
+    "total_variance_share",
+]
