@@ -7,6 +7,7 @@ import pytest
 
 from scvi_sams import SAMSVAE, ScreenError, SVAEPlus
 from scvi_sams import UnknownPerturbationError as UnknownError
+from scvi_sams.metrics import effect_correlation, mask_recovery
 
 from ._members import (
     COVARIATE_CASES,
@@ -17,6 +18,7 @@ from ._members import (
     read_outs,
     tiny_screen,
 )
+from ._simulations import fit_recovery, recovery_screen, true_effects
 from .conftest import COVARIATES, QUIET, SETUP
 
 CONDITIONS = ["P001", "P004"]
@@ -276,3 +278,38 @@ def _assert_same(left, right):
     assert left.keys() == right.keys()
     for name, value in left.items():
         np.testing.assert_array_equal(value, right[name], err_msg=name)
+
+
+@pytest.mark.slow
+class TestRecovery:
+    """Each member recovers a simulation of what it can express."""
+
+    DENSE = {"mask_probability": 1.0, "effect_size": 0.7, "effect_jitter": 0.5}
+    PAIRS = {"n_pairs": 5, "n_perturbations": 10}
+
+    @pytest.mark.parametrize(
+        ("member", "screen", "least"),
+        [
+            ("SAMSVAE", {}, 0.95),
+            ("CPAVAE", DENSE, 0.95),
+            ("SVAEPlus", {}, 0.9),
+            ("ConditionalVAE", {}, 0.85),
+        ],
+    )
+    def test_effects(self, member, screen, least):
+        adata = recovery_screen(**screen)
+        model = fit_recovery(member, adata)
+        truth = true_effects(model.perturbation_names, **screen)
+        assert effect_correlation(model.get_average_treatment_effect(), truth) > least
+        if member == "SAMSVAE":
+            masks = mask_recovery(adata.uns["truth"]["mask"], model.get_perturbation_mask())
+            assert masks.f1 > 0.9
+
+    def test_pairs_of_additive_svae_plus(self):
+        """The extension of SVAE+ predicts pairs from their parts alone."""
+        adata = recovery_screen(**self.PAIRS)
+        pairs = sorted(label for label in adata.obs["perturbation"].unique() if "+" in label)
+        seen = adata[~adata.obs["perturbation"].isin(pairs)].copy()
+        model = fit_recovery("SVAEPlus", seen, setup={"combinations": "additive"})
+        truth = true_effects(pairs, **self.PAIRS)
+        assert effect_correlation(model.get_average_treatment_effect(pairs), truth) > 0.85

@@ -8,8 +8,10 @@ import scvi
 import torch
 
 from scvi_sams import SAMSVAE, ConditionalVAE, UnknownPerturbationError
+from scvi_sams.metrics import effect_correlation
 
 from ._members import MEMBERS, fit_member, read_outs, tiny_screen
+from ._simulations import fit_recovery, recovery_screen, true_effects
 from .conftest import COVARIATES, QUIET
 
 NEW = ["P003", "P006"]  # in between the others: known names come first all the same
@@ -265,3 +267,20 @@ class TestMembers:
         for name, value in read_outs(extended, ["P001"]).items():
             assert np.isfinite(value).all(), name
         assert COVARIATES["batch_key"] in extended.adata.obs
+
+
+@pytest.mark.slow
+def test_agrees_with_the_joint_fit():
+    """New perturbations of mechanisms that the reference shows, as if all cells were fitted."""
+    screen = {"n_perturbations": 20, "mask_probability": 0.3}
+    adata = recovery_screen(**screen)
+    new = ["P003", "P011", "P017"]
+    label = adata.obs["perturbation"]
+    is_new = label.isin(new).to_numpy()
+    reference = fit_recovery("SAMSVAE", adata[~is_new].copy())
+    query = load_query(adata[is_new | (label == "control").to_numpy()].copy(), reference)
+    query.train(**QUIET)
+    joint = fit_recovery("SAMSVAE", adata)
+    found, together = (model.get_average_treatment_effect(new) for model in (query, joint))
+    assert effect_correlation(found, together) > 0.9
+    assert effect_correlation(found, true_effects(new, **screen)) > 0.85
