@@ -99,10 +99,12 @@ def scorecard(
     ``model.get_average_treatment_effect`` and, for the energy distance, the cells of
     ``model.predict``. A prediction without variation has a correlation of 0.
 
-    The ceiling ``split half`` is an experiment of half the size, which a good model can pass.
-    ``bootstrap`` bounds from above what the exact truth would score; for correlations of weak
-    effects it is far above. Coverage adds the standard error of the observed mean to the posterior
-    of the effect: that of masks and embeddings, not of the networks' weights.
+    A baseline has no cells of its own: for the energy distance, training controls are moved by
+    the effect that it predicts. The ceiling ``split half`` is an experiment of half the size,
+    which a good model can pass. ``bootstrap`` bounds from above what the exact truth would score;
+    for correlations of weak effects it is far above. Coverage adds the standard error of the
+    observed mean to the posterior of the effect: that of masks and embeddings, not of the
+    networks' weights.
 
     Examples
     --------

@@ -19,6 +19,7 @@ from scvi_sams.metrics import (
     score_predictions,
     scorecard,
 )
+from scvi_sams.metrics._scorecard_summary import compare_with_baselines, resamples
 
 KEYS = ("perturbation", "control")
 SETUP = {"perturbation_key": "perturbation", "control": "control", "batch_key": "replicate"}
@@ -307,6 +308,32 @@ def test_bad_input_is_named(halves, observed):
     perturbed = halves[1][halves[1].obs["perturbation"] != "control"].copy()
     with pytest.raises(ScreenError, match="control"):
         score_predictions({"a": observed}, halves[0], perturbed, *KEYS)
+
+
+def outcome_of(own, rival, seed=0):
+    """Outcome of one model against one baseline with these scores."""
+    names = [f"P{k}" for k in range(len(own))]
+    scores = {
+        name: pd.DataFrame({"pearson": values}, index=names)
+        for name, values in (("model", own), ("baseline", rival))
+    }
+    kinds = {"model": "model", "baseline": "baseline"}
+    drawn = resamples(len(own), 400, seed)
+    return compare_with_baselines(scores, kinds, drawn).loc[("model", "pearson"), "outcome"]
+
+
+def test_a_small_lead_on_every_condition_is_seen_in_scores_that_vary():
+    rng = np.random.default_rng(0)
+    rival = rng.uniform(-1, 1, size=30)
+    lead = 0.01 + 0.005 * rng.normal(size=30)
+    assert outcome_of(rival + lead, rival) == "ahead"
+    assert outcome_of(rival - lead, rival) == "behind"
+
+
+def test_chance_is_called_a_lead_about_as_often_as_it_should_be():
+    rng = np.random.default_rng(0)
+    outcomes = [outcome_of(*rng.normal(size=(2, 40)), seed=k) for k in range(200)]
+    assert 0.9 < outcomes.count("level") / 200 < 0.98
 
 
 # -- models ----------------------------------------------------------------------------------
