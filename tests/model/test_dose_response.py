@@ -8,6 +8,7 @@ import pytest
 from scvi_sams import SAMSVAE
 
 from ._members import fit_member, read_outs, tiny_screen
+from ._simulations import fit_recovery, recovery_screen, true_effects
 
 DOSES = [0.1, 0.3, 1.0, 3.0, 10.0]
 DOSED = {"dosage_key": "dose"}
@@ -123,3 +124,49 @@ def test_saved(dosed, tmp_path):
         np.testing.assert_array_equal(model.get_dose_response(), dosed.get_dose_response())
         for name, value in read_outs(model, ["P001"], with_cells=False).items():
             np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+RECOVERY_SCREEN = {
+    "n_cells": 4_000,
+    "n_perturbations": 8,
+    "n_latent": 4,
+    "mask_probability": 0.3,
+    "effect_size": 2.5,
+    "doses": DOSES,
+}
+
+
+@pytest.fixture(scope="module")
+def recovered():
+    """Models of either curve, fitted without the cells of one of five doses."""
+    adata = recovery_screen(**RECOVERY_SCREEN)
+    seen = adata[adata.obs["dose"] != "3.0"].copy()
+    return {
+        curve: fit_recovery("SAMSVAE", seen, setup=DOSED, n_latent=8, dose_response=curve)
+        for curve in ("hill", "linear")
+    }
+
+
+@pytest.mark.slow
+class TestRecovery:
+    """Hill curves of known EC50 at five doses, one of which is held out."""
+
+    def test_ec50(self, recovered):
+        table = recovered["hill"].get_dose_response()
+        truth = recovered["hill"].adata.uns["truth"]["ec50"]
+        assert truth.max() / truth.min() > 10
+        ratio = table["ec50"] / truth
+        assert np.abs(np.log(ratio)).max() < np.log(2.5)
+        assert np.corrcoef(np.log(table["ec50"]), np.log(truth))[0, 1] > 0.9
+        covered = (table["ec50_lower"] < truth) & (truth < table["ec50_upper"])
+        assert covered.sum() >= 6  # of eight intervals at 95 %
+
+    def test_held_out_dose(self, recovered):
+        names = recovered["hill"].perturbation_names
+        truth = true_effects(names, dose="3.0", **RECOVERY_SCREEN)
+        error = {}
+        for curve, model in recovered.items():
+            predicted = model.get_average_treatment_effect([{name: 3.0} for name in names])
+            error[curve] = np.square(predicted.X - truth.X).mean() / np.square(truth.X).mean()
+        assert error["hill"] < 0.1
+        assert error["hill"] < error["linear"] / 4

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from scvi_sams import SAMSVAE, ScreenError, UnknownPerturbationError
+from scvi_sams.metrics import mask_recovery
 
 from ._members import fit_member, read_outs, tiny_screen
+from ._simulations import fit_recovery, recovery_screen
 from .conftest import SETUP, SIZE
 
 
@@ -139,3 +141,32 @@ class TestSaved:
         np.testing.assert_array_equal(
             loaded.get_interaction_effect(), paired.get_interaction_effect()
         )
+
+
+@pytest.mark.slow
+class TestRecovery:
+    """Of ten measured pairs, those that interact are called, and no other."""
+
+    SCREEN = {
+        "n_cells": 4_000,
+        "n_perturbations": 10,
+        "n_pairs": 10,
+        "pair_fraction": 0.5,
+    }
+
+    @pytest.mark.parametrize("interaction_fraction", [0.4, 0.0])
+    def test_pairs(self, interaction_fraction):
+        adata = recovery_screen(interaction_fraction=interaction_fraction, **self.SCREEN)
+        model = fit_recovery("SAMSVAE", adata, n_latent=8, interactions=True)
+        called = model.get_interaction_mask().gt(0.5).any(axis=1)
+        assert len(called) == 10
+        truth = adata.uns["truth"]
+        planted = set()
+        if interaction_fraction:
+            moved = truth["interaction"].any(axis=1)
+            planted = set(truth["pair_names"][moved])
+            assert len(planted) == 4
+        assert set(called.index[called]) == planted
+        # The pairs do not cost the masks of the single perturbations.
+        masks = mask_recovery(truth["mask"], model.get_perturbation_mask())
+        assert masks.f1 > 0.9
