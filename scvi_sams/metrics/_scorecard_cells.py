@@ -85,7 +85,7 @@ class ScoredCells:
         return EffectTables(
             self.held_out.effects(controls, weights, with_errors),
             self.held_out.effects(self.training_controls, weights, with_errors),
-            self._with_parts(weights, part_weights, with_errors) if self.combinations else None,
+            self.with_parts(weights, part_weights, with_errors) if self.combinations else None,
         )
 
     def with_halves(
@@ -134,12 +134,13 @@ class ScoredCells:
             cells, _CONDITION, _CONTROL, size_factor_key=_LIBRARY
         )
 
-    def _with_parts(
+    def with_parts(
         self,
         weights: NDArray[np.float64] | None,
         part_weights: NDArray[np.float64] | None,
         with_errors: bool,
     ) -> ad.AnnData:
+        """Effects of the combinations, and of their parts in training cells."""
         controls = self.parts.control_means(part_weights)
         tables = [
             self.held_out.restricted(self.combinations).effects(controls, weights, with_errors),

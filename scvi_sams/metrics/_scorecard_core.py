@@ -26,6 +26,7 @@ from scvi_sams.metrics._ceilings import half_weights
 from scvi_sams.metrics._effect_agreement import perturbed_reference
 from scvi_sams.metrics._profiles import dense, profile_frame
 from scvi_sams.metrics._scorecard_cells import ScoredCells, energy_distances
+from scvi_sams.metrics._scorecard_interactions import interaction_scores
 from scvi_sams.metrics._scorecard_measures import (
     EffectTables,
     Yardstick,
@@ -167,16 +168,30 @@ def score_cells(
         raise ValueError(f"A ceiling is called {clash.pop()!r} too: rename the prediction.")
 
     scores = {
-        name: score_tables(EffectTables(table, table, table, (table, table)), yardstick)
+        name: score_tables(EffectTables(table, table, halves=(table, table)), yardstick)
         for name, table in tables.items()
     }
     for name in predictions:
         coverage = coverage_of(tables[name], observed.effects)
         if coverage is not None:
             scores[name][coverage.columns] = coverage
+    if cells.combinations:
+        interactions, note = interaction_scores(
+            cells,
+            held_out,
+            {name: tables[name] for name in predictions},
+            baselines,
+            combination_delimiter,
+            settings.min_cells,
+            rng,
+        )
+        notes += [note] if note else []
+        for name, correlation in interactions.items():
+            scores[name]["interaction_correlation"] = correlation
     one, other = cells.split(rng)
     scores[_SPLIT_HALF] = score_tables(one, yardstick._replace(observed=other, weights=None))
-    scores[_BOOTSTRAP] = score_tables(cells.bootstrapped(first, rng), yardstick)
+    drawn_cells = cells.bootstrapped(first, rng)._replace(with_parts=None)
+    scores[_BOOTSTRAP] = score_tables(drawn_cells, yardstick)
     kinds |= {_SPLIT_HALF: "ceiling", _BOOTSTRAP: "ceiling"}
     if predicted_cells:
         of_baselines = {name: tables[name] for name, kind in kinds.items() if kind == "baseline"}

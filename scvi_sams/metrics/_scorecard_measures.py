@@ -9,6 +9,7 @@ __all__ = [
     "Yardstick",
     "collapse_of",
     "coverage_of",
+    "interaction_correlation",
     "parts_of",
     "score_tables",
 ]
@@ -174,7 +175,7 @@ def score_tables(predicted: EffectTables, yardstick: Yardstick) -> pd.DataFrame:
         )
         scores[first.columns] = (first + second) / 2
     if observed.with_parts is not None and predicted.with_parts is not None:
-        scores["interaction_correlation"] = _interaction_correlation(
+        scores["interaction_correlation"] = interaction_correlation(
             predicted.with_parts, observed.with_parts, yardstick.combination_delimiter
         )
     return scores
@@ -248,9 +249,10 @@ def parts_of(conditions: Sequence[str], delimiter: str | None) -> dict[str, list
     return {condition: of_it for condition, of_it in parts.items() if len(of_it) > 1}
 
 
-def _interaction_correlation(
+def interaction_correlation(
     predicted: ad.AnnData, observed: ad.AnnData, delimiter: str | None
 ) -> pd.Series:
+    """Correlation over genes of each combination that both sides have, with its parts."""
     assert delimiter is not None  # without it there are no combinations
     known = set(predicted.obs_names).intersection(observed.obs_names)
     combinations = [

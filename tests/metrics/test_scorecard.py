@@ -100,6 +100,25 @@ def test_a_prediction_without_variation_does_not_escape_correlation(card):
     assert card.table.loc["additive", "interaction_correlation"] == 0
 
 
+def test_noise_of_the_parts_is_no_interaction():
+    """Half the sum of the parts shares their noise, but says nothing of additive pairs."""
+    rng = np.random.default_rng(0)
+    singles = [f"P{k}" for k in range(8)]
+    pairs = [f"{a}+{b}" for a, b in zip(singles[::2], singles[1::2], strict=True)]
+    labels = np.repeat(["control", *singles, *pairs], 30)
+    adata = ad.AnnData(rng.poisson(40, size=(len(labels), 200)).astype(np.float32))
+    adata.obs["perturbation"] = labels
+    training, held_out = adata[~is_pair(adata)].copy(), adata[is_pair(adata)].copy()
+    means = batch_matched_treatment_effect(training, *KEYS).to_df()
+    noisy = pd.DataFrame({pair: means.loc[pair.split("+")].sum() / 2 for pair in pairs}).T
+    predictions = {"noisy": pd.concat([noisy, means])}
+    card = score_predictions(predictions, held_out, training, *KEYS)
+    assert abs(card.table.loc["matching mean", "interaction_correlation"]) < 0.1
+    # A prediction of the very same cells is flattered, and the card says so.
+    assert card.table.loc["noisy", "interaction_correlation"] > 0.3
+    assert any("flatters a model" in note for note in card.notes)
+
+
 def test_means_are_those_of_the_conditions(card):
     rows = card.per_condition
     means = rows.groupby(["predictor", "measure"], observed=True)["value"].mean()
