@@ -49,6 +49,12 @@ def test_as_many_as_real_ones_have_their_very_sizes(screen):
     assert sorted(null["n_cells"]) == _sizes(adata)
 
 
+def test_many_small_ones_of_a_given_size(screen):
+    null = add_control_null(screen, "perturbation", "control", n_cells=20)
+    assert null["n_cells"].tolist() == [20] * 12  # of half of 500
+    assert len(add_control_null(screen, "perturbation", "control", n_cells=20, n_null=3)) == 3
+
+
 def test_only_control_cells_change_and_enough_are_left(screen):
     before = screen.obs["perturbation"].astype(str).copy()
     null = add_control_null(screen, "perturbation", "control")
@@ -100,6 +106,12 @@ def test_errors_name_the_culprit(screen):
         call(guide_key="guide", n_null=5)
     with pytest.raises(ValueError, match="n_null"):
         call(n_null=0)
+    with pytest.raises(ValueError, match="n_cells"):
+        call(n_cells=0)
+    with pytest.raises(ValueError, match="n_cells"):
+        call(n_cells=10, guide_key="guide")
+    with pytest.raises(ScreenError, match="suffice for 12 null"):
+        call(n_cells=20, n_null=13)
     with pytest.raises(ValueError, match="max_control_share"):
         call(max_control_share=1.0)
     call()
