@@ -20,6 +20,7 @@ from scvi_sams.interpretation._pair_classes import (
     classify_pairs,
     pair_class,
 )
+from scvi_sams.interpretation._pair_draws import Surprise, expected_surprise, pair_summary
 from scvi_sams.interpretation._pair_regression import PairRegression, regress_pair
 
 __all__ = [
@@ -29,11 +30,14 @@ __all__ = [
     "MeasuredGeneSets",
     "PairRegression",
     "PairThresholds",
+    "Surprise",
     "classify_pairs",
     "differential_expression_table",
+    "expected_surprise",
     "gene_set_enrichment",
     "measured_gene_sets",
     "pair_class",
+    "pair_summary",
     "read_gene_sets",
     "regress_pair",
     "summarize_effects",

@@ -22,7 +22,7 @@ _EPSILON = 1e-8  # of the Bayes factor, as in scvi-tools
 
 def differential_expression_table(
     lfc: NDArray[np.floating],
-    genes: Sequence[str],
+    genes: Sequence[str] | NDArray[np.str_],
     delta: float = 0.25,
     fdr: float = 0.05,
     credible_level: float = 0.95,

@@ -11,13 +11,16 @@ from scvi.model.base import ArchesMixin, BaseModelClass, RNASeqMixin, VAEMixin
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data import unknown_perturbations
+from scvi_sams.model._differential_expression_mixin import DifferentialExpressionMixin
 from scvi_sams.model._effects_mixin import EffectsMixin
 from scvi_sams.model._latent_mixin import LatentMixin
 from scvi_sams.model._likelihood_mixin import LikelihoodMixin
 from scvi_sams.model._loading import OrderedAnnDataLoader
 from scvi_sams.model._mechanisms_mixin import MechanismsMixin
+from scvi_sams.model._pairs_mixin import PairsMixin
 from scvi_sams.model._prediction_mixin import PredictionMixin
 from scvi_sams.model._query_mixin import QueryMixin
+from scvi_sams.model._results_mixin import ResultsMixin
 from scvi_sams.model._setup_mixin import SetupMixin
 from scvi_sams.model._similarity_mixin import SimilarityMixin
 from scvi_sams.model._training_mixin import SAMSTrainingMixin
@@ -43,6 +46,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 class PerturbationVAE(
+    ResultsMixin,
+    DifferentialExpressionMixin,
+    PairsMixin,
     LatentMixin,
     SimilarityMixin,
     MechanismsMixin,
@@ -95,6 +101,7 @@ class PerturbationVAE(
             n_batch=stats.n_batch,
             n_cats_per_cov=n_cats_per_cov,
             n_continuous_cov=stats.get("n_extra_continuous_covs", 0),
+            use_size_factor_key=self.registry["setup_args"].get("size_factor_key") is not None,
             **module_kwargs,
         )
         shown = {k: v for k, v in module_kwargs.items() if k not in {"targets", "interactions"}}
