@@ -22,16 +22,23 @@ from rich.console import Console
 
 import scvi_sams
 from scvi_sams.cli._errors import CommandError
+from scvi_sams.cli._held_out import MIN_CELLS, held_out_conditions
 from scvi_sams.cli._output import staged_folder
 from scvi_sams.cli._progress import EpochLines
-from scvi_sams.cli._report import CONDITION, CONTROL, print_report, write_figures
+from scvi_sams.cli._report import (
+    CONDITION,
+    CONTROL,
+    print_report,
+    write_figures,
+    write_scorecard,
+)
 from scvi_sams.cli._screen import (
     condition_labels,
     held_out_cells,
     read_screen,
     setup_arguments,
 )
-from scvi_sams.metrics import effect_correlation, observed_average_treatment_effect
+from scvi_sams.metrics import effect_correlation, observed_average_treatment_effect, scorecard
 
 if TYPE_CHECKING:
     import argparse
@@ -74,6 +81,10 @@ def fit(args: argparse.Namespace) -> None:
                 f"--held-out-fraction {args.held_out_fraction:g} of {adata.n_obs} cells is none; "
                 "raise it, or set it to 0"
             )
+        conditions = held_out_conditions(labels, doses, model.perturbation_names, args)
+        held_out |= labels.isin(conditions)
+        if conditions and not (~held_out & labels.isna()).any():
+            raise CommandError("--held-out-conditions: scores need control cells to train on")
         console.print(
             f"{adata.n_obs:,} cells x {adata.n_vars:,} genes, "
             f"{len(model.perturbation_names):,} perturbations, "
@@ -114,6 +125,17 @@ def fit(args: argparse.Namespace) -> None:
             for name, cells in (("training", ~held_out), ("held out", held_out))
         }
         scores = _scores(model, held_out, ate, measured)
+        verdict = []
+        if conditions:
+            card = scorecard(
+                model,
+                test_indices=np.flatnonzero(held_out),
+                conditions=conditions,
+                min_cells=MIN_CELLS,
+                seed=args.seed,
+            )
+            write_scorecard(folder, card)
+            verdict = list(card.verdict)
         console.print("Drawing")
         write_figures(folder, model, latent, ate, measured)
         active = model.get_perturbation_mask() > 0.5
@@ -123,6 +145,8 @@ def fit(args: argparse.Namespace) -> None:
             "n_held_out_cells": int(held_out.sum()),
             "n_genes": adata.n_vars,
             "n_conditions": len(labels.categories),
+            "held_out_conditions": conditions,
+            "scorecard_verdict": verdict,
             "n_perturbations": len(model.perturbation_names),
             "n_active_perturbations": int(active.any(axis=1).sum()),
             "n_active_latents": int(active.any(axis=0).sum()),

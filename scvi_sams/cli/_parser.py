@@ -93,6 +93,13 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="share of the cells kept for evaluation; default: 0.1, 0 for none",
     )
+    training.add_argument(
+        "--held-out-conditions",
+        nargs="+",
+        metavar="CONDITION",
+        help="conditions kept from training altogether and scored beside simple baselines: "
+        "labels such as KLF1+CEBPA, a file with one a line, or a share of them such as 0.2",
+    )
     training.add_argument("--threads", type=_positive(int), metavar="N", help="CPU threads")
     training.add_argument(
         "--accelerator",

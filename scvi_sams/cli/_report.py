@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CONDITION", "CONTROL", "print_report", "write_figures"]
+__all__ = ["CONDITION", "CONTROL", "print_report", "write_figures", "write_scorecard"]
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     import scvi_sams
+    from scvi_sams.metrics import Scorecard
 
 CONDITION = "condition"
 """Column of the latent's ``obs`` with what each cell received."""
@@ -30,7 +31,9 @@ CONTROL = "control"
 """Its label of cells that received nothing."""
 
 _SHOWN_PERTURBATIONS = 20
+_SHOWN_CONDITIONS = 5
 _SHOWN_GENES = 3
+_DRAWN_MEASURES = ("pearson", "pearson_perturbed", "relative_squared_error")
 
 
 def write_figures(
@@ -59,6 +62,17 @@ def write_figures(
             break
 
 
+def write_scorecard(folder: Path, card: Scorecard) -> None:
+    """Write the tables of a scorecard, and its figure as PNG."""
+    plt.switch_backend("agg")  # a batch machine has no display
+    card.to_csv(folder)
+    figure, axes = plt.subplots(1, len(_DRAWN_MEASURES), figsize=(13, 4), layout="constrained")
+    for ax, measure in zip(axes, _DRAWN_MEASURES, strict=True):
+        pl.scorecard(card, measure, ax=ax)
+    figure.savefig(folder / "scorecard.png", dpi=150)
+    plt.close(figure)
+
+
 def _save(ax: Axes, path: Path) -> None:
     figure = ax.figure
     assert isinstance(figure, Figure)
@@ -80,6 +94,14 @@ def print_report(
     console.print("  latents: how many it moves; strength: how far, in s.d. of the basal state")
     console.print()
     console.print(_summary_table(summary))
+    if summary["scorecard_verdict"]:
+        names = ", ".join(summary["held_out_conditions"][:_SHOWN_CONDITIONS])
+        more = len(summary["held_out_conditions"]) - _SHOWN_CONDITIONS
+        console.print(
+            f"\nHeld-out conditions: {names}" + (f" and {more:,} more" if more > 0 else "")
+        )
+        for sentence in summary["scorecard_verdict"]:
+            console.print(f"  {sentence}", markup=False)
     console.print(f"\nResults are in {output}", soft_wrap=True)
 
 

@@ -143,3 +143,59 @@ def test_a_dosage_matrix_is_fitted_with_nothing_held_out(run, screen_path, tmp_p
     assert summary["n_held_out_cells"] == 0
     assert "none held out" in done.out
     assert "P001:0.5" in ad.read_h5ad(tmp_path / "out" / "ate.h5ad").obs_names
+
+
+def alone(name, pair):
+    """Whether this is a single perturbation and not a part of the pair."""
+    return name != "control" and "+" not in name and name not in pair
+
+
+@pytest.fixture(scope="module")
+def scored(screen_path, tmp_path_factory):
+    """The folder of a fit without two conditions, and what it printed."""
+    output = tmp_path_factory.mktemp("scored") / "out"
+    screen = ad.read_h5ad(screen_path)
+    pair = next(label for label in screen.obs["perturbation"].unique() if "+" in label)
+    single = next(name for name in screen.obs["perturbation"].unique() if alone(name, pair))
+    words = ["--perturbation-key", "perturbation", "--control", "control", "--n-latent", "4"]
+    words += ["--max-epochs", "2", "--accelerator", "cpu", "-o", str(output)]
+    words += ["--held-out-conditions", "+".join(reversed(pair.split("+"))), single]
+    done = subprocess.run(
+        [sys.executable, "-m", "scvi_sams", "fit", str(screen_path), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return output, done, sorted([pair, single])
+
+
+def test_held_out_conditions_are_not_trained_on(scored):
+    output, _, conditions = scored
+    latent = ad.read_h5ad(output / "latent.h5ad")
+    held_out = latent.obs["scvi_sams_split"] == "held out"
+    chosen = latent.obs["condition"].isin(conditions)
+    assert held_out[chosen].all()
+    assert not held_out[~chosen].all()
+    model = scvi_sams.SAMSVAE.load(str(output / "model"), adata=False)
+    assert not chosen.iloc[model.train_indices].any()
+
+
+def test_held_out_conditions_are_scored(scored):
+    output, done, conditions = scored
+    written = {path.name for path in output.iterdir()} - FIGURES - TABLES - {"model"}
+    assert written == {
+        "scorecard.csv",
+        "scorecard_per_condition.csv",
+        "scorecard_comparison.csv",
+        "scorecard.json",
+        "scorecard.md",
+        "scorecard.png",
+    }
+    table = pd.read_csv(output / "scorecard_per_condition.csv")
+    assert sorted(table["condition"].unique()) == conditions
+    assert {"SAMSVAE", "no change", "additive", "bootstrap"} <= set(table["predictor"])
+    summary = json.loads((output / "summary.json").read_text())
+    assert sorted(summary["held_out_conditions"]) == conditions
+    assert "Only 2 conditions can be compared" in done.stdout
+    assert "Held-out conditions: " in done.stdout
