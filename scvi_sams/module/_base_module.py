@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PerturbationVAEModule"]
 
+_CEILING_MARGIN = 1.25  # a cell may hold more counts per size factor than any that was read
 _N_DISPERSION_CELLS = 8  # the dispersion is shared by all cells; see the likelihood
 
 
@@ -58,6 +59,9 @@ class PerturbationVAEModule(BaseModuleClass):
         See :class:`~scvi_sams.module.PotentialEncoder`.
     n_side_input
         Doses that encoder and decoder see as they are.
+    use_size_factor_key
+        Whether libraries are size factors that are given, which need not be the sums of the
+        counts.
     """
 
     latent_distribution = "normal"
@@ -67,6 +71,7 @@ class PerturbationVAEModule(BaseModuleClass):
     n_training_cells: Tensor
     initialized: Tensor
     counts_per_cell: Tensor
+    library_ceiling: Tensor
 
     def __init__(
         self,
@@ -85,6 +90,7 @@ class PerturbationVAEModule(BaseModuleClass):
         dispersion: Dispersion = "gene",
         basal_posterior: BasalPosterior = "correlated",
         n_side_input: int = 0,
+        use_size_factor_key: bool = False,
     ) -> None:
         super().__init__()
         self.closed_form, self.effects = None, None
@@ -94,6 +100,7 @@ class PerturbationVAEModule(BaseModuleClass):
         self.encode_covariates = encode_covariates
         self.gene_likelihood: GeneLikelihood = gene_likelihood
         self.dispersion: Dispersion = dispersion
+        self.use_size_factor_key = use_size_factor_key and self.is_count_model
         covariates: dict[str, Any] = {
             "n_cat_list": [n_batch, *(n_cats_per_cov or ())],
             "n_cont": n_continuous_cov,
@@ -122,6 +129,7 @@ class PerturbationVAEModule(BaseModuleClass):
         self.register_buffer("n_training_cells", torch.tensor(0))
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("counts_per_cell", torch.tensor(0.0))
+        self.register_buffer("library_ceiling", torch.tensor(1.0))
 
     @property
     def is_count_model(self) -> bool:
@@ -129,7 +137,14 @@ class PerturbationVAEModule(BaseModuleClass):
         return self.gene_likelihood != "normal"
 
     @torch.no_grad()
-    def initialize(self, mean: Tensor, input_mean: Tensor, input_std: Tensor) -> None:
+    def initialize(
+        self,
+        mean: Tensor,
+        input_mean: Tensor,
+        input_std: Tensor,
+        library_mean: Tensor | None = None,
+        largest_share: Tensor | None = None,
+    ) -> None:
         """Set the scale of the encoder's input and the decoder's bias from training data.
 
         Parameters
@@ -139,13 +154,21 @@ class PerturbationVAEModule(BaseModuleClass):
         input_mean, input_std
             Mean and standard deviation of what the encoder standardises, ``log1p(counts)`` or
             the features themselves, shape ``(n_genes,)``.
+        library_mean, largest_share
+            Mean size factor, and the largest ratio of a cell's counts to its size factor,
+            scalars, where size factors are given.
         """
         self.encoder.input_mean.copy_(input_mean)
         self.encoder.input_std.copy_(input_std.clamp(min=1e-3))
         if self.is_count_model:
             # Relative to the mean gene, a gene that was never seen starts at a ten-thousandth.
             share = mean / mean.mean() + 1e-4
-            self.decoder.logits.bias.copy_((share / share.sum()).log())
+            log_share = (share / share.sum()).log()
+            if library_mean is not None and largest_share is not None:
+                self.library_ceiling.copy_(_CEILING_MARGIN * largest_share)
+                of_ceiling = mean.sum() / (library_mean * self.library_ceiling)
+                log_share = log_share + torch.logit(of_ceiling)
+            self.decoder.logits.bias.copy_(log_share)
             self.counts_per_cell.copy_(mean.sum())
         else:
             self.decoder.logits.bias.copy_(mean)
@@ -316,6 +339,8 @@ class PerturbationVAEModule(BaseModuleClass):
         if side_input is not None:
             u = torch.cat([u, side_input.expand(*u.shape[:-1], side_input.shape[-1])], -1)
         decoded: Decoded = self.decoder(u, *categories, cont=cont)
+        if self.use_size_factor_key:
+            decoded = decoded._replace(ceiling=self.library_ceiling)
         if gene_effects is not None:
             decoded = decoded._replace(logits=add_gene_effects(decoded.logits, gene_effects))
         log_dispersion = self._log_dispersion(batch_index)
@@ -333,7 +358,11 @@ class PerturbationVAEModule(BaseModuleClass):
         return self.px_r.T[batch_index.squeeze(-1).long()]
 
     def _log_likelihood(
-        self, generative_outputs: dict[str, Any], x: Tensor, library: Tensor
+        self,
+        generative_outputs: dict[str, Any],
+        x: Tensor,
+        library: Tensor,
+        nonzero: Tensor | None = None,
     ) -> Tensor:
         return observation_log_likelihood(
             self.gene_likelihood,
@@ -342,6 +371,7 @@ class PerturbationVAEModule(BaseModuleClass):
             x,
             library,
             _N_DISPERSION_CELLS if self.training else None,
+            nonzero,
         )
 
     def loss(
@@ -353,7 +383,10 @@ class PerturbationVAEModule(BaseModuleClass):
     ) -> LossOutput:
         """Local part of the negative bound, a mean over the cells of a minibatch."""
         reconstruction = -self._log_likelihood(
-            generative_outputs, tensors[REGISTRY_KEYS.X_KEY], inference_outputs["library"]
+            generative_outputs,
+            tensors[REGISTRY_KEYS.X_KEY],
+            inference_outputs["library"],
+            tensors.get(SAMS_REGISTRY_KEYS.NONZERO_COUNTS_KEY),
         )
         kl_basal = self.kl_basal(inference_outputs)
         if reconstruction.dim() > 1:  # particles

@@ -152,7 +152,7 @@ class PotentialEncoder(nn.Module):
 
 
 class Decoded(NamedTuple):
-    """Output of the decoder, each of shape ``(..., n_cells, n_genes)``.
+    """Output of the decoder, of shape ``(..., n_cells, n_genes)`` unless said otherwise.
 
     Attributes
     ----------
@@ -160,10 +160,14 @@ class Decoded(NamedTuple):
         Unnormalised log expression, or the mean of features that are no counts.
     zero_inflation_logits
         Log-odds of a zero beyond those of the counts, or ``None``.
+    ceiling
+        What all genes together can reach per unit of library, a scalar; ``None`` where the
+        library is the sum of their counts.
     """
 
     logits: Tensor
     zero_inflation_logits: Tensor | None = None
+    ceiling: Tensor | None = None
 
 
 class ExpressionDecoder(nn.Module):

@@ -9,6 +9,7 @@ from scvi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNe
 
 from scvi_sams.module._expected_expression import expected_log_normalized
 from scvi_sams.module._likelihood import negative_binomial_log_likelihood
+from scvi_sams.module._share import log_share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,8 +41,9 @@ def observation_distribution(
     Parameters
     ----------
     gene_likelihood
-        The distribution. The mean of counts is the library size times the softmax of the logits;
-        that of other features is the decoder's output itself.
+        The distribution. The mean of counts is the library size times
+        :func:`~scvi_sams.module._share.log_share`; that of other features is the decoder's output
+        itself.
     decoded
         Output of the decoder.
     log_dispersion
@@ -57,7 +59,7 @@ def observation_distribution(
     logits = decoded.logits.float() if decoded.logits.dtype.itemsize < 4 else decoded.logits
     if gene_likelihood == "normal":
         return Normal(logits, log_dispersion.exp(), validate_args=False, normal_mu=logits)
-    scale = torch.softmax(logits, -1)
+    scale = log_share(logits, decoded.ceiling).exp()
     mean = scale * library
     if gene_likelihood == "poisson":
         return Poisson(mean, validate_args=False, scale=scale)
@@ -80,6 +82,7 @@ def observation_log_likelihood(
     x: Tensor,
     library: Tensor,
     n_dispersion_cells: int | None = None,
+    nonzero: Tensor | None = None,
 ) -> Tensor:
     """Log-likelihood of each cell, summed over genes.
 
@@ -89,7 +92,7 @@ def observation_log_likelihood(
         As in :func:`observation_distribution`.
     x
         Counts or features, shape ``(n_cells, n_genes)``.
-    n_dispersion_cells
+    n_dispersion_cells, nonzero
         See :func:`~scvi_sams.module._likelihood.negative_binomial_log_likelihood`.
 
     Returns
@@ -98,7 +101,13 @@ def observation_log_likelihood(
     """
     if gene_likelihood == "nb":
         return negative_binomial_log_likelihood(
-            decoded.logits, log_dispersion, x, library, n_dispersion_cells
+            decoded.logits,
+            log_dispersion,
+            x,
+            library,
+            n_dispersion_cells,
+            decoded.ceiling,
+            nonzero,
         )
     distribution = observation_distribution(gene_likelihood, decoded, log_dispersion, library)
     return distribution.log_prob(x.to(library.dtype)).sum(-1)

@@ -16,7 +16,7 @@ __all__ = ["initialize_from"]
 @torch.no_grad()
 def initialize_from(dataloader: Any, module: PerturbationVAEModule, n_cells: int) -> None:
     """Initialise a module from the first training cells that a loader gives."""
-    total = input_total = input_squares = torch.zeros(())
+    total = input_total = input_squares = library_total = largest_share = torch.zeros(())
     n_read = 0
     for batch in dataloader:
         counts = batch[REGISTRY_KEYS.X_KEY]
@@ -25,9 +25,14 @@ def initialize_from(dataloader: Any, module: PerturbationVAEModule, n_cells: int
         total = total + counts.sum(0)
         input_total = input_total + inputs.sum(0)
         input_squares = input_squares + inputs.square().sum(0)
+        if module.use_size_factor_key:
+            library = batch[REGISTRY_KEYS.SIZE_FACTOR_KEY].double().flatten()
+            library_total = library_total + library.sum()
+            largest_share = torch.maximum(largest_share, (counts.sum(1) / library).max())
         n_read += len(counts)
         if n_read >= n_cells:
             break
     input_mean = input_total / n_read
     variance = (input_squares / n_read - input_mean.square()).clamp(min=0)
-    module.initialize(total / n_read, input_mean, variance.sqrt())
+    libraries = (library_total / n_read, largest_share) if module.use_size_factor_key else ()
+    module.initialize(total / n_read, input_mean, variance.sqrt(), *libraries)

@@ -39,6 +39,33 @@ def plain(logits, log_theta, counts, library):
     ).sum(-1)
 
 
+class TestCeiling:
+    """Size factors that the shares of the genes need not add up to."""
+
+    def test_value_and_gradients(self, cells):
+        logits, log_theta, counts, library = cells
+        ceiling = torch.tensor(0.8, dtype=torch.float64)
+        rest = torch.zeros(N_CELLS, 1, dtype=torch.float64)
+
+        def reference(logits, log_theta):
+            share = torch.softmax(torch.cat([logits, rest], -1), -1)[:, :-1]
+            px = NegativeBinomial(mu=ceiling * share * library, theta=log_theta.exp())
+            return px.log_prob(counts).sum(-1)
+
+        def ours(logits, log_theta):
+            return negative_binomial_log_likelihood(
+                logits, log_theta, counts, library, ceiling=ceiling
+            )
+
+        both = []
+        for function in (reference, ours):
+            inputs = [x.clone().requires_grad_() for x in (logits, log_theta)]
+            value = function(*inputs)
+            both.append([value, *torch.autograd.grad(value.sum(), inputs)])
+        for expected, actual in zip(*both, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
 class TestValue:
     def test_matches_scipy(self, cells):
         logits, log_theta, counts, library = cells
@@ -154,3 +181,65 @@ class TestDispersionFromFewCells:
         _, full = self.gradient(cells, everything, None)
         _, capped = self.gradient(cells, everything, 100)
         assert torch.equal(full, capped)
+
+
+class TestDispersionOfEachCell:
+    """One inverse dispersion for each cell and gene, as that of its batch."""
+
+    @pytest.fixture
+    def cells(self, cells):
+        logits, _, counts, library = cells
+        return logits, torch.randn(N_CELLS, N_GENES, dtype=torch.float64), counts, library
+
+    def test_matches_scipy(self, cells):
+        logits, log_theta, counts, library = cells
+        mean = (library * torch.softmax(logits, -1)).numpy()
+        theta = log_theta.exp().numpy()
+        expected = scipy.stats.nbinom.logpmf(counts.numpy(), theta, theta / (theta + mean)).sum(1)
+        np.testing.assert_allclose(negative_binomial_log_likelihood(*cells), expected, rtol=1e-10)
+
+    def test_same_in_all_cells_is_that_of_the_gene(self, cells):
+        logits, log_theta, counts, library = cells
+        together = log_theta[0].clone().requires_grad_()
+        apart = log_theta[:1].expand(N_CELLS, -1).clone().requires_grad_()
+        values = [
+            negative_binomial_log_likelihood(logits, dispersion, counts, library)
+            for dispersion in (together, apart)
+        ]
+        torch.testing.assert_close(*values)
+        for value in values:
+            value.sum().backward()
+        torch.testing.assert_close(apart.grad.sum(0), together.grad)
+
+    @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
+    def test_matches_automatic_differentiation(self, cells, leading):
+        _, log_theta, counts, library = cells
+        logits = torch.randn(*leading, N_CELLS, N_GENES, dtype=torch.float64)
+        weight = torch.randn(*leading, N_CELLS, dtype=torch.float64)
+        gradients = []
+        for function in (negative_binomial_log_likelihood, plain):
+            inputs = logits.clone().requires_grad_(), log_theta.clone().requires_grad_()
+            value = (weight * function(*inputs, counts, library)).sum()
+            gradients.append(torch.autograd.grad(value, inputs))
+        for by_hand, automatic in zip(*gradients, strict=True):
+            torch.testing.assert_close(by_hand, automatic)
+
+    @pytest.mark.parametrize("k", [1, 4])
+    def test_few_cells_stand_for_all(self, cells, k):
+        """The leading cells are scaled up, the others have no gradient, the mean is unbiased."""
+        everything = torch.arange(N_CELLS)
+        gradient = TestDispersionFromFewCells.gradient
+        logits, log_theta, counts, library = cells
+
+        def of_dispersion(order, n_dispersion_cells):
+            in_order = logits, log_theta[order], counts, library
+            found = torch.empty_like(log_theta)
+            found[order] = gradient(in_order, order, n_dispersion_cells)[1]
+            return found
+
+        full = of_dispersion(everything, None)
+        some = of_dispersion(everything, k)
+        torch.testing.assert_close(some[:k], full[:k] * N_CELLS / k)
+        assert not some[k:].any()
+        estimates = [of_dispersion(everything.roll(start), k) for start in range(N_CELLS)]
+        torch.testing.assert_close(torch.stack(estimates).mean(0), full)

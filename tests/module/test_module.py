@@ -17,6 +17,7 @@ from torch.distributions import Normal, kl_divergence
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams.module import Potential, SAMSVAEModule
 from scvi_sams.module._functional import log_mean_exp
+from scvi_sams.module._share import log_share
 
 if TYPE_CHECKING:
     from scvi_sams.module import GlobalDraws
@@ -426,6 +427,17 @@ class TestInitialize:
         torch.testing.assert_close(share, counts / counts.sum(), atol=2e-4, rtol=0)
         assert share[0] > 0
         assert module.initialized
+
+    def test_decoder_starts_at_the_mean_profile_of_size_factors(self):
+        module = make_module(use_size_factor_key=True)
+        module.closed_form.basal_mean.zero_()
+        mean = torch.tensor([0.5, 1.0, 2.0, 4.0, 8.0, 0.5, 0.5])
+        library_mean, largest_share = torch.tensor(40.0), torch.tensor(0.6)
+        module.initialize(
+            mean, torch.zeros(N_GENES), torch.ones(N_GENES), library_mean, largest_share
+        )
+        decoded = log_share(module.decoder.logits.bias, module.library_ceiling).exp()
+        torch.testing.assert_close(library_mean * decoded, mean, rtol=1e-3, atol=0)
 
     def test_encoder_standardises(self):
         module = make_module()
