@@ -12,6 +12,8 @@ class _SAMSRegistryKeys(NamedTuple):
     """Registry key, and key in every minibatch, of the dosage matrix (cells x perturbations)."""
     DOSAGE_OBSM_KEY: str = "_scvi_perturbation_dosage"
     """Where `setup_anndata` writes the dosage matrix (CSR) in `adata.obsm`."""
+    NONZERO_COUNTS_KEY: str = "nonzero_counts"
+    """Key in a minibatch of the positions of counts that are not zero (flattened cells x genes)."""
 
 
 SAMS_REGISTRY_KEYS = _SAMSRegistryKeys()

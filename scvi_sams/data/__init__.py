@@ -1,5 +1,7 @@
+from ._cell_datasets import DeviceCells, HostCells
 from ._cells_used import CELLS_USED_UNS_KEY, record_cells_used, select_genes
 from ._checks import check_confounding, check_counts, check_features, check_size_factor
+from ._compact_matrix import CompactMatrix
 from ._condition_splits import split_conditions, split_perturbations
 from ._conditions import ConditionDosage, Conditions, dosage_from_conditions
 from ._dosage import Dosage, align_dosage, dosage_from_matrix
@@ -14,10 +16,13 @@ from ._splits import split_batches, split_cells, split_doses
 
 __all__ = [
     "CELLS_USED_UNS_KEY",
+    "CompactMatrix",
     "ConditionDosage",
     "Conditions",
+    "DeviceCells",
     "Dosage",
     "HeldOutBy",
+    "HostCells",
     "PerturbationField",
     "SPLITS_UNS_KEY",
     "SPLIT_LABELS",

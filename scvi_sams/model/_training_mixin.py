@@ -13,10 +13,12 @@ from scvi.model.base import UnsupervisedTrainingMixin
 from scvi.utils import track
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.train import SAMSTrainingPlan
+from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from scvi_sams.train import DataPlacement
 
 __all__ = ["SAMSTrainingMixin"]
 
@@ -32,6 +34,7 @@ _QUERY_PASSES, _QUERY_SWEEPS = 5, 10  # where they need none
 class SAMSTrainingMixin(UnsupervisedTrainingMixin):
     """``train`` with a number of epochs that follows from a number of steps."""
 
+    _data_splitter_cls = SAMSDataSplitter
     _training_plan_cls = SAMSTrainingPlan
 
     def train(
@@ -41,6 +44,7 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
         train_size: float | None = None,
         batch_size: int = 128,
         early_stopping: bool = False,
+        data_placement: DataPlacement = "auto",
         plan_kwargs: dict[str, Any] | None = None,
         datasplitter_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -61,11 +65,15 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
         early_stopping
             Stop when the validation bound no longer improves. Counting starts when masks and
             warm-up are done (``early_stopping_warmup_epochs``).
+        data_placement
+            ``"device"`` keeps the cells as compact tensors on the device that trains and forms
+            minibatches there, ``"host"`` reads each from the AnnData, ``"auto"`` is ``"device"``
+            where they fit. The fit is the same. See :class:`~scvi_sams.train.SAMSDataSplitter`.
         plan_kwargs
             Arguments of :class:`~scvi_sams.train.SAMSTrainingPlan`.
         datasplitter_kwargs
             Arguments of :class:`~scvi.dataloaders.DataSplitter`, such as ``external_indexing``
-            to choose the cells.
+            to choose the cells. Ignored, like ``data_placement``, with a ``datamodule``.
         **kwargs
             Further arguments of scvi-tools' ``train`` and :class:`~scvi.train.Trainer`, such as
             ``accelerator``, ``devices``, ``check_val_every_n_epoch``, ``enable_checkpointing``,
@@ -95,13 +103,14 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
         if early_stopping:
             warmup_epochs = math.ceil(_WARMUP_SHARE * max_epochs)
             kwargs.setdefault("early_stopping_warmup_epochs", warmup_epochs)
+        self.module.train()  # scvi-tools leaves a module that was trained before as for reading
         super().train(
             max_epochs=max_epochs,
             train_size=train_size,
             batch_size=batch_size,
             early_stopping=early_stopping,
             plan_kwargs=plan_kwargs,
-            datasplitter_kwargs=datasplitter_kwargs,
+            datasplitter_kwargs={"data_placement": data_placement, **datasplitter_kwargs},
             **kwargs,
         )
         self._keep_reference_cells()

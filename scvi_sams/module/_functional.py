@@ -48,7 +48,8 @@ def dosage_entries(dosage: Tensor) -> DosageEntries:
     Parameters
     ----------
     dosage
-        Doses, shape ``(n_cells, n_perturbations)``, strided or ``torch.sparse_csr``.
+        Doses, shape ``(n_cells, n_perturbations)``, strided, ``torch.sparse_csr`` or coalesced
+        ``torch.sparse_coo``.
 
     Returns
     -------
@@ -59,6 +60,9 @@ def dosage_entries(dosage: Tensor) -> DosageEntries:
     >>> dosage_entries(torch.tensor([[0.0, 2.0], [0.0, 0.0]])).perturbation
     tensor([1])
     """
+    if dosage.layout == torch.sparse_coo:
+        cell, perturbation = dosage.indices()
+        return DosageEntries(cell, perturbation, dosage.values(), len(dosage))
     if dosage.layout == torch.sparse_csr:
         starts, dose = dosage.crow_indices(), dosage.values()
         cell = torch.repeat_interleave(

@@ -1,5 +1,6 @@
-"""Training: the plan with its schedules, global updates and guard."""
+"""Training: the plan with its schedules, global updates and guard; the data it is given."""
 
+from scvi_sams.train._data_splitter import DataPlacement, SAMSDataSplitter
 from scvi_sams.train._trainingplan import SAMSTrainingPlan
 
-__all__ = ["SAMSTrainingPlan"]
+__all__ = ["DataPlacement", "SAMSDataSplitter", "SAMSTrainingPlan"]

@@ -1,0 +1,171 @@
+"""Which cells are trained on, and where their minibatches are formed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import torch
+from scvi import settings
+from scvi.dataloaders import BatchDistributedSampler, DataSplitter
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from scvi_sams.data import DeviceCells, HostCells
+
+if TYPE_CHECKING:
+    import numpy as np
+    from scvi.data import AnnDataManager
+    from torch import Tensor
+
+__all__ = ["DataPlacement", "SAMSDataSplitter"]
+
+DataPlacement: TypeAlias = Literal["auto", "device", "host"]
+"""Where training cells are kept, see :class:`SAMSDataSplitter`."""
+
+_MAX_SHARE_OF_HOST = 0.25  # the AnnData, and other programs, need memory too
+_MAX_SHARE_OF_FREE_DEVICE = 0.5  # parameters and activations are still to come
+
+logger = logging.getLogger(__name__)
+
+
+class SAMSDataSplitter(DataSplitter):
+    """Splits cells as scvi-tools does; doses stay sparse, and cells may live on the device.
+
+    The same seed gives the same minibatches wherever they are formed, and the same as scvi-tools'
+    own loader.
+
+    Parameters
+    ----------
+    adata_manager
+        Manager of a registered AnnData.
+    data_placement
+        ``"device"``: keep training and validation cells as compact tensors
+        (:class:`~scvi_sams.data.CompactMatrix`) on the device that trains (in main memory for a
+        CPU) and form minibatches there. If they do not fit, or are read from disk, say so and
+        fall back. ``"host"``: read each minibatch from the AnnData. ``"auto"``: on the device if
+        they fit, without a word.
+    **kwargs
+        Arguments of :class:`scvi.dataloaders.DataSplitter`.
+
+    Raises
+    ------
+    ValueError
+        If the placement is unknown.
+    """
+
+    def __init__(
+        self,
+        adata_manager: AnnDataManager,
+        *args: Any,
+        data_placement: DataPlacement = "auto",
+        **kwargs: Any,
+    ) -> None:
+        if data_placement not in get_args(DataPlacement):
+            known = ", ".join(map(repr, get_args(DataPlacement)))
+            raise ValueError(f"data_placement={data_placement!r} is unknown; use one of {known}.")
+        super().__init__(adata_manager, *args, **kwargs)
+        self.data_placement: DataPlacement = data_placement
+        self._on_device: bool | None = None
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the cells are kept on the device; decided when training starts."""
+        if self._on_device is None:
+            obstacle = "" if self.data_placement == "host" else self._obstacle()
+            self._on_device = self.data_placement != "host" and not obstacle
+            if obstacle and self.data_placement == "device":
+                warnings.warn(
+                    f"data_placement='device': {obstacle}. Minibatches are read from the AnnData "
+                    "instead, as with data_placement='host'.",
+                    UserWarning,
+                    stacklevel=settings.warnings_stacklevel,
+                )
+            elif obstacle:
+                logger.info("Minibatches are read from the AnnData: %s.", obstacle)
+        return self._on_device
+
+    def train_dataloader(self) -> DataLoader:
+        """Minibatches of training cells, in random order."""
+        return self._loader(self.train_idx, shuffle=True, drop_last=self.drop_last)
+
+    def val_dataloader(self) -> DataLoader | None:
+        """Minibatches of validation cells, if there are any."""
+        return self._loader(self.val_idx) if len(self.val_idx) > 0 else None
+
+    def test_dataloader(self) -> DataLoader | None:
+        """Minibatches of test cells, if there are any."""
+        return self._loader(self.test_idx) if len(self.test_idx) > 0 else None
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    def _obstacle(self) -> str:
+        """Why the cells cannot be kept on the device; empty if they can."""
+        if self.data_loader_kwargs.get("num_workers", settings.dl_num_workers) > 0:
+            return "num_workers > 0 asks for other processes to form the minibatches"
+        manager = self.adata_manager
+        needed = 0
+        for indices in (self.train_idx, self.val_idx):
+            n_bytes = DeviceCells.required_bytes(manager, indices)
+            if n_bytes is None:
+                return "the AnnData is backed by a file, or of an array type that is not kept"
+            needed += n_bytes
+        available = _available_bytes(self._device)
+        if needed <= available:
+            return ""
+        return (
+            f"the cells take {needed / 2**30:.1f} GiB, and no more than "
+            f"{available / 2**30:.1f} GiB of {self._device} are used for them"
+        )
+
+    def _loader(
+        self, indices: np.ndarray, shuffle: bool = False, drop_last: bool = False
+    ) -> DataLoader:
+        kwargs = dict(self.data_loader_kwargs)
+        batch_size = kwargs.pop("batch_size", None) or settings.batch_size
+        distributed = kwargs.pop("distributed_sampler", False)
+        drop_dataset_tail = kwargs.pop("drop_dataset_tail", False)
+        fields = kwargs.pop("data_and_attributes", None)
+        dataset: DeviceCells | HostCells
+        if self.on_device:
+            # Not for validation: Lightning would ask which tensor has the size of the minibatch.
+            dataset = DeviceCells(
+                self.adata_manager, indices, self._device, fields, nonzero_counts=shuffle
+            )
+            kwargs = {}
+        else:
+            dataset = HostCells(self.adata_manager, indices, fields, self.load_sparse_tensor)
+            kwargs.setdefault("num_workers", settings.dl_num_workers)
+            kwargs.setdefault("persistent_workers", settings.dl_persistent_workers)
+            kwargs["pin_memory"] = self.pin_memory
+        if distributed:
+            sampler = BatchDistributedSampler(
+                dataset,
+                batch_size=batch_size,
+                drop_last=drop_last,
+                drop_dataset_tail=drop_dataset_tail,
+                shuffle=shuffle,
+            )
+        else:
+            order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
+            sampler = BatchSampler(order, batch_size=batch_size, drop_last=drop_last)
+        # The sampler gives the cells of a whole minibatch, which is read at once.
+        return DataLoader(dataset, sampler=sampler, batch_size=None, collate_fn=_as_is, **kwargs)
+
+
+def _as_is(batch: Any) -> dict[str, Tensor]:
+    return batch
+
+
+def _available_bytes(device: torch.device) -> float:
+    """Memory that may be filled with cells."""
+    if device.type == "cuda":
+        return _MAX_SHARE_OF_FREE_DEVICE * torch.cuda.mem_get_info(device)[0]
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not every system says
+        return float("inf")
+    return _MAX_SHARE_OF_HOST * memory
