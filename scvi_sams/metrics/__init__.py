@@ -14,6 +14,11 @@ from scvi_sams.metrics._ceilings import (
     bootstrap_effects,
     split_half_effects,
 )
+from scvi_sams.metrics._cell_eval import (
+    CellEvalExport,
+    differential_expression_overlap,
+    export_cell_eval,
+)
 from scvi_sams.metrics._collapse import CollapseIndex, collapse_index
 from scvi_sams.metrics._coverage import interval_coverage
 from scvi_sams.metrics._differential_expression import (
@@ -64,6 +69,7 @@ __all__ = [
     "AdditiveEffects",
     "Baseline",
     "BilinearRidge",
+    "CellEvalExport",
     "CollapseIndex",
     "ConditionMean",
     "EffectRecovery",
@@ -80,12 +86,14 @@ __all__ = [
     "bootstrap_effects",
     "collapse_index",
     "differential_expression_agreement",
+    "differential_expression_overlap",
     "differential_expression_weights",
     "distribution_distances",
     "effect_correlation",
     "effect_correlation_by_condition",
     "effect_recovery",
     "energy_distance",
+    "export_cell_eval",
     "interaction_agreement",
     "interaction_residuals",
     "interval_coverage",
