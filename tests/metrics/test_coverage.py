@@ -130,6 +130,25 @@ class TestIntervals:
             axis=None
         )
 
+    def test_agrees_with_loops(self):
+        rng = np.random.default_rng(4)
+        names = {"index": list("ABC"), "columns": [f"g{i}" for i in range(40)]}
+        lower, width, error = (rng.uniform(0, 1, size=(3, 40)) for _ in range(3))
+        predicted = ad.AnnData(pd.DataFrame(lower, **names))  # its centre plays no part
+        predicted.layers = {"lower": lower, "upper": lower + width}
+        observed = pd.DataFrame(rng.normal(size=(3, 40)), **names)
+        coverage = interval_coverage(
+            {0.8: predicted}, observed, standard_error=pd.DataFrame(error, **names)
+        )
+        for row, condition in enumerate("ABC"):
+            n_inside = 0
+            for gene in range(40):
+                middle = lower[row, gene] + width[row, gene] / 2
+                variance = (width[row, gene] / 2) ** 2 + (1.2815516 * error[row, gene]) ** 2
+                n_inside += (observed.iloc[row, gene] - middle) ** 2 <= variance
+            assert 0 < n_inside < 40
+            assert coverage.loc[condition, 0.8] == n_inside / 40
+
     def test_without_a_posterior_there_is_no_coverage(self, simulated):
         predicted = intervals(simulated, 0.5)
         predicted.layers["lower"][0] = np.nan

@@ -117,6 +117,34 @@ class TestAgreement:
         expected = np.flatnonzero(passes).max() + 1
         assert interaction_agreement(observed, observed, fdr=0.1).n_observed == expected
 
+    def test_agrees_with_loops(self):
+        truth, observed, _ = screen_of_residuals(0.1, size=3.0)
+        rng = np.random.default_rng(6)
+        observed.layers["standard_error"] = rng.uniform(0.5, 1.5, size=observed.shape)
+        predicted = truth + rng.normal(scale=1.5, size=truth.shape)
+        agreement = interaction_agreement(predicted, observed, n_predicted=150)
+        pairs = [(name, gene) for name in truth.index for gene in truth.columns]
+        z = np.abs(observed.X / observed.layers["standard_error"]).ravel()
+        by_p_value = sorted(range(len(pairs)), key=lambda k: -z[k])
+        n_called = max(
+            rank
+            for rank, k in enumerate(by_p_value, start=1)
+            if 2 * norm.sf(z[k]) <= 0.05 * rank / len(pairs)
+        )
+        called = {pairs[k] for k in by_p_value[:n_called]}
+        strongest = sorted(pairs, key=lambda pair: -abs(predicted.loc[pair]))[:150]
+        signs = np.sign(observed.to_df() * predicted)
+        found = [pair for pair in strongest if pair in called and signs.loc[pair] > 0]
+        assert 0 < len(found) < min(150, n_called)
+        assert agreement.n_observed == n_called
+        assert agreement.recall == pytest.approx(len(found) / n_called)
+        assert agreement.precision == pytest.approx(len(found) / 150)
+        for name in truth.index:
+            own = agreement.by_combination.loc[name]
+            n_own = sum(pair[0] == name for pair in called)
+            assert own["n_observed"] == n_own
+            assert own["recall"] * n_own == pytest.approx(sum(pair[0] == name for pair in found))
+
     def test_false_discoveries_are_held(self):
         false, called = 0, 0
         for seed in range(20):
