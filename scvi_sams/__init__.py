@@ -2,7 +2,17 @@
 
 from importlib.metadata import version
 
-from scvi_sams import data, datasets, mechanisms, metrics, model, module, pl, train
+from scvi_sams import (
+    data,
+    datasets,
+    interpretation,
+    mechanisms,
+    metrics,
+    model,
+    module,
+    pl,
+    train,
+)
 from scvi_sams._exceptions import ScreenError, TrainingDivergedError, UnknownPerturbationError
 from scvi_sams.model import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
 
@@ -18,6 +28,7 @@ __all__ = [
     "UnknownPerturbationError",
     "data",
     "datasets",
+    "interpretation",
     "mechanisms",
     "metrics",
     "model",

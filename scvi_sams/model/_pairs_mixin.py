@@ -62,7 +62,13 @@ class PairsMixin(CounterfactualMixin):
         the scale of :meth:`get_average_treatment_effect`. Shifts add up in latent space. A pair
         therefore departs from additivity by the curvature of the decoder alone, unless the model
         was made with ``interactions=True``, when a measured pair has a shift of its own too; one
-        that was not measured still has none, which the intervals do not say.
+        that was not measured still has none.
+
+        The intervals hold what is uncertain about masks and effects, with the decoder taken as
+        known, and are far too narrow for a deviation that the decoder makes: on a simulated
+        screen, intervals of 95% held the true deviation of 16% of the genes, and the true score
+        of 20% of the pairs. Scores and their order were right there (correlation 0.97). Compare
+        fits from several seeds to see what the decoder leaves open.
 
         Parameters
         ----------
@@ -162,7 +168,8 @@ class PairsMixin(CounterfactualMixin):
         (:func:`~scvi_sams.interpretation.expected_surprise`). As shifts add up in latent space,
         this is the curvature of the decoder at work: saturation of shared latents, and strong
         effects that meet in the same genes. Epistasis that no latent state of a measured cell
-        shows is beyond it, whether or not the model has ``interactions``.
+        shows is beyond it, whether or not the model has ``interactions``. The decoder is taken as
+        known, so that ``uncertainty`` is that of masks and effects alone.
 
         Parameters
         ----------
