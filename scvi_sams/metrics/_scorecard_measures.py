@@ -27,7 +27,7 @@ from scvi_sams.metrics._coverage import interval_coverage
 from scvi_sams.metrics._discrimination import perturbation_discrimination
 from scvi_sams.metrics._effect_agreement import effect_correlation_by_condition
 from scvi_sams.metrics._interactions import interaction_residuals
-from scvi_sams.metrics._profiles import dense
+from scvi_sams.metrics._profiles import dense, ratio
 from scvi_sams.metrics._weighted_error import weighted_effect_error
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Measure(NamedTuple):
     target: float = float("nan")
 
 
-_INTERVALS = "share of the genes whose observed effect is in the {:.0%} interval"
+_INTERVALS = "share of the detected genes whose observed effect is in the {:.0%} interval"
 MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
         "pearson": Measure(
@@ -198,18 +198,25 @@ def coverage_of(predicted: ad.AnnData, observed: ad.AnnData) -> pd.DataFrame | N
     """Coverage of the intervals of predicted effects; None for a prediction without intervals.
 
     Intervals are Normal, of the mean and ``layers["std"]``: the tails of a few draws are not
-    known better.
+    known better. Genes without a count in the condition and the controls have no known error, and
+    are left out.
     """
     if "std" not in predicted.layers:
         return None
     values = predicted[observed.obs_names].copy()
-    spread, middle = values.layers["std"], values.X
+    unknown = ~(dense(observed.layers["standard_error"]) > 0)
+    left_out, kept = unknown.sum(axis=1), (~unknown).sum(axis=1)
+    spread = np.where(unknown, 0.0, values.layers["std"])
+    spread[np.isnan(values.layers["std"]).any(axis=1)] = np.nan  # no posterior at all
+    middle = np.where(unknown, dense(observed.X), dense(values.X))
     columns = {}
     for name, level in _LEVELS.items():
         width = norm.ppf((1 + level) / 2) * spread
         values.layers["lower"], values.layers["upper"] = middle - width, middle + width
-        columns[name] = interval_coverage({level: values}, observed)[level]
-    return pd.DataFrame(columns)
+        share = interval_coverage({level: values}, observed)[level].to_numpy()
+        # Those left out were counted as inside.
+        columns[name] = ratio(share * values.n_vars - left_out, kept.astype(np.float64))
+    return pd.DataFrame(columns, index=values.obs_names)
 
 
 def collapse_of(

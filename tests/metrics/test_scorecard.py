@@ -19,6 +19,7 @@ from scvi_sams.metrics import (
     score_predictions,
     scorecard,
 )
+from scvi_sams.metrics._scorecard_measures import coverage_of
 from scvi_sams.metrics._scorecard_summary import compare_with_baselines, resamples
 
 KEYS = ("perturbation", "control")
@@ -261,24 +262,37 @@ def test_cells_drawn_from_the_held_out_ones_have_no_distance(halves, observed):
     assert energy_distance([[0.0], [1.0]], [[0.0], [1.0]]) == 0
 
 
-def test_coverage_is_right_for_right_intervals_and_wrong_for_narrow_ones(halves, observed):
-    held_out, training = halves
+def test_coverage_is_right_for_right_intervals_and_wrong_for_narrow_ones():
     rng = np.random.default_rng(0)
-    exact = batch_matched_treatment_effect(held_out, *KEYS)
-    cards = {}
-    for name, claimed in (("right", 0.3), ("narrow", 0.0)):
-        table = exact.copy()
-        table.X = table.X + rng.normal(scale=0.3, size=table.shape)
-        table.layers["std"] = np.full(table.shape, claimed)
-        cards[name] = table
-    # Errors of the observed values, added to all intervals, are small beside 0.3.
-    exact.layers["standard_error"][:] = 0
-    table = score_predictions(cards, held_out, training, *KEYS).table
-    for level in (50, 80, 95):
-        column = table[f"coverage_{level}"]
-        assert column["narrow"] < column["right"] - 0.05
-        assert level / 100 - 0.02 < column["right"] < level / 100 + 0.15
-    assert np.isnan(table.loc["additive", "coverage_50"])
+    observed = ad.AnnData(rng.normal(size=(8, 4_000)))
+    observed.layers["standard_error"] = np.full(observed.shape, 0.3)
+    predicted = observed.copy()
+    predicted.X = observed.X + rng.normal(scale=0.5, size=observed.shape)
+    predicted.layers["std"] = np.full(observed.shape, 0.4)  # 0.3 and 0.4 make 0.5
+    right = coverage_of(predicted, observed)
+    np.testing.assert_allclose(right.mean(), [0.5, 0.8, 0.95], atol=0.01)
+    predicted.layers["std"][:] = 0
+    assert (coverage_of(predicted, observed).mean() < [0.35, 0.6, 0.8]).all()
+    # Genes that no cell has a count of say nothing, whatever is predicted.
+    predicted.layers["std"][:] = 0.4
+    observed.layers["standard_error"][:, ::2] = 0
+    pd.testing.assert_frame_equal(
+        coverage_of(predicted[:, 1::2].copy(), observed[:, 1::2].copy()),
+        coverage_of(predicted, observed),
+    )
+    predicted.layers["std"][0] = np.nan
+    assert coverage_of(predicted, observed).isna().any(axis=1).tolist() == [True] + 7 * [False]
+    assert coverage_of(ad.AnnData(predicted.X), observed) is None
+
+
+def test_coverage_is_of_models_with_a_posterior_alone(halves, observed):
+    with_posterior = ad.AnnData(
+        observed.to_numpy(), obs=observed[[]], var=pd.DataFrame(index=observed.columns)
+    )
+    with_posterior.layers["std"] = np.full(observed.shape, 0.1)
+    card = score_predictions({"with": with_posterior, "without": observed}, *halves, *KEYS)
+    assert card.table.loc["with", "coverage_95"] > 0.99
+    assert card.table.loc[["without", "additive"], "coverage_95"].isna().all()
 
 
 def test_the_same_seed_gives_the_same_card(halves, observed):
