@@ -63,3 +63,30 @@ def test_small_effects_keep_their_sign():
     before = expected_log_normalized(torch.tensor([[1e-3]]), theta, library)
     after = expected_log_normalized(torch.tensor([[1.01e-3]]), theta, library)
     assert (after - before).item() == pytest.approx(0.01 * before.item(), rel=0.02)
+
+
+class TestPoisson:
+    """Without an inverse dispersion: the limit where it is infinite."""
+
+    @pytest.mark.parametrize("library", [300.0, 8_000.0, 80_000.0])
+    def test_matches_sum_over_counts(self, library):
+        means = np.array([1e-3, 0.05, 0.7, 10.0, 400.0])
+        actual = expected_log_normalized(
+            torch.from_numpy(means)[None], None, torch.tensor([[library]], dtype=torch.float64)
+        )
+        counts = np.arange(700)[:, None]
+        expected = scipy.stats.poisson.pmf(counts, means) * np.log2(1 + 1e4 * counts / library)
+        np.testing.assert_allclose(actual[0], expected.sum(0), rtol=2e-3, atol=5e-4)
+
+    def test_is_the_limit_of_the_negative_binomial(self):
+        mean = torch.tensor([[[0.01, 3.0], [40.0, 0.4]]], dtype=torch.float64)
+        library = torch.tensor([[900.0], [20_000.0]], dtype=torch.float64)
+        limit = expected_log_normalized(mean, None, library)
+        distances = [
+            (expected_log_normalized(mean, torch.tensor([theta]).double(), library) - limit).abs()
+            for theta in (10.0, 1e3, 1e8)
+        ]
+        assert (distances[0] > distances[1]).all()
+        assert (distances[1] > distances[2]).all()
+        torch.testing.assert_close(distances[2], torch.zeros_like(limit), atol=1e-6, rtol=0)
+        assert limit.shape == mean.shape
