@@ -48,7 +48,8 @@ class SimilarityMixin(MechanismsMixin, PredictionMixin):
         by
             ``"effect"``: by the expected effects on the latents, each scaled by the norm over
             genes of what one standard deviation of it does to log expression
-            (:func:`~scvi_sams.mechanisms.effect_distance`). ``"mask"``: by the latents that they
+            (:func:`~scvi_sams.mechanisms.effect_distance`); effects whose mask is likelier off
+            than on count as zero. ``"mask"``: by the latents that they
             are called on (:func:`~scvi_sams.mechanisms.mask_distance`).
         metric
             Of effects: ``"cosine"`` compares directions, ``"euclidean"`` sizes too.
@@ -80,6 +81,9 @@ class SimilarityMixin(MechanismsMixin, PredictionMixin):
         if by != "effect":
             raise ValueError(f"by={by!r} is unknown; use 'effect' or 'mask'.")
         effect = self.get_perturbation_effect()
+        if self._require_effects("get_perturbation_distance").sparse:
+            # The expected effect of a mask that is off is tiny, yet has a direction.
+            effect = effect.where(self.get_perturbation_mask() > 0.5, 0.0)
         effect = effect.drop(index=null_perturbations(effect.index))
         return effect_distance(effect, self._latent_gene_norm(n_cells, seed), metric)
 

@@ -245,6 +245,20 @@ class TestSimilarity:
             effects.load_state_dict(state)
         assert norm["latent_2"] == pytest.approx(np.linalg.norm(effect.X), rel=0.05)
 
+    def test_effects_that_are_not_there_have_no_direction(self, fitted):
+        effects = fitted.module.effects
+        state = {name: value.clone() for name, value in effects.state_dict().items()}
+        try:
+            effects.mask_logits[:] = -5.0
+            effects.selection_penalty[:] = 0.0
+            effects.mask_logits[:2, 1] = 5.0
+            effects.slab_mean[:] = 2.0
+            distance = fitted.get_perturbation_distance(n_cells=20)
+        finally:
+            effects.load_state_dict(state)
+        is_on = np.arange(6) < 2
+        np.testing.assert_allclose(distance, is_on[:, None] != is_on, atol=1e-6)
+
     def test_null_is_left_out(self, with_null):
         assert len(with_null.get_perturbation_distance(n_cells=20)) == 6
 
@@ -315,6 +329,8 @@ class TestPapalexi:
         distance = papalexi.get_perturbation_distance()
         assert distance.loc[pathway, pathway].to_numpy().max() < 0.2
         assert distance.loc["SMAD4", pathway].min() > 0.6
+        others = distance.columns.difference(["IFNGR1", "IFNGR2", "JAK2", "STAT1"])
+        assert distance.loc[pathway, others].to_numpy().min() > 0.2
         clusters = hierarchical_clusters(distance, max_distance=0.5)
         assert clusters[pathway].nunique() == 1
         assert clusters["SMAD4"] != clusters["STAT1"]
