@@ -121,7 +121,8 @@ def rank_sum_z_scores(
     statistic = rank_sum - size * (n_genes + 1) / 2
     ties = np.array([tiecorrect(row) for row in ranks])[:, None]
     spread = np.sqrt(ties * size * (n_genes - size) * (n_genes + 1) / 12)
-    return np.divide(statistic, spread, out=np.zeros_like(statistic), where=spread > 0)
+    z = np.divide(statistic, spread, out=np.zeros_like(statistic), where=spread > 0)
+    return np.asarray(z)
 
 
 def _rank_table(frame: pd.DataFrame, sets: MeasuredGeneSets) -> pd.DataFrame:
@@ -184,7 +185,7 @@ def _rows(programs: pd.Index, sets: MeasuredGeneSets) -> pd.DataFrame:
 
 def _members(sets: MeasuredGeneSets, column: int) -> NDArray[np.int32]:
     pointers = sets.membership.indptr
-    return sets.membership.indices[pointers[column] : pointers[column + 1]]
+    return np.asarray(sets.membership.indices[pointers[column] : pointers[column + 1]])
 
 
 def _leading(

@@ -112,4 +112,4 @@ def _ratio(
     """Quotient, `empty` where there is nothing to divide by."""
     numerator, denominator = np.asarray(numerator), np.asarray(denominator)
     out = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), empty)
-    return np.divide(numerator, denominator, out=out, where=denominator > 0)
+    return np.asarray(np.divide(numerator, denominator, out=out, where=denominator > 0))

@@ -294,7 +294,8 @@ class PairsMixin(CounterfactualMixin):
             draws = self._sample_globals(n_samples, used)
 
         def effect(row: int) -> np.ndarray:
-            return self._population_means(population, used, row, draws) - against
+            means = self._population_means(population, used, row, draws)
+            return np.asarray(means - against)
 
         against = self._population_means(population, used, 0, draws)
         of_part = [effect(1 + row) for row in range(n_singles)]
