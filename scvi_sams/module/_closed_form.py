@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 _THRESHOLDS = (1.5, 1.05, 0.75, 0.5)  # of the root mean square effect
+_MAX_START_ROWS = 2_000  # enough to find the basin of a rotation
 _MAX_LOGIT = 12.0  # inclusion probabilities stay off 0 and 1, so that a mask can change its mind
 
 
@@ -209,7 +210,8 @@ def sparse_rotation(
     From several starts: quartimax (the rotation of greatest sum of fourth powers, by fixed-point
     steps), whose smooth criterion finds the basin, then Procrustes rotation towards the rotated
     effects with the small ones set to zero, under a falling threshold. Quartimax alone is biased
-    where the effects of several latents overlap. The start of least absolute sum is kept.
+    where the effects of several latents overlap. The start of least absolute sum is kept. Starts
+    are compared on the strongest 2,000 perturbations; the best one is then refined on all.
 
     Parameters
     ----------
@@ -234,6 +236,9 @@ def sparse_rotation(
     """
     n_latent = effects.shape[1]
     identity = torch.eye(n_latent, dtype=effects.dtype, device=effects.device)
+    everything, n_kept = effects, min(_MAX_START_ROWS, len(effects))
+    if n_kept < len(effects):
+        effects = effects[effects.square().sum(1).topk(n_kept).indices.sort().values]
     scale = effects.square().mean().sqrt()
     best, least = identity, math.inf
     for start in range(n_starts):
@@ -249,6 +254,10 @@ def sparse_rotation(
         absolute = (effects @ rotation).abs().sum().item()
         if absolute < least:
             best, least = rotation, absolute
+    if n_kept < len(everything):
+        threshold = _THRESHOLDS[-1] * everything.square().mean().sqrt()
+        keep_large = partial(_keep_large, threshold=threshold)
+        best = _rotate_towards(everything, best, keep_large, max_iterations)
     return best
 
 

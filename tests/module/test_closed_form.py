@@ -434,3 +434,15 @@ class TestBasalMean:
             )
             closed_form.centre()
             torch.testing.assert_close(closed_form.basal_mean, offset, rtol=0.01, atol=1e-6)
+
+
+class TestRotationOfManyPerturbations:
+    def test_the_starts_see_the_strongest_and_the_end_sees_all(self):
+        generator = torch.Generator().manual_seed(0)
+        on = torch.rand(2_500, 8, generator=generator) < 0.2
+        effects = on * torch.randn(2_500, 8, generator=generator)
+        frame = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0]
+        rotation = sparse_rotation(effects @ frame, generator=generator)
+        # The frame is found, up to the order and sign of the latents.
+        overlap = (frame @ rotation).abs()
+        torch.testing.assert_close(overlap.max(0).values, torch.ones(8), atol=2e-3, rtol=0)
