@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from pandas.api.types import is_bool_dtype
+from scipy import sparse
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
-from sklearn.neighbors import KNeighborsTransformer
+from sklearn.base import BaseEstimator, TransformerMixin
 
 from scvi_sams._exceptions import ScreenError
 
@@ -236,12 +237,9 @@ def perturbation_graph(
         obsm={"X_effect": values, "to_all": full},
         obsp={"perturbation_distances": full},
     )
-    n_neighbors = min(n_neighbors, len(effect) - 1)
-    sc.pp.neighbors(
-        graph,
-        use_rep="to_all",
-        transformer=KNeighborsTransformer(n_neighbors=n_neighbors, metric="precomputed"),
-    )
+    # scanpy counts each perturbation among its own neighbours.
+    n_neighbors = min(n_neighbors, len(effect) - 1) + 1
+    sc.pp.neighbors(graph, use_rep="to_all", transformer=_PrecomputedNeighbors(n_neighbors))
     # scanpy's layouts look for the representation that neighbours were found in.
     graph.uns["neighbors"]["params"]["use_rep"] = "X_effect"
     del graph.obsm["to_all"]
@@ -250,3 +248,28 @@ def perturbation_graph(
 
 def _square(condensed: NDArray[np.float64], table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(squareform(condensed), index=table.index, columns=table.index)
+
+
+class _PrecomputedNeighbors(TransformerMixin, BaseEstimator):
+    """Neighbours from a matrix of distances, each row's own entry first.
+
+    That of scikit-learn does not put it first where others are at distance zero, as are
+    perturbations with the same mask, and scanpy then loses a neighbour.
+    """
+
+    def __init__(self, n_neighbors: int) -> None:
+        self.n_neighbors = n_neighbors
+
+    def fit(self, distance: NDArray[np.float64], y: None = None) -> _PrecomputedNeighbors:
+        """Learn nothing."""
+        return self
+
+    def transform(self, distance: NDArray[np.float64]) -> sparse.csr_matrix:
+        """Keep the nearest of each row."""
+        ranked = distance.copy()
+        np.fill_diagonal(ranked, -1.0)
+        nearest = np.argsort(ranked, axis=1, kind="stable")[:, : self.n_neighbors]
+        n = len(distance)
+        values = np.take_along_axis(distance, nearest, axis=1).ravel()
+        ends = np.arange(n + 1) * self.n_neighbors
+        return sparse.csr_matrix((values, nearest.ravel(), ends), shape=(n, n))

@@ -106,8 +106,10 @@ class TestGraph:
         graph = perturbation_graph(effect, distance, n_neighbors=4)
         found = graph.obsp["distances"].toarray() > 0
         nearest = np.argsort(distance.to_numpy(), axis=1)[:, 1:5]
-        for row, expected in zip(found, nearest, strict=True):
+        connected = graph.obsp["connectivities"].toarray() > 0
+        for row, links, expected in zip(found, connected, nearest, strict=True):
             assert set(np.flatnonzero(row)) == set(expected)
+            assert links[expected].all()
         assert graph.obs_names.tolist() == effect.index.tolist()
         np.testing.assert_allclose(graph.obsp["perturbation_distances"], distance)
 
@@ -121,10 +123,14 @@ class TestGraph:
         assert graph.obs["leiden"].groupby(GROUP).nunique().eq(1).all()
         graph.write_h5ad(tmp_path / "graph.h5ad")
 
-    def test_many_at_distance_zero(self):
+    def test_perturbations_with_the_same_mask_are_neighbours(self):
+        """At distance zero of each other, as many as there are neighbours."""
         called = pd.DataFrame(np.eye(3, dtype=bool)[np.arange(12) % 3], index=list("ABCDEFGHIJKL"))
         graph = perturbation_graph(called.astype(float), mask_distance(called), n_neighbors=3)
-        assert np.isfinite(graph.obsp["connectivities"].data).all()
+        connected = graph.obsp["connectivities"].toarray() > 0
+        group = np.arange(12) % 3
+        same = (group[:, None] == group) & ~np.eye(12, dtype=bool)
+        np.testing.assert_array_equal(connected, same)
 
     def test_errors(self, effect):
         distance = effect_distance(effect)
