@@ -1,3 +1,4 @@
+from scvi_sams.datasets._benchmark_screens import BENCHMARK_SCREENS, benchmark_screen
 from scvi_sams.datasets._cache import DatasetUnavailableError
 from scvi_sams.datasets._paper_simulators import simulated_bereket_2023, simulated_lopez_2023
 from scvi_sams.datasets._public import (
@@ -9,7 +10,7 @@ from scvi_sams.datasets._public import (
     replogle_2022_rpe1,
     srivatsan_2020_sciplex3,
 )
-from scvi_sams.datasets._simulated import BENCHMARK_SCREENS, benchmark_screen, simulated_screen
+from scvi_sams.datasets._simulated import simulated_screen
 from scvi_sams.datasets._tidy import tidy_dixit, tidy_papalexi, tidy_sciplex, tidy_scperturb
 
 __all__ = [

@@ -14,12 +14,12 @@ import scipy.sparse as sp
 
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data._split_column import write_split
-from scvi_sams.datasets._simulated import (
+from scvi_sams.datasets._simulation_draws import (
     CONTROL,
-    _draw_conditions,
-    _draw_masks,
-    _draw_pairs,
-    _numbered,
+    draw_conditions,
+    draw_masks,
+    draw_pairs,
+    numbered_names,
 )
 
 if TYPE_CHECKING:
@@ -127,16 +127,16 @@ def simulated_bereket_2023(
     _check(parameters, n_pairs, n_perturbations, control_fraction + pair_fraction)
     truth_rng, cell_rng = np.random.default_rng(seed).spawn(2)
 
-    mask = _draw_masks(truth_rng, n_perturbations, n_latent, mask_probability, inactive=0.0)
+    mask = draw_masks(truth_rng, n_perturbations, n_latent, mask_probability, inactive=0.0)
     embedding = embedding_scale * truth_rng.standard_normal(mask.shape)
     effect = mask * embedding
-    first, second = _draw_pairs(truth_rng, n_perturbations, n_pairs)
+    first, second = draw_pairs(truth_rng, n_perturbations, n_pairs)
     network = _draw_network(truth_rng, [n_latent, *[n_hidden] * n_hidden_layers, n_features])
 
-    names = _numbered("P", n_perturbations, min_width=3)
+    names = numbered_names("P", n_perturbations, min_width=3)
     pairs = [f"{names[a]}+{names[b]}" for a, b in zip(first, second, strict=True)]
     shift = np.vstack([np.zeros((1, n_latent)), effect, effect[first] + effect[second]])
-    condition = _draw_conditions(
+    condition = draw_conditions(
         cell_rng, n_cells, n_perturbations, n_pairs, control_fraction, pair_fraction
     )
     basal = cell_rng.standard_normal((n_cells, n_latent))
@@ -264,8 +264,8 @@ def simulated_lopez_2023(
     effect = mask * embedding
     network = _draw_network(truth_rng, [n_latent, *[n_hidden] * n_hidden_layers, n_genes])
 
-    names = _numbered("P", n_perturbations, min_width=3)
-    condition = _draw_conditions(cell_rng, n_cells, n_perturbations, 0, control_fraction, 0.0)
+    names = numbered_names("P", n_perturbations, min_width=3)
+    condition = draw_conditions(cell_rng, n_cells, n_perturbations, 0, control_fraction, 0.0)
     basal = cell_rng.standard_normal((n_cells, n_latent))
     latent = basal + np.vstack([np.zeros((1, n_latent)), effect])[condition]
     chunks = []
@@ -339,8 +339,8 @@ def _annotated(
     n_cells, n_features = matrix.shape
     return ad.AnnData(
         matrix,
-        obs=pd.DataFrame({"perturbation": labels}, index=_numbered("cell_", n_cells)),
-        var=pd.DataFrame(index=_numbered(var_prefix, n_features)),
+        obs=pd.DataFrame({"perturbation": labels}, index=numbered_names("cell_", n_cells)),
+        var=pd.DataFrame(index=numbered_names(var_prefix, n_features)),
         obsm={"true_basal": basal, "true_latent": latent},
         uns={"truth": truth},
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["BENCHMARK_SCREENS", "benchmark_screen", "simulated_screen"]
+__all__ = ["simulated_screen"]
 
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
@@ -13,90 +12,23 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_sams._exceptions import ScreenError
+from scvi_sams.datasets._simulation_draws import (
+    CONTROL,
+    draw_conditions,
+    draw_hill_curves,
+    draw_interactions,
+    draw_masks,
+    draw_pairs,
+    numbered_names,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from numpy.random import Generator
     from numpy.typing import NDArray
 
-CONTROL = "control"
 _N_HIDDEN = 64
 _CELLS_PER_CHUNK = 4096  # bounds the dense memory at 4096 x n_genes, whatever the screen's size
-
-_DEFAULT: dict[str, Any] = {
-    "n_cells": 20_000,
-    "n_genes": 1_000,
-    "n_perturbations": 200,
-    "n_pairs": 60,
-    "n_latent": 20,
-    "mask_probability": 0.1,
-    "effect_size": 2.0,
-    "library_size": 8_000.0,
-    "n_batches": 1,
-}
-_SMALL: dict[str, Any] = {
-    "n_cells": 6_000,
-    "n_genes": 500,
-    "n_perturbations": 60,
-    "n_pairs": 20,
-    "n_latent": 10,
-    "mask_probability": 0.2,
-}
-
-BENCHMARK_SCREENS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "default": _DEFAULT,
-        "weak": _DEFAULT | {"effect_size": 1.0},
-        "shallow": _DEFAULT | {"effect_size": 1.5, "library_size": 1_500.0},
-        "small": _DEFAULT | _SMALL,
-    }
-)
-"""Arguments of :func:`simulated_screen` that make each screen of :func:`benchmark_screen`."""
-
-
-def benchmark_screen(
-    variant: Literal["default", "weak", "shallow", "small"] = "default", seed: int = 0
-) -> ad.AnnData:
-    """Simulate one of the four screens on which the recovery of masks is reported.
-
-    Parameters
-    ----------
-    variant
-        One of the following:
-
-        * ``"default"``: 20,000 cells, 1,000 genes, 200 perturbations and 60 pairs of them,
-          20 latents, masks of density 0.1, effects of 2 standard deviations of the basal state,
-          about 8,000 counts a cell, one batch.
-        * ``"weak"``: effects half as large.
-        * ``"shallow"``: about 1,500 counts a cell, effects of 1.5.
-        * ``"small"``: 6,000 cells, 500 genes, 60 perturbations and 20 pairs, 10 latents, masks
-          of density 0.2.
-    seed
-        Seed of all randomness.
-
-    Returns
-    -------
-    The screen, laid out as by :func:`simulated_screen`.
-
-    Raises
-    ------
-    ScreenError
-        If ``variant`` is none of the four.
-
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.benchmark_screen("small", seed=1)
-    >>> adata.shape
-    (6000, 500)
-    """
-    if variant not in BENCHMARK_SCREENS:
-        raise ScreenError(
-            f"There is no benchmark screen {variant!r}: `variant` is one of "
-            f"{', '.join(map(repr, BENCHMARK_SCREENS))}."
-        )
-    return simulated_screen(**BENCHMARK_SCREENS[variant], seed=seed)
 
 
 def simulated_screen(
@@ -230,12 +162,12 @@ def simulated_screen(
     # What came later has a stream of its own, so that it changes nothing of what was there.
     truth_rng, cell_rng, extension_rng = np.random.default_rng(seed).spawn(3)
 
-    mask = _draw_masks(truth_rng, n_perturbations, n_latent, mask_probability, inactive_fraction)
+    mask = draw_masks(truth_rng, n_perturbations, n_latent, mask_probability, inactive_fraction)
     embedding = effect_jitter * truth_rng.standard_normal(mask.shape)
     embedding += effect_size * truth_rng.choice([-1.0, 1.0], mask.shape)
     effect = mask * embedding
-    names = _numbered("P", n_perturbations, min_width=3)
-    first, second = _draw_pairs(truth_rng, n_perturbations, n_pairs)
+    names = numbered_names("P", n_perturbations, min_width=3)
+    first, second = draw_pairs(truth_rng, n_perturbations, n_pairs)
     w_in = truth_rng.standard_normal((n_latent, _N_HIDDEN)) / np.sqrt(n_latent)
     w_out = truth_rng.standard_normal((_N_HIDDEN, n_genes)) / np.sqrt(_N_HIDDEN)
     intercept = truth_rng.normal(-1.0, 1.2, n_genes)
@@ -248,13 +180,13 @@ def simulated_screen(
         *names,
         *(f"{names[a]}+{names[b]}" for a, b in zip(first, second, strict=True)),
     ]
-    interaction = _draw_interactions(
+    interaction = draw_interactions(
         extension_rng, n_pairs, n_latent, interaction_fraction, effect_size
     )
     shift = np.vstack(
         [np.zeros((1, n_latent)), effect, effect[first] + effect[second] + interaction]
     )
-    condition = _draw_conditions(
+    condition = draw_conditions(
         cell_rng, n_cells, n_perturbations, n_pairs, control_fraction, pair_fraction
     )
     batch = cell_rng.integers(n_batches, size=n_cells)
@@ -271,7 +203,7 @@ def simulated_screen(
         members[1 : 1 + n_perturbations, 0] = np.arange(n_perturbations)
         members[1 + n_perturbations :] = np.column_stack([first, second])
         members = members[condition]
-        ec50, slope = _draw_curves(extension_rng, n_perturbations, doses)
+        ec50, slope = draw_hill_curves(extension_rng, n_perturbations, doses)
         extensions |= {"ec50": ec50, "slope": slope}
         dose = extension_rng.choice(doses, members.shape)
         h, half = np.append(slope, 1.0)[members], np.append(ec50, 1.0)[members]
@@ -299,17 +231,17 @@ def simulated_screen(
             "perturbation": pd.Categorical.from_codes(
                 condition, conditions
             ).remove_unused_categories(),
-            "replicate": pd.Categorical.from_codes(batch, _numbered("replicate_", n_batches)),
+            "replicate": pd.Categorical.from_codes(batch, numbered_names("replicate_", n_batches)),
             "total_counts": np.asarray(counts.sum(axis=1)).ravel(),
         },
-        index=_numbered("cell_", n_cells),
+        index=numbered_names("cell_", n_cells),
     )
     if len(doses):
         obs.insert(1, "dose", _dose_texts(dose, members < n_perturbations))
     return ad.AnnData(
         counts,
         obs=obs,
-        var=pd.DataFrame(index=_numbered("gene_", n_genes)),
+        var=pd.DataFrame(index=numbered_names("gene_", n_genes)),
         layers={"counts": counts.copy()},
         obsm={"true_basal": basal},
         uns={
@@ -326,76 +258,11 @@ def simulated_screen(
     )
 
 
-def _draw_interactions(
-    rng: Generator, n_pairs: int, n_latent: int, fraction: float, effect_size: float
-) -> NDArray[np.float64]:
-    """Shifts of some pairs beyond the sum of their parts (pairs x latents), on one latent each."""
-    interaction = np.zeros((n_pairs, n_latent))
-    chosen = rng.permutation(n_pairs)[: round(fraction * n_pairs)]
-    sizes = effect_size * rng.choice([-1.0, 1.0], len(chosen))
-    interaction[chosen, rng.integers(n_latent, size=len(chosen))] = sizes
-    return interaction
-
-
-def _draw_curves(
-    rng: Generator, n_perturbations: int, doses: Sequence[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """EC50 and Hill slope of each perturbation."""
-    ec50 = np.exp(rng.uniform(np.log(min(doses)), np.log(max(doses)), n_perturbations))
-    return ec50, 1.5 * np.exp(0.2 * rng.standard_normal(n_perturbations))
-
-
 def _dose_texts(dose: NDArray[np.float64], is_member: NDArray[np.bool_]) -> list[str]:
     return [
         "+".join(str(float(value)) for value in values[kept])
         for values, kept in zip(dose, is_member, strict=True)
     ]
-
-
-def _draw_masks(
-    rng: Generator, n_perturbations: int, n_latent: int, probability: float, inactive: float
-) -> NDArray[np.bool_]:
-    """Masks (perturbations x latents), of which only the inactive perturbations' are empty."""
-    mask = rng.random((n_perturbations, n_latent)) < probability
-    fallback = rng.integers(n_latent, size=n_perturbations)
-    empty = np.flatnonzero(~mask.any(axis=1))
-    mask[empty, fallback[empty]] = True
-    mask[rng.permutation(n_perturbations)[: round(inactive * n_perturbations)]] = False
-    return mask
-
-
-def _draw_pairs(
-    rng: Generator, n_perturbations: int, n_pairs: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and second members of distinct pairs, uniform over all pairs, in sorted order."""
-    # Pairs are numbered (0,1), (0,2), ..., (1,2), ...: pair (a, b) is below ends[a].
-    ends = np.cumsum(np.arange(n_perturbations - 1, 0, -1))
-    n_possible = n_perturbations * (n_perturbations - 1) // 2
-    number = np.sort(rng.choice(n_possible, n_pairs, replace=False)) if n_pairs else np.arange(0)
-    first = np.searchsorted(ends, number, side="right")
-    return first, n_perturbations - (ends[first] - number)
-
-
-def _draw_conditions(
-    rng: Generator,
-    n_cells: int,
-    n_perturbations: int,
-    n_pairs: int,
-    control_fraction: float,
-    pair_fraction: float,
-) -> NDArray[np.int64]:
-    """Condition of each cell: 0 for control, then the perturbations, then the pairs."""
-    n_control = int(control_fraction * n_cells)
-    n_paired = int(pair_fraction * n_cells) if n_pairs else 0
-    single = 1 + rng.integers(n_perturbations, size=n_cells - n_control - n_paired)
-    pair = 1 + n_perturbations + rng.integers(max(n_pairs, 1), size=n_paired)
-    return rng.permutation(np.concatenate([np.zeros(n_control, np.int64), single, pair]))
-
-
-def _numbered(prefix: str, n: int, min_width: int = 1) -> list[str]:
-    """Names ``prefix1 ... prefixn``, padded with zeros so that they sort as numbers do."""
-    width = max(min_width, len(str(n)))
-    return [f"{prefix}{i:0{width}d}" for i in range(1, n + 1)]
 
 
 def _check_parameters(parameters: dict[str, Any]) -> None:

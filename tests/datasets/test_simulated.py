@@ -6,7 +6,7 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.datasets import BENCHMARK_SCREENS, benchmark_screen, simulated_screen
+from scvi_sams.datasets import simulated_screen
 
 
 @pytest.fixture(scope="module")
@@ -135,27 +135,6 @@ class TestSeed:
         few = simulated_screen(n_cells=50, library_size=500.0)
         many = simulated_screen(n_cells=5_000)
         np.testing.assert_array_equal(few.uns["truth"]["effect"], many.uns["truth"]["effect"])
-
-
-class TestBenchmark:
-    def test_variants_differ_from_the_default_as_documented(self):
-        default = dict(BENCHMARK_SCREENS["default"])
-        assert BENCHMARK_SCREENS["weak"] == default | {"effect_size": default["effect_size"] / 2}
-        assert BENCHMARK_SCREENS["shallow"]["library_size"] == 1_500
-        assert BENCHMARK_SCREENS["small"]["mask_probability"] > default["mask_probability"]
-
-    def test_default_has_no_batch_effect(self):
-        assert BENCHMARK_SCREENS["default"]["n_batches"] == 1
-
-    def test_small(self):
-        screen = benchmark_screen("small", seed=1)
-        assert screen.shape == (6_000, 500)
-        assert screen.uns["truth"]["mask"].shape == (60, 10)
-        assert screen.obs["replicate"].nunique() == 1
-
-    def test_unknown_variant_lists_the_known(self):
-        with pytest.raises(ScreenError, match=r"'huge'.*'default', 'weak', 'shallow', 'small'"):
-            benchmark_screen("huge")
 
 
 @pytest.mark.parametrize(
