@@ -15,7 +15,7 @@ from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, UnknownPerturbationError
 from scvi_sams.data import PerturbationField
 
-KEY, OBSM_KEY = SAMS_REGISTRY_KEYS
+KEY, OBSM_KEY = SAMS_REGISTRY_KEYS.PERTURBATION_KEY, SAMS_REGISTRY_KEYS.DOSAGE_OBSM_KEY
 LABELS = ["NT", "A", "B", "A+B", "C", "C", "B", "NT+A"]
 NAMES = ["A", "B", "C"]
 DOSES = np.array(
