@@ -91,8 +91,8 @@ def add_control_null(
     Cells that lose the control label no longer serve as controls, and the fit needs those: they
     say where the basal state is. With nine tenths of them relabelled on the screen of Papalexi
     et al. (some 240 cells left in three batches), null perturbations and targets without any
-    effect were called; with half of them, none were. Where a null perturbation is called in earnest, look
-    there first.
+    effect were called; with half of them, none were. Where a null perturbation is called in
+    earnest, look there first.
 
     Examples
     --------
