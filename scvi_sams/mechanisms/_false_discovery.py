@@ -28,7 +28,7 @@ def bayesian_q_value(inclusion_probability: pd.DataFrame) -> pd.DataFrame:
     It is an error rate if the inclusion probabilities are right, and those of a variational
     posterior are too sure of the latents. On simulated screens with weak effects
     (``python -m benchmarks mechanism_fdr``), calls of (perturbation, latent) at a nominal 0.05
-    were false with a rate of 0.10 (standard error 0.02, twelve seeds), all of them on perturbations
+    were false with a rate of 0.10 (standard error 0.02, twelve seeds), all on perturbations
     that do something; with ``mask_evidence_cells=None`` at a nominal 0.1 with one of 0.24 (six
     seeds). The claim that a perturbation does anything held its rate.
     :func:`calibrated_q_value` does not rely on the probabilities; use both, as
