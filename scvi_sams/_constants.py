@@ -13,7 +13,7 @@ class _SAMSRegistryKeys(NamedTuple):
     DOSAGE_OBSM_KEY: str = "_scvi_perturbation_dosage"
     """Where `setup_anndata` writes the dosage matrix (CSR) in `adata.obsm`."""
     NONZERO_COUNTS_KEY: str = "nonzero_counts"
-    """Key in a minibatch of the positions of counts that are not zero (flattened cells x genes)."""
+    """Key in a minibatch of the positions of counts that are not zero, cells x genes flattened."""
 
 
 SAMS_REGISTRY_KEYS = _SAMSRegistryKeys()
