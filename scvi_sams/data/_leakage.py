@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from scvi_sams._exceptions import ScreenError
 
 from ._cell_conditions import cell_conditions, find_conditions, obs_column
 from ._cells_used import CELLS_USED_UNS_KEY, fingerprint
 from ._messages import listed
-from ._split_column import SPLIT_LABELS, SPLITS_UNS_KEY, HeldOutBy, split_column
+from ._row_digests import row_digests
+from ._split_column import SPLIT_LABELS, SPLITS_UNS_KEY, HeldOutBy, check_names, split_column
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["check_leakage"]
 
 _PARTS = SPLIT_LABELS[:3]
-_CELLS_PER_CHUNK = 20_000  # of the counts in memory at once; backed files work as well
 
 
 class _Finding(NamedTuple):
@@ -70,8 +67,8 @@ def check_leakage(
         What must not be seen: ``"cell"`` (only the cells themselves), ``"condition"``,
         ``"perturbation"``, ``"batch"`` or ``"dose"``.
     held_out
-        Names of what must not be seen; doses as ``"A:10"``. By default those of the record, and
-        without one all that occur in the test set.
+        Names of what must not be seen, all of which must occur; doses as ``"A:10"``. By default
+        those of the record, and without one all that occur in the test set.
     perturbation_key, control, combination_delimiter, dosage_key
         As in ``setup_anndata``.
     batch_key
@@ -96,7 +93,10 @@ def check_leakage(
         If a held-out condition, perturbation, batch or dose has cells that are seen (control
         cells may be: their number is reported); if a cell occurs in two parts, by name or by
         identical counts; or if genes were selected, or anything else recorded was computed, on
-        test cells, or its record no longer fits. The message names all culprits.
+        test cells, or its record no longer fits. The message names all culprits. Or if a name in
+        `held_out` is one that no cell has, or a column or layer is absent.
+    ValueError
+        If `held_out_by` is none of the five, or `held_out` is given for a split by cell.
 
     Examples
     --------
@@ -127,6 +127,8 @@ def check_leakage(
         raise ValueError(f"held_out_by={held_out_by!r}: one of {get_args(HeldOutBy)}.")
     elif held_out_by != record.get("held_out_by"):
         names = []
+    if held_out is not None and held_out_by == "cell":
+        raise ValueError("`held_out` has names: say of what, with `held_out_by`.")
     conditions = None
     if perturbation_key is not None:
         doses = dosage_key if held_out_by == "dose" else None
@@ -143,6 +145,8 @@ def check_leakage(
     if conditions is not None:
         is_control = conditions.is_control
     units, unit_codes = _units(adata, held_out_by, conditions, batch_key, dosage_key)
+    if held_out is not None and held_out_by != "condition":
+        check_names(names, sorted(set().union(*units)), _plural(held_out_by), "held_out")
     in_test = set().union(*(units[code] for code in np.unique(unit_codes[labels == "test"])))
     if held_out_by in {"condition", "batch"} or not names:
         names = sorted(in_test.union(names))
@@ -193,6 +197,10 @@ def _units(
     return [{f"{p}:{dose:g}" for p, dose in doses.items()} for _, doses in rows], conditions.codes
 
 
+def _plural(held_out_by: HeldOutBy) -> str:
+    return "batches" if held_out_by == "batch" else f"{held_out_by}s"
+
+
 def _held_out(
     labels: NDArray[np.object_],
     is_held_out: NDArray[np.bool_],
@@ -209,7 +217,7 @@ def _held_out(
     for code, n_cells in zip(*np.unique(unit_codes[seen], return_counts=True), strict=True):
         for name in units[code].intersection(names):
             culprits[name] = culprits.get(name, 0) + int(n_cells)
-    plural = "batches" if held_out_by == "batch" else f"{held_out_by}s"
+    plural = _plural(held_out_by)
     if not culprits:
         return _Finding("passed", f"No cell that is seen has any of {len(names)} {plural}.")
     most = sorted(culprits, key=lambda name: (-culprits[name], name))
@@ -228,7 +236,7 @@ def _duplicates(
     """Whether no cell is in two parts, by name or by counts."""
     in_a_part = labels != "unused"
     names = np.asarray(adata.obs_names, dtype=object)
-    digests, enough = _row_digests(adata, layer, min_genes)
+    digests, enough = row_digests(adata, layer, min_genes)
     checks = [("names", pd.factorize(names)[0], in_a_part)]
     if digests is not None:
         checks.append(("counts", digests, in_a_part & enough))
@@ -253,34 +261,6 @@ def _duplicates(
         "passed",
         f"Names and counts differ ({n_few} cells with fewer than {min_genes} genes not compared).",
     )
-
-
-def _row_digests(
-    adata: AnnData, layer: str | None, min_genes: int
-) -> tuple[NDArray[np.uint64] | None, NDArray[np.bool_]]:
-    """Digest of the counts of each cell, and whether they are enough to tell cells apart."""
-    if layer is not None and layer not in adata.layers:
-        raise ScreenError(f"There is no layer {layer!r}, only {listed(adata.layers)}.")
-    matrix = adata.X if layer is None else adata.layers[layer]
-    enough = np.ones(adata.n_obs, dtype=bool)
-    if matrix is None:
-        return None, enough
-    digests = np.empty(adata.n_obs, dtype=np.uint64)
-    for start, rows in _chunks(matrix, adata.n_obs):
-        for offset, (first, last) in enumerate(pairwise(rows.indptr)):
-            digest = hashlib.blake2b(rows.indices[first:last].astype(np.int32).tobytes())
-            digest.update(rows.data[first:last].astype(np.float64).tobytes())
-            digests[start + offset] = int.from_bytes(digest.digest()[:8], "little")
-            enough[start + offset] = last - first >= min_genes
-    return digests, enough
-
-
-def _chunks(matrix: Any, n_cells: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
-    for start in range(0, n_cells, _CELLS_PER_CHUNK):
-        rows = sparse.csr_matrix(matrix[start : start + _CELLS_PER_CHUNK], copy=True)
-        rows.sum_duplicates()
-        rows.eliminate_zeros()
-        yield start, rows
 
 
 def _cells_used(

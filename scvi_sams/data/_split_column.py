@@ -24,6 +24,8 @@ __all__ = [
     "SPLITS_UNS_KEY",
     "SPLIT_LABELS",
     "HeldOutBy",
+    "check_names",
+    "check_share",
     "choose_names",
     "random_share",
     "split_column",
@@ -186,13 +188,24 @@ def choose_names(
         n = min(max(round(wanted * len(among)), 1), len(among)) if wanted else 0
         return sorted(str(among[i]) for i in rng.permutation(len(among))[:n])
     names = [str(name) for name in ([wanted] if isinstance(wanted, str) else wanted)]
+    check_names(names, among, what, argument)
+    return sorted(set(names))
+
+
+def check_names(names: Sequence[str], among: Sequence[str], what: str, argument: str) -> None:
+    """Refuse names of what is not there.
+
+    Raises
+    ------
+    ScreenError
+        If there is one.
+    """
     if unknown := [name for name in names if name not in set(among)]:
         close = nearest(unknown[0], among)
         raise ScreenError(
             f"`{argument}` names {what} that no cell has: {listed(unknown)}. "
             + (f"Did you mean {listed(close)}?" if close else f"There are {listed(among)}.")
         )
-    return sorted(set(names))
 
 
 def check_share(share: float, argument: str) -> None:

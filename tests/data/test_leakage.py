@@ -4,20 +4,18 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import scanpy as sc
 import scipy.sparse as sp
 
 from scvi_sams import ScreenError
 from scvi_sams.data import (
-    CELLS_USED_UNS_KEY,
     check_leakage,
     record_cells_used,
-    select_genes,
     split_batches,
     split_cells,
     split_conditions,
     split_doses,
     split_pairs,
+    split_pairs_by_training_cells,
     split_pairs_out_of_distribution,
     split_perturbations,
 )
@@ -37,23 +35,74 @@ def cells_of(adata: ad.AnnData, condition: str) -> pd.Index:
 
 class TestHeldOut:
     @pytest.mark.parametrize(
-        "split",
+        ("split", "status"),
         [
-            lambda adata: split_cells(adata),
-            lambda adata: split_conditions(adata, *LABELS),
-            lambda adata: split_perturbations(adata, *LABELS),
-            lambda adata: split_pairs(adata, *LABELS, 0, 0.5),
-            lambda adata: split_pairs(adata, *LABELS, 1, 0.5),
-            lambda adata: split_pairs(adata, *LABELS, 2),
-            lambda adata: split_pairs_out_of_distribution(adata, *LABELS, 0.5),
-            lambda adata: split_batches(adata, "replicate", ["replicate_1"]),
+            (lambda adata: split_cells(adata), "not checked"),
+            (lambda adata: split_conditions(adata, *LABELS), "passed"),
+            (lambda adata: split_conditions(adata, *LABELS, 0.2, 0.2), "passed"),
+            (lambda adata: split_perturbations(adata, *LABELS), "passed"),
+            (lambda adata: split_pairs(adata, *LABELS, 0, 0.5), "passed"),
+            (lambda adata: split_pairs(adata, *LABELS, 1, 0.5), "passed"),
+            (lambda adata: split_pairs(adata, *LABELS, 2), "passed"),
+            (lambda adata: split_batches(adata, "replicate", ["replicate_1"]), "passed"),
+            (lambda adata: split_doses(adata, *LABELS, "dose"), "passed"),
+            (lambda adata: split_pairs_out_of_distribution(adata, *LABELS, 0.5), "passed"),
+            (lambda adata: split_pairs_by_training_cells(adata, *LABELS, 0.5), "not checked"),
         ],
     )
-    def test_splits_of_the_package_pass(self, screen, split):
-        split(screen)
-        table = check_leakage(screen)
+    def test_splits_of_the_package_pass(self, tmp_path, split, status):
+        adata = simulated_screen(1_000, 60, 12, 16, doses=[1.0, 10.0], seed=1)
+        split(adata)
+        table = check_leakage(adata)
         assert list(table.index) == ["held out", "duplicated cells", "cells used", "controls"]
+        assert table.loc["held out", "status"] == status
         assert table.loc["duplicated cells", "status"] == "passed"
+        adata.write_h5ad(tmp_path / "screen.h5ad")
+        pd.testing.assert_frame_equal(check_leakage(ad.read_h5ad(tmp_path / "screen.h5ad")), table)
+
+    @pytest.mark.parametrize("n_seen", [0, 1])
+    def test_an_unused_cell_with_an_unseen_perturbation(self, screen, n_seen):
+        split_pairs(screen, *LABELS, n_seen, 0.5)
+        unused = screen.obs_names[screen.obs["split"] == "unused"][:2]
+        screen.obs.loc[unused, "split"] = ["train", "validation"]
+        with pytest.raises(ScreenError, match="perturbations held out are seen"):
+            check_leakage(screen)
+
+    def test_an_unused_cell_of_a_pair_out_of_distribution(self, screen):
+        split_pairs_out_of_distribution(screen, *LABELS, 1.0)
+        unused = screen.obs_names[screen.obs["split"] == "unused"][:1]
+        screen.obs.loc[unused, "split"] = "train"
+        with pytest.raises(ScreenError, match="conditions held out are seen"):
+            check_leakage(screen)
+
+    def test_labels_that_are_taken_whole(self, screen):
+        """The record knows that there was no delimiter, so a part is another perturbation."""
+        pair = next(c for c in screen.obs["perturbation"].cat.categories if "+" in c)
+        part = pair.split("+")[0]
+        split_perturbations(screen, *LABELS, [part], combination_delimiter=None)
+        assert (screen.obs.loc[cells_of(screen, pair), "split"] != "test").all()
+        assert check_leakage(screen).loc["held out", "status"] == "passed"
+        with pytest.raises(ScreenError, match=part):
+            check_leakage(screen, perturbation_key="perturbation", control="control")
+
+    def test_another_delimiter_and_several_controls(self, screen):
+        labels = screen.obs["perturbation"].astype(str).str.replace("+", "|")
+        labels[cells_of(screen, "control")[::2]] = "safe"
+        screen.obs["perturbation"] = labels
+        split_perturbations(
+            screen, "perturbation", ["control", "safe"], ["P001"], combination_delimiter="|"
+        )
+        table = check_leakage(screen)
+        assert table.loc["held out", "status"] == "passed"
+        n_control = [
+            f"{((screen.obs['split'] == part) & labels.isin(['control', 'safe'])).sum()} in {part}"
+            for part in ("train", "validation", "test")
+        ]
+        assert ", ".join(n_control) in table.loc["controls", "detail"]
+        pair = next(label for label in labels if label.startswith("P001|"))
+        screen.obs.loc[cells_of(screen, pair)[:1], "split"] = "train"
+        with pytest.raises(ScreenError, match=r"'P001 \(1 cells\)'"):
+            check_leakage(screen)
 
     def test_a_training_cell_of_a_held_out_condition(self, screen):
         split_conditions(screen, *LABELS, ["P001", "P002"])
@@ -159,6 +208,60 @@ class TestOwnColumn:
                 control="control",
             )
 
+    @pytest.mark.parametrize(
+        ("held_out_by", "held_out", "near"),
+        [
+            ("perturbation", "P007", "P0071"),
+            ("batch", "replicate_1", "replicate_11"),
+            ("dose", "A:2", "A:20"),
+        ],
+    )
+    def test_names(self, screen, held_out_by, held_out, near):
+        """What is named is looked for in all that is seen, test cells with it or none."""
+        if held_out_by == "dose":
+            screen.obs["perturbation"] = np.where(np.arange(1_000) % 4, "A", "control")
+            screen.obs["dose"] = np.arange(1_000) % 4
+        screen.obs["mine"] = "train"
+        arguments = {
+            "perturbation_key": "perturbation",
+            "control": "control",
+            "dosage_key": "dose" if held_out_by == "dose" else None,
+            "batch_key": "replicate",
+            "held_out_by": held_out_by,
+        }
+        with pytest.raises(ScreenError, match=rf"{held_out_by}e?s held out are seen.*{held_out} "):
+            check_leakage(screen, "mine", **arguments, held_out=[held_out])
+        has_it = {
+            "perturbation": screen.obs["perturbation"].str.contains(held_out),
+            "batch": screen.obs["replicate"] == held_out,
+            "dose": np.arange(1_000) % 4 == 2,
+        }
+        is_control = screen.obs["perturbation"] == "control"
+        screen.obs["mine"] = np.where(has_it[held_out_by] & ~is_control, "unused", "train")
+        table = check_leakage(screen, "mine", **arguments, held_out=held_out)
+        assert table.loc["held out", "status"] == "passed"
+        with pytest.raises(ScreenError, match=rf"`held_out` names.*'{near}'.*{held_out}"):
+            check_leakage(screen, "mine", **arguments, held_out=[near])
+
+    def test_names_of_what(self, screen):
+        screen.obs["mine"] = "train"
+        with pytest.raises(ValueError, match="say of what, with `held_out_by`"):
+            check_leakage(
+                screen, "mine", held_out=["P001"], perturbation_key="perturbation", control="NT"
+            )
+
+    def test_overrides_the_record(self, screen):
+        split_conditions(screen, *LABELS, ["P001"])
+        with pytest.raises(ScreenError, match="perturbations held out are seen.*P001"):
+            check_leakage(screen, held_out_by="perturbation")
+        with pytest.raises(ScreenError, match="batches held out are seen"):
+            check_leakage(screen, held_out_by="batch", batch_key="replicate")
+
+    def test_labels_of_another_kind(self, screen):
+        screen.obs["mine"] = np.where(np.arange(1_000) % 2, "train", "ood")
+        with pytest.raises(ScreenError, match="holds 'ood'"):
+            check_leakage(screen, "mine")
+
     def test_doses_and_batches_need_their_columns(self, screen):
         split_cells(screen)
         for by, key in (("dose", "dosage_key"), ("batch", "batch_key")):
@@ -223,105 +326,6 @@ class TestDuplicates:
             check_leakage(both, layer="counts")
         with pytest.raises(ScreenError, match="no layer 'raw'"):
             check_leakage(both, layer="raw")
-
-
-class TestGeneSelection:
-    def test_is_that_of_scanpy_on_training_cells(self, screen):
-        split_cells(screen)
-        selected = select_genes(screen, n_top_genes=20)
-        training = screen[screen.obs["split"] == "train"].copy()
-        sc.pp.normalize_total(training, target_sum=1e4)
-        sc.pp.log1p(training)
-        sc.pp.highly_variable_genes(training, n_top_genes=20)
-        assert (selected == training.var["highly_variable"]).all()
-        assert selected.sum() == 20
-
-    def test_does_not_depend_on_test_cells(self, screen):
-        split_cells(screen)
-        before = select_genes(screen, n_top_genes=20, layer="counts").copy()
-        test = (screen.obs["split"] != "train").to_numpy()
-        counts = screen.layers["counts"].toarray()
-        counts[test] = np.random.default_rng(0).poisson(5, counts[test].shape)
-        screen.layers["counts"] = sp.csr_matrix(counts)
-        assert (select_genes(screen, n_top_genes=20, layer="counts") == before).all()
-
-    def test_passes_and_survives_an_h5ad_and_the_choice_of_genes(self, screen, tmp_path):
-        split_conditions(screen, *LABELS)
-        select_genes(screen, n_top_genes=20, batch_key="replicate")
-        chosen = screen[:, screen.var["highly_variable"]].copy()
-        chosen.write_h5ad(tmp_path / "screen.h5ad")
-        table = check_leakage(ad.read_h5ad(tmp_path / "screen.h5ad"), min_genes=0)
-        assert table.loc["cells used", "status"] == "passed"
-
-    def test_on_all_cells(self, screen):
-        split_cells(screen)
-        record_cells_used(screen, "highly_variable", np.ones(1_000, dtype=bool))
-        with pytest.raises(ScreenError, match="'highly_variable' was computed on 200 cells that"):
-            check_leakage(screen)
-
-    def test_on_the_training_cells_of_another_split(self, screen):
-        split_cells(screen, seed=0)
-        select_genes(screen, n_top_genes=20)
-        split_cells(screen, seed=1)
-        with pytest.raises(ScreenError, match="cells that are held out"):
-            check_leakage(screen)
-
-    def test_on_unused_cells_of_held_out_conditions(self, screen):
-        split_pairs_out_of_distribution(screen, *LABELS)
-        record_cells_used(screen, "rank_genes_groups", screen.obs["split"] != "test")
-        with pytest.raises(ScreenError, match="'rank_genes_groups' was computed on"):
-            check_leakage(screen)
-
-    def test_overwritten_by_a_selection_on_all_cells(self, screen):
-        split_cells(screen)
-        select_genes(screen, n_top_genes=20)
-        screen.var["highly_variable"] = np.roll(screen.var["highly_variable"], 1)
-        with pytest.raises(ScreenError, match="genes differ"):
-            check_leakage(screen)
-
-    def test_record_that_no_longer_fits_its_cells(self, screen):
-        split_cells(screen, test_size=0)
-        select_genes(screen, n_top_genes=20)
-        used = screen.obs["used_for_highly_variable"].to_numpy().copy()
-        used[[np.flatnonzero(used)[0], np.flatnonzero(~used)[0]]] ^= True
-        screen.obs["used_for_highly_variable"] = used
-        with pytest.raises(ScreenError, match="compute it again"):
-            check_leakage(screen)
-
-    def test_cells_dropped_after_the_selection_are_reported(self, screen):
-        split_cells(screen)
-        select_genes(screen, n_top_genes=20)
-        dropped = np.flatnonzero(screen.obs["split"] == "train")[:7]
-        left = screen[np.setdiff1d(np.arange(1_000), dropped)].copy()
-        assert "7 cells that were used" in check_leakage(left).loc["cells used", "detail"]
-
-    def test_named_but_not_recorded(self, screen):
-        split_cells(screen)
-        screen.var["highly_variable"] = True
-        table = check_leakage(screen)
-        assert table.loc["cells used", "status"] == "not checked"
-        assert "highly_variable" in table.loc["cells used", "detail"]
-        with pytest.raises(ScreenError, match="not recorded on which cells 'highly_variable'"):
-            check_leakage(screen, selections=["highly_variable"])
-
-    def test_validation_cells_are_reported(self, screen):
-        split_cells(screen)
-        record_cells_used(screen, "panel", screen.obs["split"] != "test")
-        assert "160 cells for validation" in check_leakage(screen).loc["cells used", "detail"]
-        assert set(screen.uns[CELLS_USED_UNS_KEY]) == {"panel"}
-
-    def test_refusals(self, screen):
-        split_cells(screen)
-        with pytest.raises(ScreenError, match="there are 60 genes"):
-            select_genes(screen, n_top_genes=61)
-        with pytest.raises(ScreenError, match="no layer 'raw'"):
-            select_genes(screen, n_top_genes=5, layer="raw")
-        with pytest.raises(ScreenError, match="no column 'lane'"):
-            select_genes(screen, n_top_genes=5, batch_key="lane")
-        with pytest.raises(ScreenError, match="1000 booleans"):
-            record_cells_used(screen, "panel", [True])
-        with pytest.raises(ScreenError, match="view"):
-            record_cells_used(screen[:5], "panel", np.ones(5, dtype=bool))
 
 
 def test_all_leaks_are_named_at_once(screen):

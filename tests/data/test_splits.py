@@ -5,22 +5,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvi_sams import SAMSVAE, ScreenError
+from scvi_sams import ScreenError
 from scvi_sams.data import (
-    SPLIT_LABELS,
     SPLITS_UNS_KEY,
     count_seen_perturbations,
     split_batches,
     split_cells,
     split_conditions,
     split_doses,
-    split_indices,
     split_pairs,
     split_pairs_by_training_cells,
     split_pairs_out_of_distribution,
     split_perturbations,
 )
-from scvi_sams.data._split_column import random_share
 from scvi_sams.datasets import simulated_screen
 
 LABELS = ("perturbation", "control")
@@ -39,37 +36,6 @@ def labelled(labels: list[str], **columns) -> ad.AnnData:
 def parts_of(adata: ad.AnnData, label: str) -> set[str]:
     cells = adata.obs["split"] == label
     return set(adata.obs.loc[cells, "perturbation"])
-
-
-class TestShare:
-    def test_a_stratum_gives_its_share_rounded_up_or_down(self):
-        rng = np.random.default_rng(0)
-        strata = rng.integers(50, size=5_000)
-        drawn = random_share(strata, 0.3, rng)
-        wanted = 0.3 * np.bincount(strata)
-        assert (np.abs(np.bincount(strata, drawn) - wanted) < 1).all()
-
-    def test_strata_of_one_cell_give_the_share_together(self):
-        drawn = random_share(np.arange(20_000), 0.2, np.random.default_rng(0))
-        assert drawn.mean() == pytest.approx(0.2, abs=0.01)
-
-    def test_larger_shares_contain_smaller_ones(self):
-        strata = np.repeat(np.arange(30), 7)
-        draws = [
-            random_share(strata, share, np.random.default_rng(3))
-            for share in (0.0, 0.25, 0.5, 0.75, 1.0)
-        ]
-        assert not draws[0].any()
-        assert draws[-1].all()
-        for smaller, larger in zip(draws, draws[1:], strict=False):
-            assert (smaller <= larger).all()
-
-    def test_every_cell_is_as_likely(self):
-        counts = sum(
-            random_share(np.zeros(5, dtype=int), 0.4, np.random.default_rng(seed)).astype(int)
-            for seed in range(5_000)
-        )
-        np.testing.assert_allclose(counts / 5_000, 0.4, atol=0.03)
 
 
 class TestCells:
@@ -107,40 +73,6 @@ class TestCells:
     def test_unknown_column_names_the_nearest(self, screen):
         with pytest.raises(ScreenError, match="'perturbation'"):
             split_cells(screen, stratify_by="perturbatoin")
-
-
-class TestRecord:
-    def test_says_how_the_split_was_made(self, screen):
-        split_conditions(screen, *LABELS, ["P001", "P002"], seed=7, key_added="mine")
-        record = screen.uns[SPLITS_UNS_KEY]["mine"]
-        assert record["kind"] == "split_conditions"
-        assert record["seed"] == 7
-        assert record["held_out_by"] == "condition"
-        assert record["held_out"].tolist() == ["P001", "P002"]
-        assert record["arguments"]["control"] == "control"
-        assert record["arguments"]["test_conditions"].tolist() == ["P001", "P002"]
-        assert record["package_version"]
-
-    def test_of_one_split_does_not_touch_that_of_another(self, screen):
-        split_cells(screen, key_added="first")
-        split_cells(screen, key_added="second", seed=1)
-        assert set(screen.uns[SPLITS_UNS_KEY]) == {"first", "second"}
-
-    def test_survives_an_h5ad_and_makes_the_split_again(self, screen, tmp_path):
-        column = split_batches(screen, "replicate", ["replicate_2"], seed=3)
-        split_cells(screen, key_added="cells")
-        screen.write_h5ad(tmp_path / "screen.h5ad")
-        read = ad.read_h5ad(tmp_path / "screen.h5ad")
-        record = read.uns[SPLITS_UNS_KEY]["split"]
-        assert record["held_out"].tolist() == ["replicate_2"]
-        arguments = {
-            key: record["arguments"][key]
-            for key in ("batch_key", "test_batches", "train_on_controls", "validation_size")
-        }
-        assert list(split_batches(read, **arguments, seed=int(record["seed"]))) == list(column)
-
-    def test_column_is_categorical_in_the_documented_order(self, screen):
-        assert tuple(split_cells(screen).cat.categories) == SPLIT_LABELS
 
 
 class TestConditions:
@@ -204,6 +136,14 @@ class TestPerturbations:
         assert ((screen.obs["split"] == "test") == has_one).all()
         assert has_one.any()
 
+    def test_share_is_of_perturbations(self, screen):
+        split_perturbations(screen, *LABELS, 0.25)
+        held_out = set(screen.uns[SPLITS_UNS_KEY]["split"]["held_out"])
+        assert len(held_out) == 3
+        for label, has_one in (("train", False), ("validation", False), ("test", True)):
+            for name in parts_of(screen, label):
+                assert bool(held_out & set(name.split("+"))) == has_one
+
     def test_unknown_name(self, screen):
         with pytest.raises(ScreenError, match=r"`test_perturbations` names.*'P1'"):
             split_perturbations(screen, *LABELS, ["P1"])
@@ -234,6 +174,41 @@ class TestPairs:
         with pytest.raises(ScreenError, match=r"'A\+C' is no pair"):
             split_pairs(adata, *LABELS, 2, ["C+A"])
 
+    def test_pairs_by_name_in_any_order(self):
+        adata = labelled(["control", "A", "B", "A+B", "B+A", "C", "B+C"])
+        split_pairs(adata, *LABELS, 2, ["B+A"], validation_size=0)
+        assert parts_of(adata, "test") == {"A+B", "B+A"}
+        assert (adata.obs["split"] != "unused").all()
+
+    @pytest.mark.parametrize(
+        ("n_seen", "expected"),
+        [
+            (1, ["train", "unused", "train", "test", "test", "unused", "train", "unused"]),
+            (0, ["train", "unused", "train", "unused", "unused", "unused", "train", "unused"]),
+        ],
+    )
+    def test_one_perturbation_held_out_by_hand(self, n_seen, expected):
+        """A single and a triple of it are unused; with two unseen, all but pairs of both are."""
+        labels = ["control", "A", "B", "A+B", "C+A", "A+B+C", "B+C", "A"]
+        adata = labelled([*labels, "A+D"])
+        held_out = ["A"] if n_seen else ["A", "D"]
+        split_pairs(adata, *LABELS, n_seen, held_out, validation_size=0)
+        assert adata.obs["split"].tolist() == [*expected, "test"]
+
+    def test_triples_are_no_pairs(self):
+        adata = labelled(["control", "A", "B", "C", "A+B", "A+B+C"])
+        split_pairs(adata, *LABELS, 2, 1.0, validation_size=0)
+        assert parts_of(adata, "test") == {"A+B"}
+        with pytest.raises(ScreenError, match=r"'A\+B\+C' is no pair"):
+            split_pairs(adata, *LABELS, 2, ["A+B+C"])
+
+    def test_a_screen_without_pairs(self):
+        adata = labelled(["control", "A", "B"])
+        with pytest.raises(ScreenError, match="no pairs of single perturbations to hold out"):
+            split_pairs(adata, *LABELS)
+        with pytest.raises(ScreenError, match="no perturbations of pairs to hold out"):
+            split_pairs(adata, *LABELS, 1)
+
     def test_no_pair_left(self):
         adata = labelled(["control", "A", "B", "A+B"])
         with pytest.raises(ScreenError, match="No pair has 0 seen perturbations when A"):
@@ -254,6 +229,16 @@ class TestBatches:
         split_batches(screen, "replicate", ["replicate_2"])
         is_second = screen.obs["replicate"] == "replicate_2"
         assert ((screen.obs["split"] == "test") == is_second).all()
+
+    def test_share_is_of_batches(self, screen):
+        screen.obs["donor"] = [f"donor_{i % 10}" for i in range(screen.n_obs)]
+        split_batches(screen, "donor", 0.3)
+        is_test = screen.obs["split"] == "test"
+        held_out = set(screen.obs.loc[is_test, "donor"])
+        assert len(held_out) == 3
+        assert (screen.obs["donor"].isin(held_out) == is_test).all()
+        share = (screen.obs.loc[~is_test, "split"] == "validation").mean()
+        assert share == pytest.approx(0.1, abs=0.001)
 
     def test_controls_of_held_out_batches_may_be_trained_on(self, screen):
         split_batches(
@@ -294,6 +279,17 @@ class TestDoses:
         adata = self.adata()
         split_doses(adata, *LABELS, "dose", doses, validation_size=0)
         assert set(np.flatnonzero(adata.obs["split"] == "test")) == tested
+
+    def test_controls_may_have_any_dose_or_none(self):
+        adata = labelled(["control", "control", "A", "A"], dose=[None, "7", "1", "2"])
+        split_doses(adata, *LABELS, "dose", validation_size=0)
+        assert adata.obs["split"].tolist() == ["train", "train", "train", "test"]
+
+    def test_missing_doses_of_controls_in_strings_of_pandas_3(self):
+        with pd.option_context("future.infer_string", True):
+            adata = labelled(["control", "A", "A"], dose=[None, "1", "2"])
+            split_doses(adata, *LABELS, "dose", validation_size=0)
+        assert adata.obs["split"].tolist() == ["train", "train", "test"]
 
     def test_combinations_with_a_held_out_dose(self):
         adata = labelled(["control", "A", "A", "A+B"], dose=["0", "1", "2", "2+1"])
@@ -358,34 +354,6 @@ class TestPaper:
         adata = labelled(["control", "A", "B"])
         with pytest.raises(ScreenError, match="combination_delimiter"):
             split_pairs_out_of_distribution(adata, *LABELS)
-
-
-class TestIndices:
-    def test_train_a_model_on_them(self, screen):
-        split_cells(screen, seed=1)
-        SAMSVAE.setup_anndata(screen, perturbation_key="perturbation", control="control")
-        model = SAMSVAE(screen, n_latent=4, n_hidden=8)
-        parts = split_indices(screen)
-        model.train(
-            max_epochs=1,
-            accelerator="cpu",
-            enable_progress_bar=False,
-            datasplitter_kwargs={"external_indexing": parts},
-        )
-        np.testing.assert_array_equal(np.sort(model.train_indices), parts[0])
-        np.testing.assert_array_equal(np.sort(model.test_indices), parts[2])
-
-    def test_unused_cells_are_to_be_left_out(self, screen):
-        split_pairs_out_of_distribution(screen, *LABELS, 0.5)
-        with pytest.raises(ScreenError, match=r"adata\[adata\.obs\['split'\] != 'unused'\]"):
-            split_indices(screen)
-        parts = split_indices(screen[screen.obs["split"] != "unused"].copy())
-        assert sum(map(len, parts)) == (screen.obs["split"] != "unused").sum()
-
-    def test_other_labels_are_refused(self, screen):
-        screen.obs["split"] = ["ood", *["train"] * (screen.n_obs - 1)]
-        with pytest.raises(ScreenError, match="holds 'ood'"):
-            split_indices(screen)
 
 
 def test_real_pairs(norman_path):
