@@ -100,7 +100,7 @@ def cell_conditions(
     if doses is not None:
         columns.append(doses.astype(str).rename("dose"))
     groups = pd.concat(columns, axis=1).groupby(
-        [column.name for column in columns], sort=False, observed=True
+        [column.name for column in columns], sort=False, observed=True, dropna=False
     )
     group_of_cell = groups.ngroup().to_numpy()
     _, first_cells = np.unique(group_of_cell, return_index=True)
