@@ -50,6 +50,10 @@ class EffectsMixin(SAMSModel):
     def get_mask_prior(self, credible_level: float = 0.95) -> pd.DataFrame:
         """Prior probability that a mask is one, given or learned.
 
+        A learned probability counts what is left of doubt about masks that are off, which
+        saturating evidence (``mask_evidence_cells``) never takes away: on simulated screens it
+        lies some 0.1 above the share of masks that are on. Count those for the density.
+
         Parameters
         ----------
         credible_level
