@@ -75,11 +75,16 @@ class TestGeneSelection:
         with pytest.raises(ScreenError, match="'rank_genes_groups' was computed on"):
             check_leakage(screen)
 
-    def test_overwritten_by_a_selection_on_all_cells(self, screen):
+    @pytest.mark.parametrize(("n_added", "n_dropped"), [(3, 3), (4, 0), (0, 2)])
+    def test_overwritten_by_a_selection_on_all_cells(self, screen, n_added, n_dropped):
         split_cells(screen)
         select_genes(screen, n_top_genes=20)
-        screen.var["highly_variable"] = np.roll(screen.var["highly_variable"], 1)
-        with pytest.raises(ScreenError, match="genes differ"):
+        selected = screen.var["highly_variable"].to_numpy().copy()
+        was_selected, was_not = np.flatnonzero(selected), np.flatnonzero(~selected)
+        selected[was_selected[:n_dropped]] = False
+        selected[was_not[:n_added]] = True
+        screen.var["highly_variable"] = selected
+        with pytest.raises(ScreenError, match=f"{n_added + n_dropped} genes differ"):
             check_leakage(screen)
 
     def test_record_that_no_longer_fits_its_cells(self, screen):
