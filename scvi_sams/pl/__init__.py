@@ -1,13 +1,23 @@
+from scvi_sams.pl._dose_response import dose_response
+from scvi_sams.pl._effect_heatmap import effect_heatmap
 from scvi_sams.pl._effects import model_vs_observed_effects
+from scvi_sams.pl._gene_program import gene_program
 from scvi_sams.pl._latent_umap import latent_umap
 from scvi_sams.pl._mask_heatmap import mask_heatmap
+from scvi_sams.pl._pair_effects import pair_vs_additive_effects
 from scvi_sams.pl._scorecard import scorecard
 from scvi_sams.pl._training_history import training_history
+from scvi_sams.pl._volcano import volcano
 
 __all__ = [
+    "dose_response",
+    "effect_heatmap",
+    "gene_program",
     "latent_umap",
     "mask_heatmap",
     "model_vs_observed_effects",
+    "pair_vs_additive_effects",
     "scorecard",
     "training_history",
+    "volcano",
 ]

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scvi_sams.metrics import effect_correlation
-from scvi_sams.pl._figure import CATEGORICAL_COLORS, axes_or_new
+from scvi_sams.pl._figure import (
+    CATEGORICAL_COLORS,
+    MAX_POINTS,
+    NUMERIC_COLORS,
+    REFERENCE_LINE,
+    axes_or_new,
+    open_frame,
+)
 
 if TYPE_CHECKING:
     import anndata as ad
     from matplotlib.axes import Axes
-
-_MAX_POINTS = 2_000  # beyond these, points hide each other and are counted in hexagons
 
 
 def model_vs_observed_effects(
@@ -63,7 +68,7 @@ def model_vs_observed_effects(
 
     ax = axes_or_new(ax, (4.8, 4.2))
     limit = 1.05 * float(max(np.abs(model).max(), np.abs(observed).max(), 1e-3))
-    if model.size > _MAX_POINTS:
+    if model.size > MAX_POINTS:  # counted in hexagons
         hexagons = ax.hexbin(
             observed,
             model,
@@ -71,13 +76,13 @@ def model_vs_observed_effects(
             bins="log",
             mincnt=1,
             extent=(-limit, limit, -limit, limit),
-            cmap="viridis_r",
+            cmap=NUMERIC_COLORS.reversed(),
             linewidths=0.1,
         )
         ax.figure.colorbar(hexagons, ax=ax, label="effects", shrink=0.6)
     else:
         ax.scatter(observed, model, s=8, c=CATEGORICAL_COLORS[0], alpha=0.5, linewidths=0)
-    ax.axline((0, 0), slope=1, color="0.3", linewidth=1, linestyle="--")
+    ax.axline((0, 0), slope=1, **REFERENCE_LINE)
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     ax.set_xlabel("observed effect (log2 expression)")
     ax.set_ylabel("model's effect (log2 expression)")
@@ -86,5 +91,5 @@ def model_vs_observed_effects(
         f"{len(conditions):,} conditions x {len(genes):,} genes",
         fontsize="medium",
     )
-    ax.spines[["top", "right"]].set_visible(False)
+    open_frame(ax)
     return ax

@@ -11,7 +11,13 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 
-from scvi_sams.pl._figure import CATEGORICAL_COLORS, OTHER_COLOR, axes_or_new
+from scvi_sams.pl._figure import (
+    CATEGORICAL_COLORS,
+    NUMERIC_COLORS,
+    OTHER_COLOR,
+    axes_or_new,
+    open_frame,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +98,7 @@ def latent_umap(
             y,
             s=size,
             c=values,
-            cmap="cividis",
+            cmap=NUMERIC_COLORS,
             vmin=low,
             vmax=high,
             linewidths=0,
@@ -103,7 +109,7 @@ def latent_umap(
         _scatter_categories(ax, x, y, latent, obs[color].iloc[drawn], size)
     ax.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
     ax.set_aspect("equal", adjustable="datalim")
-    ax.spines[["top", "right"]].set_visible(False)
+    open_frame(ax)
     return ax
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.lines import Line2D
 
-from scvi_sams.pl._figure import CATEGORICAL_COLORS, axes_or_new
+from scvi_sams.pl._figure import CATEGORICAL_COLORS, MAX_POINTS, axes_or_new, open_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _COLORS = {"model": CATEGORICAL_COLORS[1], "baseline": CATEGORICAL_COLORS[0], "ceiling": "0.45"}
 _MARKERS = {"model": "D", "baseline": "o", "ceiling": "s"}
-_MAX_POINTS = 2_000  # beyond these, conditions hide each other
 
 
 def scorecard(card: Scorecard, measure: str = "pearson_perturbed", ax: Axes | None = None) -> Axes:
@@ -58,7 +57,7 @@ def scorecard(card: Scorecard, measure: str = "pearson_perturbed", ax: Axes | No
     rows = rows[np.isfinite(rows["mean"])]
     ax = axes_or_new(ax, (5.2, 1.2 + 0.32 * len(rows)))
     values = card.per_condition[card.per_condition["measure"] == measure]
-    many = len(values) > _MAX_POINTS
+    many = len(values) > MAX_POINTS
 
     shown: list[float] = []
     for position, (name, row) in enumerate(rows.iterrows()):
@@ -110,5 +109,5 @@ def scorecard(card: Scorecard, measure: str = "pearson_perturbed", ax: Axes | No
         frameon=False,
         fontsize="small",
     )
-    ax.spines[["top", "right"]].set_visible(False)
+    open_frame(ax)
     return ax

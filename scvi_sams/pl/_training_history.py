@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from scvi_sams.pl._figure import CATEGORICAL_COLORS, axes_or_new
+from scvi_sams.pl._figure import CATEGORICAL_COLORS, LINE_WIDTH, axes_or_new, open_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ def training_history(model: BaseModelClass, ax: Axes | None = None) -> Axes:
     ax = axes_or_new(ax, (5.0, 3.5))
     settled = []
     for color, (label, curve) in zip(CATEGORICAL_COLORS, curves.items(), strict=False):
-        ax.plot(curve.index, curve, color=color, label=f"{label} cells", linewidth=1.5)
+        ax.plot(curve.index, curve, color=color, label=f"{label} cells", linewidth=LINE_WIDTH)
         ax.annotate(
             f"{curve.iloc[-1]:,.1f}",
             (curve.index[-1], curve.iloc[-1]),
@@ -81,7 +81,7 @@ def training_history(model: BaseModelClass, ax: Axes | None = None) -> Axes:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epoch")
     ax.set_ylabel("negative ELBO (nats a cell)")
-    ax.spines[["top", "right"]].set_visible(False)
+    open_frame(ax)
     if len(curves) > 1:
         ax.legend(frameon=False)
     return ax

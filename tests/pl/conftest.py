@@ -16,6 +16,8 @@ class KnownReadouts:
     mask: pd.DataFrame = field(default_factory=pd.DataFrame)
     effect: pd.DataFrame = field(default_factory=pd.DataFrame)
     history: dict[str, pd.DataFrame] = field(default_factory=dict)
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
+    adata: None = None
 
     def get_perturbation_mask(self) -> pd.DataFrame:
         return self.mask
@@ -23,19 +25,23 @@ class KnownReadouts:
     def get_perturbation_effect(self) -> pd.DataFrame:
         return self.effect
 
+    def get_dose_response(self, credible_level: float) -> pd.DataFrame:
+        return self.curves
+
 
 @pytest.fixture
 def known_readouts():
     """Make a model with given masks, perturbations x latents; effects are masks times `size`."""
 
-    def make(mask, size=2.0, history=None):
+    def make(mask, size=2.0, history=None, curves=None):
         mask = np.asarray(mask, dtype=float)
         frame = pd.DataFrame(
             mask,
             index=[f"GENE{row}" for row in range(mask.shape[0])],
             columns=[f"latent_{column}" for column in range(mask.shape[1])],
         )
-        return KnownReadouts(frame, frame * size, history or {})
+        curves = pd.DataFrame() if curves is None else curves
+        return KnownReadouts(frame, frame * size, history or {}, curves)
 
     return make
 
