@@ -11,23 +11,32 @@ import scanpy as sc
 
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
-REAL_SCREENS = {
-    "02_interferon_gamma": "papalexi2021_eccite.h5ad",
-    "03_pairs": "norman2019_subset.h5ad",
+REAL_SCREENS = {  # the fixture, the name of the screen in the tutorial, a perturbation of it
+    "02_interferon_gamma": ("papalexi_path", "adata", "STAT1"),
+    "03_pairs": ("norman_path", "screen", "KLF1"),
 }
+
+of_libraries = pytest.mark.filterwarnings(
+    "ignore::UserWarning",
+    "ignore::FutureWarning",
+    "ignore:The set_bad function:PendingDeprecationWarning",  # of scanpy, under matplotlib 3.11
+)
 
 
 def _run(tutorial: Path, tmp_path: Path, monkeypatch) -> dict[str, object]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCVI_SAMS_TUTORIALS", "small")
-    monkeypatch.setattr(sc.settings, "autoshow", False)
     namespace: dict[str, object] = {"__name__": "__main__"}
-    exec(compile(tutorial.read_text(), str(tutorial), "exec"), namespace)
+    shown, sc.settings.autoshow = sc.settings.autoshow, False
+    try:
+        exec(compile(tutorial.read_text(), str(tutorial), "exec"), namespace)
+    finally:
+        sc.settings.autoshow = shown
     return namespace
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@of_libraries
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
 def test_runs_without_real_screens(tutorial, tmp_path, monkeypatch):
     monkeypatch.delenv("SCVI_SAMS_TEST_DATA", raising=False)
@@ -41,17 +50,14 @@ def _offline(*args: object, **kwargs: object) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@of_libraries
 @pytest.mark.parametrize("name", REAL_SCREENS)
 def test_runs_on_the_real_screen(name, request, tmp_path, monkeypatch):
-    fixture = {"02_interferon_gamma": "papalexi_path", "03_pairs": "norman_path"}[name]
+    fixture, variable, perturbation = REAL_SCREENS[name]
     screen = request.getfixturevalue(fixture)
     monkeypatch.setenv("SCVI_SAMS_TEST_DATA", str(screen.parent))
     namespace = _run(ROOT / "tutorials" / f"{name}.py", tmp_path, monkeypatch)
-    used = namespace["adata" if name == "02_interferon_gamma" else "screen"]
-    assert {"IFNGR1", "STAT1"} <= set(used.var_names) or "KLF1" in " ".join(
-        used.obs["perturbation"].cat.categories
-    )
+    assert perturbation in set(namespace[variable].obs["perturbation"])  # not the simulated one
 
 
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)

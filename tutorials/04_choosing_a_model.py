@@ -77,7 +77,7 @@ def fit(model_class, **arguments):
 # %%
 models = {
     "sparse, additive": fit(scvi_sams.SAMSVAE),
-    "additive": fit(scvi_sams.CPAVAE),
+    "dense, additive": fit(scvi_sams.CPAVAE),
     "neither": fit(scvi_sams.ConditionalVAE),
 }
 card = scvi_sams.metrics.scorecard(models, n_bootstrap=300)

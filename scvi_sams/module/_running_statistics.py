@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -13,7 +13,29 @@ if TYPE_CHECKING:
     from scvi_sams.module._functional import DosageEntries
     from scvi_sams.module._networks import Potential
 
-__all__ = ["RunningStatistics"]
+__all__ = ["PendingStatistics", "RunningStatistics"]
+
+
+class PendingStatistics(NamedTuple):
+    """Sums over the cells that one process saw since the processes last pooled theirs.
+
+    Sums of several processes add up; ``max_per_cell`` is the largest of theirs.
+    """
+
+    pull: Tensor
+    others: Tensor
+    curvature: Tensor
+    n_occurrences: Tensor
+    basal_pull: Tensor
+    basal_gain: Tensor
+    n_batch_cells: Tensor
+    n_cells: Tensor
+    max_per_cell: Tensor
+
+    @property
+    def sums(self) -> list[Tensor]:
+        """What is to be added up over processes."""
+        return list(self[:-1])
 
 
 class RunningStatistics(nn.Module):
@@ -27,6 +49,10 @@ class RunningStatistics(nn.Module):
 
     The same is kept for the basal mean of each batch, from ``g (f - shift)`` and ``g``.
 
+    Where several processes train together, each :meth:`defer` its cells: they are summed in
+    :attr:`pending`, and enter the averages as if they were one minibatch by
+    :meth:`absorb_pending`, once the sums of all processes have been added up.
+
     Parameters
     ----------
     n_perturbations, n_latent
@@ -34,6 +60,8 @@ class RunningStatistics(nn.Module):
     n_batch
         Number of batches.
     """
+
+    pending: PendingStatistics | None
 
     basal_pull: Tensor
     basal_gain: Tensor
@@ -60,6 +88,65 @@ class RunningStatistics(nn.Module):
         self.register_buffer("n_occurrences", torch.zeros(n_perturbations, 1, dtype=torch.int64))
         self.register_buffer("n_cells_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("max_per_cell", torch.ones((), dtype=torch.int64))
+        self.pending = None
+
+    @torch.no_grad()
+    def defer(self, deferred: bool = True) -> None:
+        """Keep the cells that follow aside, or no longer; what is pending is dropped.
+
+        Parameters
+        ----------
+        deferred
+            Whether cells wait for :meth:`absorb_pending`.
+        """
+        self.pending = None
+        if deferred:
+            self.pending = PendingStatistics(
+                pull=torch.zeros_like(self.pull),
+                others=torch.zeros_like(self.others),
+                curvature=torch.zeros_like(self.curvature),
+                n_occurrences=torch.zeros_like(self.n_occurrences),
+                basal_pull=torch.zeros_like(self.basal_pull),
+                basal_gain=torch.zeros_like(self.basal_gain),
+                n_batch_cells=torch.zeros_like(self.basal_weight, dtype=torch.int64),
+                n_cells=torch.zeros_like(self.n_cells_seen),
+                max_per_cell=torch.ones_like(self.max_per_cell),
+            )
+
+    @torch.no_grad()
+    def absorb_pending(self, n_training_cells: int) -> None:
+        """Take the pending cells into the averages, as one minibatch.
+
+        Parameters
+        ----------
+        n_training_cells
+            Number of training cells.
+
+        Raises
+        ------
+        ValueError
+            If cells are not deferred.
+        """
+        pending = self.pending
+        if pending is None:
+            raise ValueError("No cells are pending: call defer() before they are observed.")
+        self.defer()
+        self.n_cells_seen += pending.n_cells
+        self.max_per_cell.copy_(torch.maximum(self.max_per_cell, pending.max_per_cell))
+        rows = pending.n_occurrences[:, 0].nonzero()[:, 0]
+        self._absorb(
+            rows,
+            pending.n_occurrences[rows],
+            [pending.pull[rows], pending.others[rows], pending.curvature[rows]],
+            n_training_cells,
+        )
+        rows = pending.n_batch_cells[:, 0].nonzero()[:, 0]
+        self._absorb_basal(
+            rows,
+            pending.n_batch_cells[rows],
+            [pending.basal_pull[rows], pending.basal_gain[rows]],
+            n_training_cells,
+        )
 
     def n_cells(self, n_training_cells: int, rows: Tensor | None = None) -> Tensor:
         """Number of training cells of perturbations, extrapolated during the first epoch.
@@ -77,7 +164,12 @@ class RunningStatistics(nn.Module):
         Shape ``(n_rows, 1)``.
         """
         occurrences = self.n_occurrences if rows is None else self.n_occurrences[rows]
-        share = occurrences.double() / self.n_cells_seen.clamp(min=1)
+        n_cells_seen = self.n_cells_seen
+        if self.pending is not None:
+            pending = self.pending.n_occurrences
+            occurrences = occurrences + (pending if rows is None else pending[rows])
+            n_cells_seen = n_cells_seen + self.pending.n_cells
+        share = occurrences.double() / n_cells_seen.clamp(min=1)
         return (share * n_training_cells).to(self.pull.dtype)
 
     @torch.no_grad()
@@ -105,27 +197,43 @@ class RunningStatistics(nn.Module):
         n_training_cells
             Number of training cells.
         """
-        self.n_cells_seen += entries.n_cells
+        (self.n_cells_seen if self.pending is None else self.pending.n_cells).add_(entries.n_cells)
         if len(entries.cell) == 0:
             return
         gain, location = _gain(potential)[entries.cell], potential.location[entries.cell]
         dose = entries.dose.unsqueeze(1).to(gain.dtype)
         rows, index, count = entries.perturbation.unique(return_inverse=True, return_counts=True)
-        self.n_occurrences[rows] += count.unsqueeze(1)
         per_cell = torch.bincount(entries.cell, minlength=1).max()
-        self.max_per_cell.copy_(torch.maximum(self.max_per_cell, per_cell))
+        max_per_cell = (self if self.pending is None else self.pending).max_per_cell
+        max_per_cell.copy_(torch.maximum(max_per_cell, per_cell))
+        weighted_gain = dose * gain
+        totals = [
+            values.new_zeros(len(rows), values.shape[1]).index_add_(0, index, values)
+            for values in (
+                weighted_gain * location,
+                weighted_gain * (shift[entries.cell] - dose * effects),
+                weighted_gain * dose,
+            )
+        ]
+        count = count.unsqueeze(1)
+        if self.pending is None:
+            self._absorb(rows, count, totals, n_training_cells)
+            return
+        self.pending.n_occurrences[rows] += count
+        for pending, total in zip(self.pending[:3], totals, strict=True):
+            pending[rows] += total
 
-        count = count.unsqueeze(1).to(gain.dtype)
+    def _absorb(
+        self, rows: Tensor, count: Tensor, totals: list[Tensor], n_training_cells: int
+    ) -> None:
+        """Take the sums over some cells of perturbations into their averages."""
+        self.n_occurrences[rows] += count
+        count = count.to(self.pull.dtype)
         memory = self.n_cells(n_training_cells, rows).clamp(min=1)
         weight = self.weight[rows] * torch.exp(-count / memory) + count
         self.weight[rows] = weight
-        weighted_gain = dose * gain
-        for average, values in (
-            (self.pull, weighted_gain * location),
-            (self.others, weighted_gain * (shift[entries.cell] - dose * effects)),
-            (self.curvature, weighted_gain * dose),
-        ):
-            total = values.new_zeros(len(rows), values.shape[1]).index_add_(0, index, values)
+        averages = (self.pull, self.others, self.curvature)
+        for average, total in zip(averages, totals, strict=True):
             average[rows] += (total - count * average[rows]) / weight
 
     @torch.no_grad()
@@ -153,15 +261,27 @@ class RunningStatistics(nn.Module):
             Number of training cells.
         """
         rows, index, count = batch_index.unique(return_inverse=True, return_counts=True)
-        count = count.unsqueeze(1).to(shift.dtype)
+        count = count.unsqueeze(1)
+        gain = information * _gain(potential)
+        totals = [
+            torch.zeros_like(self.basal_pull[rows]).index_add_(0, index, values)
+            for values in (gain * (potential.location - shift), gain)
+        ]
+        if self.pending is None:
+            self._absorb_basal(rows, count, totals, n_training_cells)
+            return
+        self.pending.n_batch_cells[rows] += count
+        self.pending.basal_pull[rows] += totals[0]
+        self.pending.basal_gain[rows] += totals[1]
+
+    def _absorb_basal(
+        self, rows: Tensor, count: Tensor, totals: list[Tensor], n_training_cells: int
+    ) -> None:
+        """Take the sums over some cells of batches into their averages."""
+        count = count.to(self.basal_weight.dtype)
         weight = self.basal_weight[rows] * torch.exp(-count / n_training_cells) + count
         self.basal_weight[rows] = weight
-        gain = information * _gain(potential)
-        for average, values in (
-            (self.basal_pull, gain * (potential.location - shift)),
-            (self.basal_gain, gain),
-        ):
-            total = torch.zeros_like(average[rows]).index_add_(0, index, values)
+        for average, total in zip((self.basal_pull, self.basal_gain), totals, strict=True):
             average[rows] += (total - count * average[rows]) / weight
 
     def basal_mean(self) -> Tensor:

@@ -7,6 +7,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from scvi import settings
 from scvi.dataloaders import BatchDistributedSampler, DataSplitter
@@ -15,7 +16,6 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from scvi_sams.data import DeviceCells, HostCells
 
 if TYPE_CHECKING:
-    import numpy as np
     from scvi.data import AnnDataManager
     from torch import Tensor
 
@@ -36,6 +36,10 @@ class SAMSDataSplitter(DataSplitter):
     The same seed gives the same minibatches wherever they are formed, and the same as scvi-tools'
     own loader.
 
+    Where several processes train together, all split the cells alike, and each keeps to its own
+    part of them, in minibatches of ``batch_size`` cells. Parts are equally large: up to one cell
+    a process is in two of them, or in none with ``drop_dataset_tail=True``.
+
     Parameters
     ----------
     adata_manager
@@ -52,7 +56,8 @@ class SAMSDataSplitter(DataSplitter):
     Raises
     ------
     ValueError
-        If the placement is unknown.
+        If the placement is unknown, or training is to stop early and there are no validation
+        cells to tell when.
     """
 
     def __init__(
@@ -68,6 +73,24 @@ class SAMSDataSplitter(DataSplitter):
         super().__init__(adata_manager, *args, **kwargs)
         self.data_placement: DataPlacement = data_placement
         self._on_device: bool | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Split the cells, in all processes alike."""
+        super().setup(stage)
+        if self._n_processes > 1:  # without a seed each would split them differently
+            of_first = self.trainer.strategy.broadcast(
+                {name: getattr(self, name) for name in ("train_idx", "val_idx", "test_idx")}
+            )
+            for name, indices in of_first.items():
+                setattr(self, name, indices)
+        # scvi-tools checks the same for its own splitter only.
+        stopping = getattr(self.trainer, "early_stopping_callback", None)
+        if stopping is not None and "validation" in stopping.monitor and len(self.val_idx) == 0:
+            raise ValueError(
+                f"Early stopping watches {stopping.monitor!r}, and there are no validation cells. "
+                "Leave some out of training (train_size=0.9, or external_indexing with a second "
+                "set), or train with early_stopping=False."
+            )
 
     @property
     def on_device(self) -> bool:
@@ -99,6 +122,21 @@ class SAMSDataSplitter(DataSplitter):
         return self._loader(self.test_idx) if len(self.test_idx) > 0 else None
 
     @property
+    def _n_processes(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def _own_part(self, indices: np.ndarray) -> np.ndarray:
+        """The cells of this process: equal shares of a random order."""
+        n_processes, indices = self._n_processes, np.asarray(indices)
+        if n_processes == 1 or len(indices) == 0:
+            return indices
+        n_cells = len(indices) // n_processes
+        if not self.data_loader_kwargs.get("drop_dataset_tail", False):
+            n_cells = -(-len(indices) // n_processes)
+        order = np.random.default_rng(settings.seed or 0).permutation(indices)
+        return np.resize(order, n_cells * n_processes)[self.trainer.global_rank :: n_processes]
+
+    @property
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
@@ -109,11 +147,13 @@ class SAMSDataSplitter(DataSplitter):
         manager = self.adata_manager
         needed = 0
         for indices in (self.train_idx, self.val_idx):
-            n_bytes = DeviceCells.required_bytes(manager, indices)
+            n_bytes = DeviceCells.required_bytes(manager, self._own_part(indices))
             if n_bytes is None:
                 return "the AnnData is backed by a file, or of an array type that is not kept"
             needed += n_bytes
         available = _available_bytes(self._device)
+        if self._device.type == "cpu" and self.trainer is not None:
+            available /= self.trainer.num_devices  # processes that share the memory
         if needed <= available:
             return ""
         return (
@@ -126,8 +166,9 @@ class SAMSDataSplitter(DataSplitter):
     ) -> DataLoader:
         kwargs = dict(self.data_loader_kwargs)
         batch_size = kwargs.pop("batch_size", None) or settings.batch_size
-        distributed = kwargs.pop("distributed_sampler", False)
-        drop_dataset_tail = kwargs.pop("drop_dataset_tail", False)
+        for handled_here in ("distributed_sampler", "drop_dataset_tail"):
+            kwargs.pop(handled_here, None)
+        indices = self._own_part(indices)
         fields = kwargs.pop("data_and_attributes", None)
         dataset: DeviceCells | HostCells
         if self.on_device:
@@ -141,13 +182,16 @@ class SAMSDataSplitter(DataSplitter):
             kwargs.setdefault("num_workers", settings.dl_num_workers)
             kwargs.setdefault("persistent_workers", settings.dl_persistent_workers)
             kwargs["pin_memory"] = self.pin_memory
-        if distributed:
+        if self._n_processes > 1:
+            # One replica, as the cells are divided already; of a class that Lightning leaves be.
             sampler = BatchDistributedSampler(
                 dataset,
                 batch_size=batch_size,
                 drop_last=drop_last,
-                drop_dataset_tail=drop_dataset_tail,
                 shuffle=shuffle,
+                num_replicas=1,
+                rank=0,
+                seed=settings.seed or 0,
             )
         else:
             order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)

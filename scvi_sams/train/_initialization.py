@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from scvi import REGISTRY_KEYS
 
+from scvi_sams.train._processes import add_over_processes, largest_over_processes, n_processes
+
 if TYPE_CHECKING:
     from scvi_sams.module import PerturbationVAEModule
 
@@ -15,9 +17,13 @@ __all__ = ["initialize_from"]
 
 @torch.no_grad()
 def initialize_from(dataloader: Any, module: PerturbationVAEModule, n_cells: int) -> None:
-    """Initialise a module from the first training cells that a loader gives."""
+    """Initialise a module from the first training cells that a loader gives.
+
+    Where several processes train together, each reads its part of these cells.
+    """
     total = input_total = input_squares = library_total = largest_share = torch.zeros(())
     n_read = 0
+    n_own_cells = -(-n_cells // n_processes())
     for batch in dataloader:
         counts = batch[REGISTRY_KEYS.X_KEY]
         counts = (counts if counts.layout == torch.strided else counts.to_dense()).double()
@@ -30,8 +36,14 @@ def initialize_from(dataloader: Any, module: PerturbationVAEModule, n_cells: int
             library_total = library_total + library.sum()
             largest_share = torch.maximum(largest_share, (counts.sum(1) / library).max())
         n_read += len(counts)
-        if n_read >= n_cells:
+        if n_read >= n_own_cells:
             break
+    if n_processes() > 1:
+        read = total.new_tensor(n_read)
+        library_total, largest_share = library_total.to(total), largest_share.to(total)
+        add_over_processes([read, total, input_total, input_squares, library_total])
+        largest_over_processes(largest_share)
+        n_read = int(read)
     input_mean = input_total / n_read
     variance = (input_squares / n_read - input_mean.square()).clamp(min=0)
     libraries = (library_total / n_read, largest_share) if module.use_size_factor_key else ()

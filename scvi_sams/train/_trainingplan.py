@@ -15,6 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from scvi_sams._exceptions import TrainingDivergedError
 from scvi_sams.train._divergence_guard import DivergenceGuard
 from scvi_sams.train._initialization import initialize_from
+from scvi_sams.train._processes import (
+    equalise_globals,
+    leave_globals_alone,
+    mean_over_processes,
+    n_processes,
+    pool_statistics,
+)
 from scvi_sams.train._schedules import cosine_learning_rate, linear_warmup
 
 if TYPE_CHECKING:
@@ -40,6 +47,10 @@ class SAMSTrainingPlan(TrainingPlan):
     Every schedule is a function of the share of steps done. Training starts as a plain VAE; the
     masks are switched on after ``mask_warmup_fraction`` of it. From then on the closed-form engine
     updates frame, masks and effects every ``global_update_every`` steps.
+
+    Several processes (``strategy="ddp_find_unused_parameters_true"``) train one model: gradients
+    are averaged and the closed-form updates see the cells of all processes, so that parameters
+    and global latents stay equal. A step then takes in ``batch_size`` cells of each process.
 
     Parameters
     ----------
@@ -255,7 +266,7 @@ class SAMSTrainingPlan(TrainingPlan):
         )
         for name, value in means.items():
             self.log(name, value, prog_bar=name == "train_loss", sync_dist=self.use_sync_dist)
-        self.log("kl_weight", self.kl_weight)
+        self.log("kl_weight", self.kl_weight, sync_dist=self.use_sync_dist)
         self._epoch_sums, self._n_cells_summed = {}, 0
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, LossOutput]:
@@ -314,10 +325,15 @@ class SAMSTrainingPlan(TrainingPlan):
 
     # -- hooks ---------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Say what the processes of a distributed training need not send at every step."""
+        leave_globals_alone(self, self.module)
+
     def on_fit_start(self) -> None:
         """Give every process noise of its own; one process keeps the stream of its seed."""
-        if self.trainer.world_size > 1 and settings.seed is not None:
-            torch.manual_seed(settings.seed + self.global_rank)
+        if n_processes() > 1:
+            seed = torch.initial_seed() if settings.seed is None else settings.seed
+            torch.manual_seed(seed + self.global_rank)
 
     def on_train_start(self) -> None:
         """Read what the module must know of the training cells before the first step."""
@@ -338,7 +354,14 @@ class SAMSTrainingPlan(TrainingPlan):
         elif self.mask_warmup_fraction is None:
             self.mask_warmup_fraction = 0.4 if is_shallow else 0.5
         self._global_terms = None
+        equalise_globals(module)
+        self._defer_statistics(n_processes() > 1)
         self.guard.keep(module, self._optimizer)
+
+    def on_train_end(self) -> None:
+        """Let the last cells that the processes saw into the running statistics."""
+        pool_statistics(self.module, int(self.module.n_training_cells))
+        self._defer_statistics(False)
 
     def on_after_backward(self) -> None:
         """Leave the known perturbations of a query as they are."""
@@ -348,9 +371,9 @@ class SAMSTrainingPlan(TrainingPlan):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Guard against divergence, then update the global latents if it is time."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        divergent = self.guard.is_divergent(float(loss))
-        if self.trainer.strategy.reduce_boolean_decision(divergent, all=False):
-            self._restart(float(loss))
+        loss = float(mean_over_processes(loss))  # so that all processes decide alike
+        if self.guard.is_divergent(loss):
+            self._restart(loss)
             return
         self._sum_step()
         # Before the update, so that a restart undoes one that went wrong.
@@ -371,7 +394,7 @@ class SAMSTrainingPlan(TrainingPlan):
                 "spike_scale": effects.spike_variance.sqrt(),
             }
         for name, value in metrics.items():
-            self.log(name, value, on_step=False, on_epoch=True)
+            self.log(name, value, on_step=False, on_epoch=True, sync_dist=self.use_sync_dist)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run must know."""
@@ -407,25 +430,31 @@ class SAMSTrainingPlan(TrainingPlan):
         # The last step takes in what was seen since the last update.
         is_last = self.global_step == self._n_steps and bool(module.effects.masks_on)
         is_due = is_last or self.global_step % self.global_update_every == 0
+        has_masks = bool(module.effects.masks_on)
+        switches_on = not has_masks and self.progress >= (self.mask_warmup_fraction or 0.0)
+        if not (is_due or switches_on):
+            return
+        pool_statistics(module, n_cells)
         if module.closed_form is not None and is_due and not self._is_query:
             module.closed_form.centre()
-        if not module.effects.masks_on:
-            if self.progress < (self.mask_warmup_fraction or 0.0):
-                return
-            if module.closed_form is None:
-                module.effects.masks_on.fill_(True)
-            else:
-                # A generator of its own: the rotation's random starts must not shift the noise
-                # of the cells.
-                generator = torch.Generator().manual_seed(settings.seed or 0)
-                module.closed_form.switch_on(module.effects, n_cells, generator)
-        elif not is_due:
-            return
-        elif module.closed_form is not None:
+        if switches_on and module.closed_form is None:
+            module.effects.masks_on.fill_(True)
+        elif switches_on and module.closed_form is not None:
+            # A generator of its own: the rotation's random starts must not shift the noise of the
+            # cells.
+            generator = torch.Generator().manual_seed(settings.seed or 0)
+            module.closed_form.switch_on(module.effects, n_cells, generator)
+        elif has_masks and module.closed_form is not None:
             module.closed_form.update(module.effects, n_cells)
-        else:
+        elif has_masks:
             module.effects.update_mask_prior()
+        equalise_globals(module)
         self._global_terms = None
+
+    def _defer_statistics(self, deferred: bool) -> None:
+        """Let this process keep what it sees aside until all pool it, or no longer."""
+        if self.module.closed_form is not None:
+            self.module.closed_form.statistics.defer(deferred)
 
     def _restart(self, loss: float) -> None:
         """Go back to the last healthy state with half the learning rate."""
@@ -444,6 +473,7 @@ class SAMSTrainingPlan(TrainingPlan):
                 "(basal_posterior='residual'), or look for cells with extreme counts."
             )
         self.guard.restore(self.module, self._optimizer)
+        self._defer_statistics(n_processes() > 1)  # drops what diverged steps saw
         self.n_restarts += 1
         if self.reduce_lr_on_plateau:  # otherwise the schedule does it
             for group in self._optimizer.param_groups:

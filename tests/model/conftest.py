@@ -46,6 +46,11 @@ def add_covariates(adata: AnnData) -> AnnData:
     return adata
 
 
+def counts_per_library(model: scvi_sams.SAMSVAE) -> float:
+    """Share of a cell's library that its genes make up, in screens of :func:`add_covariates`."""
+    return 1.0 if model.summary_stats.n_batch == 1 else 0.5
+
+
 COVARIATES = {
     "batch_key": "replicate",
     "size_factor_key": "total",

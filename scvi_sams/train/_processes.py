@@ -1,0 +1,103 @@
+"""What the processes of a distributed training must agree on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+    from scvi_sams.module import PerturbationVAEModule
+
+__all__ = [
+    "add_over_processes",
+    "equalise_globals",
+    "largest_over_processes",
+    "leave_globals_alone",
+    "mean_over_processes",
+    "n_processes",
+    "pool_statistics",
+]
+
+
+def n_processes() -> int:
+    """Processes that train one model together; 1 outside of distributed training.
+
+    Examples
+    --------
+    >>> n_processes()
+    1
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
+
+
+@torch.no_grad()
+def add_over_processes(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its sum over all processes, in place."""
+    if n_processes() > 1:
+        for tensor in tensors:
+            distributed.all_reduce(tensor, distributed.ReduceOp.SUM)
+
+
+@torch.no_grad()
+def largest_over_processes(tensor: Tensor) -> None:
+    """Replace a tensor by its elementwise maximum over all processes, in place."""
+    if n_processes() > 1:
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Mean of a tensor over all processes, the same bits in each."""
+    if n_processes() == 1:
+        return value
+    mean = value.detach().clone()
+    add_over_processes([mean])
+    return mean / n_processes()
+
+
+def pool_statistics(module: PerturbationVAEModule, n_training_cells: int) -> None:
+    """Let the cells that each process saw enter the running statistics of all."""
+    if module.closed_form is None:
+        return
+    statistics = module.closed_form.statistics
+    pending = statistics.pending
+    if pending is not None:
+        add_over_processes(pending.sums)
+        largest_over_processes(pending.max_per_cell)
+        statistics.absorb_pending(n_training_cells)
+
+
+@torch.no_grad()
+def equalise_globals(module: PerturbationVAEModule) -> None:
+    """Give every process the masks, effects, frame and statistics of the first.
+
+    Each computes the same from the same sums, but different processors may round differently.
+    """
+    if n_processes() > 1:
+        for part in (module.effects, module.closed_form):
+            if part is not None:
+                for tensor in part.state_dict().values():
+                    distributed.broadcast(tensor, src=0)
+
+
+def leave_globals_alone(plan: torch.nn.Module, module: PerturbationVAEModule) -> None:
+    """Keep torch from sending the global latents to every process at every step.
+
+    They change only at a global update, and are sent then (:func:`equalise_globals`).
+    """
+    shared = {
+        id(buffer)
+        for part in (module.effects, module.closed_form)
+        if part is not None
+        for buffer in part.buffers()
+    }
+    names = [name for name, buffer in plan.named_buffers() if id(buffer) in shared]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(plan, names)

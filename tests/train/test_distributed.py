@@ -1,0 +1,164 @@
+"""Several processes that train one model: equal at the end, and as good as one process.
+
+Processes are started as a user starts them, never inside of pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from scvi_sams.metrics import mask_recovery
+
+from ._distributed_fit import fit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).with_name("_distributed_fit.py")
+CASES = ("gradient", "divergence", "no_perturbation_latents", "closed_form")
+TIMEOUT = 600  # seconds; a process that waits for another never ends by itself
+
+
+def run(*commands: Sequence[str]) -> None:
+    """Run commands at the same time, and say what they said if one fails."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("LOCAL_", "MASTER_", "PL_"))}
+    env |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    if sys.platform == "linux":
+        env["GLOO_SOCKET_IFNAME"] = "lo"
+    running = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for command in commands
+    ]
+    try:
+        for process in running:
+            output, _ = process.communicate(timeout=TIMEOUT)
+            assert process.returncode == 0, output
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+
+
+def found(folder: Path, case: str) -> list[dict[str, Any]]:
+    """What each process ends with."""
+    return [pickle.loads((folder / f"{case}_{rank}.pickle").read_bytes()) for rank in (0, 1)]
+
+
+def assert_same_state(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first["state"].keys() == second["state"].keys()
+    for name, value in first["state"].items():
+        np.testing.assert_array_equal(value, second["state"][name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> Path:
+    """Every case, one after another, by two processes of torchrun."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run([*launcher, str(SCRIPT), str(folder), *CASES])
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+class TestTwoProcesses:
+    def test_end_with_the_same_model(self, two_processes, case):
+        first, second = found(two_processes, case)
+        assert_same_state(first, second)
+        assert first["n_steps"] == second["n_steps"] > 0
+        assert first["state"]["n_training_cells"] == len(first["train_indices"])
+        assert all(np.isfinite(value).all() for value in first["state"].values())
+
+    def test_read_each_training_cell_once_an_epoch(self, two_processes, case):
+        first, second = found(two_processes, case)
+        np.testing.assert_array_equal(first["train_indices"], second["train_indices"])
+        read = first["counts"] + second["counts"]
+        np.testing.assert_array_equal(read, first["training_counts"])
+        assert (first["counts"] != second["counts"]).any()
+
+    def test_draw_noise_of_their_own(self, two_processes, case):
+        first, second = found(two_processes, case)
+        assert (first["noise"] != second["noise"]).all()
+
+    def test_log_one_history(self, two_processes, case):
+        first, second = found(two_processes, case)
+        assert not second["history"]
+        for name in ("train_loss", "elbo_train", "elbo_validation"):
+            assert np.isfinite(first["history"][name]).all()
+
+
+def test_a_step_that_diverges_in_one_process_is_undone_in_both(two_processes):
+    first, second = found(two_processes, "divergence")
+    assert first["n_restarts"] == second["n_restarts"] == 1
+
+
+@pytest.fixture(scope="module")
+def one_process() -> dict[str, Any]:
+    return fit("closed_form", n_processes=1)
+
+
+@pytest.fixture(scope="module")
+def of_two(two_processes) -> dict[str, Any]:
+    return found(two_processes, "closed_form")[0]
+
+
+class TestQuality:
+    def test_masks_are_found(self, one_process, of_two):
+        f1 = [mask_recovery(fit["true_mask"], fit["mask"]).f1 for fit in (one_process, of_two)]
+        assert min(f1) > 0.95
+
+    def test_effects_are_those_of_one_process(self, one_process, of_two):
+        effects = [fit["effects"].ravel() for fit in (one_process, of_two)]
+        assert np.corrcoef(effects)[0, 1] > 0.99
+
+    def test_validation_bound_is_that_of_one_process(self, one_process, of_two):
+        bounds = [fit["history"]["elbo_validation"][-1, 0] for fit in (one_process, of_two)]
+        assert abs(bounds[0] - bounds[1]) < 0.01 * bounds[0]
+
+    def test_cells_of_both_count(self, one_process, of_two):
+        """In what is read before the first step, and in the statistics."""
+        for name in (
+            "encoder.input_mean",
+            "encoder.input_std",
+            "counts_per_cell",
+            "closed_form.statistics.n_occurrences",
+            "closed_form.statistics.n_cells_seen",
+        ):
+            np.testing.assert_allclose(of_two["state"][name], one_process["state"][name], 1e-6)
+
+
+def test_nodes_and_processes_of_lightning_are_alike(tmp_path):
+    """Two nodes of one process, and two processes of one node: the same bits."""
+    for folder in ("nodes", "lightning"):
+        (tmp_path / folder).mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run(
+        *(
+            ["-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={node}"]
+            + ["--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
+            + [str(SCRIPT), str(tmp_path / "nodes"), "short"]
+            for node in (0, 1)
+        )
+    )
+    run([str(SCRIPT), str(tmp_path / "lightning"), "short"])
+    first, second = found(tmp_path / "nodes", "short")
+    assert_same_state(first, second)
+    assert_same_state(first, found(tmp_path / "lightning", "short")[0])
