@@ -6,10 +6,14 @@ import copy
 import math
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-__all__ = ["DivergenceGuard"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+__all__ = ["DivergenceGuard", "describe_divergence"]
 
 _MEMORY = 0.98
 _MIN_HISTORY = 50  # steps before a running mean means something
@@ -75,3 +79,19 @@ class DivergenceGuard:
         """Go on from a checkpoint."""
         self.mean, self.deviation = state["mean"], state["deviation"]
         self.n_healthy = int(state["n_healthy"])
+
+
+def describe_divergence(loss: float, terms: Mapping[str, Tensor]) -> str:
+    """Say which terms of a loss are not finite, or how large it is.
+
+    Examples
+    --------
+    >>> describe_divergence(1e9, {"reconstruction loss": torch.tensor(1e9)})
+    'the loss is 1e+09'
+    >>> describe_divergence(math.nan, {"reconstruction loss": torch.tensor(math.nan)})
+    'reconstruction loss is not finite'
+    """
+    culprits = [name for name, term in terms.items() if not torch.isfinite(term).all()]
+    if culprits:
+        return f"{' and '.join(culprits)} is not finite"
+    return f"the loss is {loss:.4g}"

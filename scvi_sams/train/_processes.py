@@ -23,6 +23,7 @@ __all__ = [
     "mean_over_processes",
     "n_processes",
     "pool_statistics",
+    "seed_own_noise",
 ]
 
 
@@ -37,6 +38,20 @@ def n_processes() -> int:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
+
+
+def seed_own_noise(seed: int | None, rank: int) -> None:
+    """Give each of several processes noise of its own; one keeps the stream of its seed.
+
+    Parameters
+    ----------
+    seed
+        Seed that the processes share; torch's own where there is none.
+    rank
+        Number of this process.
+    """
+    if n_processes() > 1:
+        torch.manual_seed((torch.initial_seed() if seed is None else seed) + rank)
 
 
 @torch.no_grad()

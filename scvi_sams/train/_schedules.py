@@ -4,7 +4,42 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["cosine_learning_rate", "linear_warmup"]
+__all__ = ["cosine_learning_rate", "default_warmups", "linear_warmup", "share_done"]
+
+_SHALLOW = 1_000  # counts a cell
+
+
+def share_done(step: int, n_steps: int) -> float:
+    """Share of training done after ``step`` of ``n_steps`` steps; 0 where there are none.
+
+    Examples
+    --------
+    >>> share_done(50, 200)
+    0.25
+    """
+    return step / n_steps if n_steps else 0.0
+
+
+def default_warmups(counts_per_cell: float, is_closed_form: bool) -> tuple[float, float]:
+    """Shares of training before the divergence of the basal state and the masks are fully on.
+
+    :class:`~scvi_sams.train.SAMSTrainingPlan` says why. The gradient engine learns masks from the
+    start.
+
+    Parameters
+    ----------
+    counts_per_cell
+        Mean library size.
+    is_closed_form
+        Whether the closed-form engine trains the masks.
+
+    Examples
+    --------
+    >>> default_warmups(800.0, is_closed_form=True)
+    (0.8, 0.4)
+    """
+    divergence, mask = (0.8, 0.4) if counts_per_cell < _SHALLOW else (0.4, 0.5)
+    return divergence, mask if is_closed_form else 0.0
 
 
 def linear_warmup(progress: float, duration: float, start: float = 0.0) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,16 +12,26 @@ from scvi.train import TrainingPlan
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from scvi_sams._exceptions import TrainingDivergedError
-from scvi_sams.train._divergence_guard import DivergenceGuard
+from scvi_sams.train._divergence_guard import DivergenceGuard, describe_divergence
+from scvi_sams.train._epoch_means import EpochMeans
+from scvi_sams.train._global_updates import is_query, summarise_globals, update_globals
+from scvi_sams.train._gradient_clipping import AdaptiveClipping
 from scvi_sams.train._initialization import initialize_from
+from scvi_sams.train._parameter_groups import parameter_groups
 from scvi_sams.train._processes import (
     equalise_globals,
     leave_globals_alone,
     mean_over_processes,
     n_processes,
     pool_statistics,
+    seed_own_noise,
 )
-from scvi_sams.train._schedules import cosine_learning_rate, linear_warmup
+from scvi_sams.train._schedules import (
+    cosine_learning_rate,
+    default_warmups,
+    linear_warmup,
+    share_done,
+)
 
 if TYPE_CHECKING:
     from scvi.module.base import LossOutput
@@ -32,9 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SAMSTrainingPlan"]
 
-_GRADIENT_NORM_MEMORY = 0.98
 _MAX_RESTARTS = 5
-_SHALLOW = 1_000  # counts a cell
 
 
 class SAMSTrainingPlan(TrainingPlan):
@@ -134,24 +141,20 @@ class SAMSTrainingPlan(TrainingPlan):
         self.kl_global_weight = kl_global_weight
         self.global_update_every = global_update_every
         self.n_initialization_cells = n_initialization_cells
-        self.clip_factor = clip_factor
         self.n_particles = n_particles
+        self.clipping = AdaptiveClipping(clip_factor)
         self.guard = DivergenceGuard()
         self.n_restarts = 0
-        self._gradient_norm = math.nan
+        self._epoch_means = EpochMeans()
         self._global_terms: dict[str, Tensor] | None = None
         self._last_terms: dict[str, Tensor] = {}
-        self._step_sums: dict[str, Tensor] = {}
-        self._n_cells_of_step = 0
-        self._epoch_sums: dict[str, Tensor | float] = {}
-        self._n_cells_summed = 0
 
     # -- schedules -----------------------------------------------------------------------------
 
     @property
     def progress(self) -> float:
         """Share of the training steps done."""
-        return self.global_step / self._n_steps if self._n_steps else 0.0
+        return share_done(self.global_step, self._n_steps)
 
     @property
     def kl_weight(self) -> Tensor:
@@ -178,17 +181,7 @@ class SAMSTrainingPlan(TrainingPlan):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Two groups of parameters, and a learning rate that follows the share of steps."""
-        shared = {id(parameter) for parameter in self.module.global_parameters()}
-        trainable = [p for p in self.module.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in shared]}]
-        if len(groups[0]["params"]) < len(trainable):
-            groups.append(
-                {
-                    "params": [p for p in trainable if id(p) in shared],
-                    "lr": self.lr * self.global_lr_factor,
-                    "weight_decay": 0.0,
-                }
-            )
+        groups = parameter_groups(self.module, self.lr * self.global_lr_factor)
         if self.optimizer_name == "Adam":
             optimizer = torch.optim.Adam(
                 groups,
@@ -225,11 +218,7 @@ class SAMSTrainingPlan(TrainingPlan):
     # -- one step ------------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Compute the loss of a minibatch.
-
-        What scvi-tools logs at every step is summed here and logged once an epoch: the logging
-        would cost as much as a step of these small networks.
-        """
+        """Compute the loss of a minibatch; what it found is logged once an epoch."""
         if self.on_step:
             return super().training_step(batch, batch_idx)
         self.loss_kwargs["kl_weight"] = self.kl_weight
@@ -237,37 +226,8 @@ class SAMSTrainingPlan(TrainingPlan):
         _, _, output = self.forward(
             batch, loss_kwargs=self.loss_kwargs, inference_kwargs=inference_kwargs
         )
-        n_cells = output.n_obs_minibatch
-        # Summed once the guard finds the step healthy.
-        self._step_sums = {
-            "train_loss": output.loss.detach() * n_cells,
-            "reconstruction_loss_train": output.reconstruction_loss_sum.detach(),
-            "kl_local_train": output.kl_local_sum.detach(),
-            "kl_global_train": output.kl_global_sum.detach() * n_cells,
-        }
-        self._n_cells_of_step = n_cells
+        self._epoch_means.offer(output)
         return output.loss
-
-    def _sum_step(self) -> None:
-        """Add what the last step found to the sums of the epoch."""
-        for name, value in self._step_sums.items():
-            self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + value
-        self._n_cells_summed += self._n_cells_of_step
-
-    def _log_epoch(self) -> None:
-        """Log the means of the epoch under scvi-tools' names."""
-        if not self._n_cells_summed:
-            return
-        means = {name: total / self._n_cells_summed for name, total in self._epoch_sums.items()}
-        means["elbo_train"] = (
-            means["reconstruction_loss_train"]
-            + means["kl_local_train"]
-            + means["kl_global_train"] / self.n_obs_training
-        )
-        for name, value in means.items():
-            self.log(name, value, prog_bar=name == "train_loss", sync_dist=self.use_sync_dist)
-        self.log("kl_weight", self.kl_weight, sync_dist=self.use_sync_dist)
-        self._epoch_sums, self._n_cells_summed = {}, 0
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, LossOutput]:
         """Run the module and add the divergences of the global latents to its loss."""
@@ -309,19 +269,7 @@ class SAMSTrainingPlan(TrainingPlan):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):
-            for parameter in parameters:
-                parameter.grad = None
-            return
-        value = norm.item()
-        if math.isnan(self._gradient_norm):
-            self._gradient_norm = value
-        limit = self.clip_factor * self._gradient_norm
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        self._gradient_norm += (1 - _GRADIENT_NORM_MEMORY) * (
-            min(value, limit) - self._gradient_norm
-        )
+        self.clipping(parameters)
 
     # -- hooks ---------------------------------------------------------------------------------
 
@@ -331,28 +279,25 @@ class SAMSTrainingPlan(TrainingPlan):
 
     def on_fit_start(self) -> None:
         """Give every process noise of its own; one process keeps the stream of its seed."""
-        if n_processes() > 1:
-            seed = torch.initial_seed() if settings.seed is None else settings.seed
-            torch.manual_seed(seed + self.global_rank)
+        seed_own_noise(settings.seed, self.global_rank)
 
     def on_train_start(self) -> None:
         """Read what the module must know of the training cells before the first step."""
         self._n_steps = int(self.trainer.estimated_stepping_batches)
-        module = self.module
+        module, effects = self.module, self.module.effects
         if self.global_step == 0:
-            self._warm_start = module.effects is not None and bool(module.effects.masks_on)
-        effects = module.effects
+            self._warm_start = effects is not None and bool(effects.masks_on)
         if effects is None or not bool(effects.frozen.all()):  # else their bound stays as it is
             module.n_training_cells.fill_(self.n_obs_training)
         if not module.initialized:
             initialize_from(self.trainer.train_dataloader, module, self.n_initialization_cells)
-        is_shallow = bool(module.counts_per_cell < _SHALLOW)
+        kl_warmup, mask_warmup = default_warmups(
+            float(module.counts_per_cell), module.closed_form is not None
+        )
         if self.kl_warmup_fraction is None:
-            self.kl_warmup_fraction = 0.8 if is_shallow else 0.4
-        if self.mask_warmup_fraction is None and module.closed_form is None:
-            self.mask_warmup_fraction = 0.0
-        elif self.mask_warmup_fraction is None:
-            self.mask_warmup_fraction = 0.4 if is_shallow else 0.5
+            self.kl_warmup_fraction = kl_warmup
+        if self.mask_warmup_fraction is None:
+            self.mask_warmup_fraction = mask_warmup
         self._global_terms = None
         equalise_globals(module)
         self._defer_statistics(n_processes() > 1)
@@ -365,7 +310,7 @@ class SAMSTrainingPlan(TrainingPlan):
 
     def on_after_backward(self) -> None:
         """Leave the known perturbations of a query as they are."""
-        if self._is_query:
+        if is_query(self.module):
             self.module.zero_frozen_gradients()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -375,25 +320,31 @@ class SAMSTrainingPlan(TrainingPlan):
         if self.guard.is_divergent(loss):
             self._restart(loss)
             return
-        self._sum_step()
+        self._epoch_means.accept()
         # Before the update, so that a restart undoes one that went wrong.
         self.guard.keep(self.module, self._optimizer)
-        self._update_globals()
+        if update_globals(
+            self.module,
+            step=self.global_step,
+            n_steps=self._n_steps,
+            every=self.global_update_every,
+            mask_warmup_fraction=self.mask_warmup_fraction or 0.0,
+            seed=settings.seed or 0,
+        ):
+            self._global_terms = None
 
     def on_train_epoch_end(self) -> None:
         """Log the means of the epoch and the state of the global latents."""
-        self._log_epoch()
-        effects = self.module.effects
-        if effects is None:
+        means = self._epoch_means.read(self.n_obs_training)
+        for name, value in means.items():
+            self.log(name, value, prog_bar=name == "train_loss", sync_dist=self.use_sync_dist)
+        if means:
+            self.log("kl_weight", self.kl_weight, sync_dist=self.use_sync_dist)
+        if self.module.effects is None:
             return
         with torch.no_grad():
-            on = effects.mask_probability() > 0.5
-            metrics = self._global_divergences() | {
-                "mask_density": on.float().mean(),
-                "n_active_latents": on.any(0).float().sum(),
-                "spike_scale": effects.spike_variance.sqrt(),
-            }
-        for name, value in metrics.items():
+            terms = self._global_divergences()
+        for name, value in (terms | summarise_globals(self.module.effects)).items():
             self.log(name, value, on_step=False, on_epoch=True, sync_dist=self.use_sync_dist)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -401,7 +352,7 @@ class SAMSTrainingPlan(TrainingPlan):
         checkpoint["sams_training"] = {
             "n_restarts": self.n_restarts,
             "warm_start": self._warm_start,
-            "gradient_norm": self._gradient_norm,
+            "gradient_norm": self.clipping.mean_norm,
             "guard": self.guard.state_dict(),
         }
 
@@ -410,46 +361,12 @@ class SAMSTrainingPlan(TrainingPlan):
         state = checkpoint["sams_training"]
         self.n_restarts = state["n_restarts"]
         self._warm_start = state["warm_start"]
-        self._gradient_norm = state["gradient_norm"]
+        self.clipping.mean_norm = state["gradient_norm"]
         self.guard.load_state_dict(state["guard"])
-
-    @property
-    def _is_query(self) -> bool:
-        effects = self.module.effects
-        return effects is not None and bool(effects.frozen.any())
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
         return self.optimizers(use_pl_optimizer=False)
-
-    def _update_globals(self) -> None:
-        module = self.module
-        if module.effects is None or bool(module.effects.frozen.all()):
-            return
-        n_cells = int(module.n_training_cells)
-        # The last step takes in what was seen since the last update.
-        is_last = self.global_step == self._n_steps and bool(module.effects.masks_on)
-        is_due = is_last or self.global_step % self.global_update_every == 0
-        has_masks = bool(module.effects.masks_on)
-        switches_on = not has_masks and self.progress >= (self.mask_warmup_fraction or 0.0)
-        if not (is_due or switches_on):
-            return
-        pool_statistics(module, n_cells)
-        if module.closed_form is not None and is_due and not self._is_query:
-            module.closed_form.centre()
-        if switches_on and module.closed_form is None:
-            module.effects.masks_on.fill_(True)
-        elif switches_on and module.closed_form is not None:
-            # A generator of its own: the rotation's random starts must not shift the noise of the
-            # cells.
-            generator = torch.Generator().manual_seed(settings.seed or 0)
-            module.closed_form.switch_on(module.effects, n_cells, generator)
-        elif has_masks and module.closed_form is not None:
-            module.closed_form.update(module.effects, n_cells)
-        elif has_masks:
-            module.effects.update_mask_prior()
-        equalise_globals(module)
-        self._global_terms = None
 
     def _defer_statistics(self, deferred: bool) -> None:
         """Let this process keep what it sees aside until all pool it, or no longer."""
@@ -458,12 +375,7 @@ class SAMSTrainingPlan(TrainingPlan):
 
     def _restart(self, loss: float) -> None:
         """Go back to the last healthy state with half the learning rate."""
-        culprits = [
-            name for name, term in self._last_terms.items() if not torch.isfinite(term).all()
-        ]
-        found = (
-            f"{' and '.join(culprits)} is not finite" if culprits else f"the loss is {loss:.4g}"
-        )
+        found = describe_divergence(loss, self._last_terms)
         where = f"epoch {self.current_epoch + 1} (step {self.global_step})"
         if self.n_restarts == _MAX_RESTARTS:
             raise TrainingDivergedError(

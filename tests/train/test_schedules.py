@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from scvi_sams.train._schedules import cosine_learning_rate, linear_warmup
+from scvi_sams.train._schedules import (
+    cosine_learning_rate,
+    default_warmups,
+    linear_warmup,
+    share_done,
+)
 
 
 class TestLinearWarmup:
@@ -42,3 +47,21 @@ class TestCosineLearningRate:
 
     def test_no_steps(self):
         assert 0 < cosine_learning_rate(0, 0) <= 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "is_closed_form", "expected"),
+    [
+        (999.0, True, (0.8, 0.4)),
+        (1_000.0, True, (0.4, 0.5)),
+        (999.0, False, (0.8, 0.0)),
+        (5e4, False, (0.4, 0.0)),
+    ],
+)
+def test_default_warmups(counts, is_closed_form, expected):
+    assert default_warmups(counts, is_closed_form) == expected
+
+
+def test_share_done():
+    assert [share_done(step, 8) for step in (0, 2, 8)] == [0, 0.25, 1]
+    assert share_done(3, 0) == 0
