@@ -7,17 +7,16 @@ torchrun the processes are there already, on one node or more.
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scvi
 import torch
 from lightning.pytorch.callbacks import Callback
 
 import scvi_sams
+from benchmarks._distributed import fit, write_found
 
 SCREEN: dict[str, Any] = {
     "n_cells": 1_002,
@@ -32,16 +31,16 @@ CASES: dict[str, dict[str, Any]] = {
         "screen": {"n_cells": 3_000, "n_genes": 100, "n_perturbations": 15, "n_pairs": 0}
         | {"n_latent": 5, "mask_probability": 0.2, "library_size": 4_000.0, "seed": 1},
         "model": {"n_latent": 10, "n_hidden": 64},
-        "train": {"max_epochs": 40, "batch_size": 128, "strategy": "ddp"},
+        "train": {"max_epochs": 40, "batch_size": 128},
     },
     "gradient": {
         "seed": None,
         "model": {"global_inference": "gradient"},
         "train": {"strategy": "ddp_find_unused_parameters_true", "data_placement": "host"},
     },
-    "divergence": {"train": {"max_epochs": 8, "strategy": "ddp"}, "bad_step": 90},
-    "short": {"train": {"max_epochs": 3, "strategy": "ddp", "data_placement": "host"}},
-    "no_perturbation_latents": {"member": "ConditionalVAE", "train": {"strategy": "ddp"}},
+    "divergence": {"train": {"max_epochs": 8}, "bad_step": 90},
+    "short": {"train": {"max_epochs": 3, "data_placement": "host"}},
+    "no_perturbation_latents": {"member": "ConditionalVAE", "train": {}},
 }
 
 
@@ -64,40 +63,22 @@ class Watch(Callback):
             batch["X"][:] = torch.inf
 
 
-def fit(case: str, n_processes: int, n_nodes: int = 1) -> dict[str, Any]:
+def fit_case(case: str, n_processes: int, n_nodes: int = 1) -> dict[str, Any]:
     """Fit a case; the minibatches of all processes together are of the size it says."""
     settings = CASES[case]
-    member = getattr(scvi_sams, settings.get("member", "SAMSVAE"))
     adata = scvi_sams.datasets.simulated_screen(**settings.get("screen", SCREEN))
-    member.setup_anndata(
-        adata,
-        layer="counts",
-        perturbation_key="perturbation",
-        control="control",
-        batch_key="replicate",
-    )
-    scvi.settings.seed = 0
-    model = member(adata, **({"n_latent": 6, "n_hidden": 32} | settings.get("model", {})))
-    scvi.settings.seed = settings.get("seed", 0)
-    train = {"max_epochs": 6, "batch_size": 64, "check_val_every_n_epoch": 2} | settings["train"]
-    train["batch_size"] //= n_processes
-    if n_processes == 1:
-        train.pop("strategy")
     watch = Watch(settings.get("bad_step"))
-    model.train(
-        accelerator="cpu",
-        devices=n_processes // n_nodes,
-        num_nodes=n_nodes,
-        enable_progress_bar=False,
-        callbacks=[watch],
-        **train,
+    train = {"max_epochs": 6, "batch_size": 64, "callbacks": [watch]} | settings["train"]
+    model, found = fit(
+        getattr(scvi_sams, settings.get("member", "SAMSVAE")),
+        adata,
+        model_kwargs={"n_latent": 6, "n_hidden": 32} | settings.get("model", {}),
+        train_kwargs=train,
+        n_processes=n_processes,
+        n_nodes=n_nodes,
+        seed=settings.get("seed", 0),
     )
-    found = {
-        "state": {key: value.numpy() for key, value in model.module.state_dict().items()},
-        "n_steps": model.trainer.global_step,
-        "n_restarts": model.trainer.lightning_module.n_restarts,
-        "history": {key: table.to_numpy(float) for key, table in (model.history or {}).items()},
-        "train_indices": np.asarray(model.train_indices),
+    found |= {
         "counts": watch.counts,
         "noise": watch.noise,
         "training_counts": np.asarray(
@@ -116,11 +97,7 @@ def main(folder: str, *cases: str) -> None:
     torch.set_num_threads(1)
     n_nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     for case in cases:
-        found = fit(case, n_processes=2, n_nodes=n_nodes)
-        rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-        temporary = Path(folder, f"{case}_{rank}.tmp")
-        temporary.write_bytes(pickle.dumps(found))
-        temporary.rename(temporary.with_suffix(".pickle"))
+        write_found(fit_case(case, n_processes=2, n_nodes=n_nodes), Path(folder), case)
 
 
 if __name__ == "__main__":

@@ -5,60 +5,25 @@ Processes are started as a user starts them, never inside of pytest.
 
 from __future__ import annotations
 
-import os
-import pickle
 import socket
-import subprocess
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
 from scvi_sams.metrics import mask_recovery
 
-from ._distributed_fit import fit
+pytest.importorskip("benchmarks", reason="run pytest as `python -m pytest` in the repository")
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from benchmarks._distributed import read_found, run_together, torchrun
+
+from ._distributed_fit import fit_case
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("_distributed_fit.py")
 CASES = ("gradient", "divergence", "no_perturbation_latents", "closed_form")
-TIMEOUT = 600  # seconds; a process that waits for another never ends by itself
-
-
-def run(*commands: Sequence[str]) -> None:
-    """Run commands at the same time, and say what they said if one fails."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("LOCAL_", "MASTER_", "PL_"))}
-    env |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    if sys.platform == "linux":
-        env["GLOO_SOCKET_IFNAME"] = "lo"
-    running = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env=env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for command in commands
-    ]
-    try:
-        for process in running:
-            output, _ = process.communicate(timeout=TIMEOUT)
-            assert process.returncode == 0, output
-    finally:
-        for process in running:
-            process.kill()
-            process.communicate()
-
-
-def found(folder: Path, case: str) -> list[dict[str, Any]]:
-    """What each process ends with."""
-    return [pickle.loads((folder / f"{case}_{rank}.pickle").read_bytes()) for rank in (0, 1)]
 
 
 def assert_same_state(first: dict[str, Any], second: dict[str, Any]) -> None:
@@ -71,51 +36,51 @@ def assert_same_state(first: dict[str, Any], second: dict[str, Any]) -> None:
 def two_processes(tmp_path_factory) -> Path:
     """Every case, one after another, by two processes of torchrun."""
     folder = tmp_path_factory.mktemp("two_processes")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    run([*launcher, str(SCRIPT), str(folder), *CASES])
+    launcher = torchrun("--standalone", "--nproc_per_node=2")
+    run_together([*launcher, str(SCRIPT), str(folder), *CASES])
     return folder
 
 
 @pytest.mark.parametrize("case", CASES)
 class TestTwoProcesses:
     def test_end_with_the_same_model(self, two_processes, case):
-        first, second = found(two_processes, case)
+        first, second = read_found(two_processes, case)
         assert_same_state(first, second)
         assert first["n_steps"] == second["n_steps"] > 0
         assert first["state"]["n_training_cells"] == len(first["train_indices"])
         assert all(np.isfinite(value).all() for value in first["state"].values())
 
     def test_read_each_training_cell_once_an_epoch(self, two_processes, case):
-        first, second = found(two_processes, case)
+        first, second = read_found(two_processes, case)
         np.testing.assert_array_equal(first["train_indices"], second["train_indices"])
         read = first["counts"] + second["counts"]
         np.testing.assert_array_equal(read, first["training_counts"])
         assert (first["counts"] != second["counts"]).any()
 
     def test_draw_noise_of_their_own(self, two_processes, case):
-        first, second = found(two_processes, case)
+        first, second = read_found(two_processes, case)
         assert (first["noise"] != second["noise"]).all()
 
     def test_log_one_history(self, two_processes, case):
-        first, second = found(two_processes, case)
+        first, second = read_found(two_processes, case)
         assert not second["history"]
         for name in ("train_loss", "elbo_train", "elbo_validation"):
             assert np.isfinite(first["history"][name]).all()
 
 
 def test_a_step_that_diverges_in_one_process_is_undone_in_both(two_processes):
-    first, second = found(two_processes, "divergence")
+    first, second = read_found(two_processes, "divergence")
     assert first["n_restarts"] == second["n_restarts"] == 1
 
 
 @pytest.fixture(scope="module")
 def one_process() -> dict[str, Any]:
-    return fit("closed_form", n_processes=1)
+    return fit_case("closed_form", n_processes=1)
 
 
 @pytest.fixture(scope="module")
 def of_two(two_processes) -> dict[str, Any]:
-    return found(two_processes, "closed_form")[0]
+    return read_found(two_processes, "closed_form")[0]
 
 
 class TestQuality:
@@ -150,15 +115,15 @@ def test_nodes_and_processes_of_lightning_are_alike(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    run(
+    run_together(
         *(
-            ["-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={node}"]
-            + ["--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
+            torchrun("--nnodes=2", f"--node_rank={node}", "--nproc_per_node=1")
+            + ["--master_addr=127.0.0.1", f"--master_port={port}"]
             + [str(SCRIPT), str(tmp_path / "nodes"), "short"]
             for node in (0, 1)
         )
     )
-    run([str(SCRIPT), str(tmp_path / "lightning"), "short"])
-    first, second = found(tmp_path / "nodes", "short")
+    run_together([str(SCRIPT), str(tmp_path / "lightning"), "short"])
+    first, second = read_found(tmp_path / "nodes", "short")
     assert_same_state(first, second)
-    assert_same_state(first, found(tmp_path / "lightning", "short")[0])
+    assert_same_state(first, read_found(tmp_path / "lightning", "short")[0])
