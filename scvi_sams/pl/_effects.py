@@ -7,6 +7,7 @@ __all__ = ["model_vs_observed_effects"]
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from scvi_sams.metrics import effect_correlation
 from scvi_sams.pl._figure import (
@@ -67,7 +68,10 @@ def model_vs_observed_effects(
     model, observed = np.ravel(model_ate.X), np.ravel(observed_ate.X)
 
     ax = axes_or_new(ax, (4.8, 4.2))
-    limit = 1.05 * float(max(np.abs(model).max(), np.abs(observed).max(), 1e-3))
+    low = min(float(model.min()), float(observed.min()), 0.0)
+    high = max(float(model.max()), float(observed.max()), 0.0)
+    margin = 0.05 * max(high - low, 1e-3)
+    limits = (low - margin, high + margin)
     if model.size > MAX_POINTS:  # counted in hexagons
         hexagons = ax.hexbin(
             observed,
@@ -75,7 +79,7 @@ def model_vs_observed_effects(
             gridsize=70,
             bins="log",
             mincnt=1,
-            extent=(-limit, limit, -limit, limit),
+            extent=(*limits, *limits),
             cmap=NUMERIC_COLORS.reversed(),
             linewidths=0.1,
         )
@@ -83,7 +87,10 @@ def model_vs_observed_effects(
     else:
         ax.scatter(observed, model, s=8, c=CATEGORICAL_COLORS[0], alpha=0.5, linewidths=0)
     ax.axline((0, 0), slope=1, **REFERENCE_LINE)
-    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    ax.set(xlim=limits, ylim=limits, aspect="equal")
+    # Alike on both axes, or a square would have more names on one.
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
     ax.set_xlabel("observed effect (log2 expression)")
     ax.set_ylabel("model's effect (log2 expression)")
     ax.set_title(

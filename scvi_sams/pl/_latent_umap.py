@@ -86,7 +86,7 @@ def latent_umap(
     latent = _representation(source, representation, drawn)
     x, y = _umap(latent, n_neighbors, seed).T
     ax = axes_or_new(ax, (6.0, 4.2) if color is not None else (4.4, 4.2))
-    size = float(np.clip(20_000 / len(x), 2, 20))
+    size = float(np.clip(15_000 / len(x), 2, 12))
     if color is None:
         ax.scatter(x, y, s=size, c=CATEGORICAL_COLORS[0], linewidths=0, rasterized=True)
     elif pd.api.types.is_numeric_dtype(obs[color]) and not pd.api.types.is_bool_dtype(obs[color]):
@@ -168,6 +168,7 @@ def _scatter_categories(
             rasterized=True,
             label=f"{n_others} others" if n_others else "none",
         )
+    counts = labels.value_counts()
     for name, color in zip(shown, CATEGORICAL_COLORS, strict=False):
         cells = (labels == name).to_numpy()
         ax.scatter(
@@ -178,6 +179,8 @@ def _scatter_categories(
             linewidths=0,
             rasterized=True,
             label=str(name),
+            # Many cells would hide few; all stay below lines and text.
+            zorder=1 + 0.9 / (1 + counts[name] / len(x)),
         )
     legend = ax.legend(
         title=labels.name,

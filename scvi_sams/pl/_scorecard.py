@@ -4,10 +4,11 @@ from __future__ import annotations
 
 __all__ = ["scorecard"]
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from scvi_sams.pl._figure import CATEGORICAL_COLORS, MAX_POINTS, axes_or_new, open_frame
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from scvi_sams.metrics import Scorecard
 
 _COLORS = {"model": CATEGORICAL_COLORS[1], "baseline": CATEGORICAL_COLORS[0], "ceiling": "0.45"}
+_BEST: dict[str, Any] = {"color": _COLORS["baseline"], "linestyle": "--", "linewidth": 1}
 _MARKERS = {"model": "D", "baseline": "o", "ceiling": "s"}
 
 
@@ -66,7 +68,7 @@ def scorecard(card: Scorecard, measure: str = "pearson_perturbed", ax: Axes | No
         own = values.loc[values["predictor"] == name, "value"].dropna().to_numpy()
         if own.size:
             # Spread by rank, so that the same card is always drawn alike.
-            spread = 0.5 * (np.argsort(np.argsort(own)) * 0.618 % 1 - 0.5)
+            spread = 0.5 * ((np.argsort(np.argsort(own)) * 0.618 + 0.5) % 1 - 0.5)
             ax.scatter(
                 own,
                 position + spread,
@@ -89,23 +91,30 @@ def scorecard(card: Scorecard, measure: str = "pearson_perturbed", ax: Axes | No
         )
         shown += [row["lower"], row["upper"], row["mean"]]
     if (best := card.best_baseline(measure)) is not None:
-        ax.axvline(rows.loc[best, "mean"], color=_COLORS["baseline"], linestyle="--", linewidth=1)
+        ax.axvline(rows.loc[best, "mean"], **_BEST)
     if shown:
         low, high = np.nanmin(shown), np.nanmax(shown)
         margin = 0.05 * (high - low) or 0.05
         ax.set_xlim(low - margin, high + margin)
     ax.set_yticks(range(len(rows)), labels=[str(name) for name in rows.index])
     ax.invert_yaxis()
-    ax.set_xlabel(card.heading(measure))
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    heading = card.heading(measure)
+    ax.set_xlabel(heading if heading.startswith(measure) else f"{measure} ({heading})")
     kinds = [kind for kind in _COLORS if kind in {card.kinds[name] for name in rows.index}]
+    handles = [
+        Line2D([], [], color=_COLORS[kind], marker=_MARKERS[kind], linewidth=2, label=kind)
+        for kind in kinds
+    ]
+    if best is not None:
+        handles.append(Line2D([], [], label="best baseline", **_BEST))
     ax.legend(
-        handles=[
-            Line2D([], [], color=_COLORS[kind], marker=_MARKERS[kind], linewidth=2, label=kind)
-            for kind in kinds
-        ],
+        handles=handles,
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
-        ncols=len(kinds),
+        ncols=len(handles),
+        columnspacing=1.0,
+        handlelength=1.5,
         frameon=False,
         fontsize="small",
     )

@@ -38,6 +38,11 @@ def test_effects_that_are_all_zero_are_drawn():
     assert "nan" in ax.get_title()
 
 
+def test_no_room_is_left_for_effects_that_there_are_not():
+    ax = pl.model_vs_observed_effects(_effects([[-2.0, 0.1]]), _effects([[-1.0, 0.2]]))
+    assert ax.get_xlim() == ax.get_ylim() == pytest.approx((-2.11, 0.31))
+
+
 def test_nothing_in_common_is_refused():
     with pytest.raises(ValueError, match="in common"):
         pl.model_vs_observed_effects(_effects([[1.0]], ["A"]), _effects([[1.0]], ["B"]))

@@ -33,6 +33,15 @@ def test_the_groups_that_stand_out_are_coloured(latent):
     assert sum(len(points.get_offsets()) for points in ax.collections) == 240
 
 
+def test_few_cells_are_drawn_over_many(latent):
+    latent.obs["kind"] = np.where(np.arange(240) % 24 == 0, "a few", "many")
+    ax = pl.latent_umap(latent, color="kind")
+    few, many = ax.collections
+    assert len(few.get_offsets()) == 10
+    assert few.get_zorder() > many.get_zorder()
+    assert _legend(ax) == ["a few", "many"]
+
+
 def test_a_numeric_column_has_a_colour_bar(latent):
     ax = pl.latent_umap(latent, color="depth")
     assert ax.get_legend() is None

@@ -41,6 +41,13 @@ def test_the_line_is_at_the_best_baseline(card):
     assert card.best_baseline("pearson") == card.table.loc[baselines, "pearson"].idxmax()
 
 
+def test_a_measure_has_the_name_that_the_card_knows_it_by(card):
+    ax = pl.scorecard(card, "relative_squared_error")
+    assert ax.get_xlabel() == "relative_squared_error (rel. error ↓)"
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend == ["model", "baseline", "ceiling", "best baseline"]
+
+
 def test_a_measure_without_conditions_or_baselines_is_drawn(card):
     ax = pl.scorecard(card, "collapse_index")
     ax.figure.canvas.draw()
