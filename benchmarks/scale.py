@@ -32,7 +32,7 @@ _POSTERIORS: dict[str, dict[str, Any]] = {
     "mean_field": _PAPER | {"embedding_posterior": "mean_field"},
     "correlated": _PAPER | {"embedding_posterior": "correlated"},
 }
-_BASE = {"perturbations": 1_000, "cells": 20_000, "genes": 1_000, "latents": 40, "particles": 1}
+_BASE = {"perturbations": 1_000, "cells": 20_000, "genes": 1_000, "latents": 50, "particles": 1}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
