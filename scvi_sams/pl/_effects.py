@@ -7,7 +7,6 @@ __all__ = ["model_vs_observed_effects"]
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from scvi_sams.metrics import effect_correlation
 from scvi_sams.pl._figure import (
@@ -17,6 +16,7 @@ from scvi_sams.pl._figure import (
     REFERENCE_LINE,
     axes_or_new,
     open_frame,
+    square_axes,
 )
 
 if TYPE_CHECKING:
@@ -87,10 +87,7 @@ def model_vs_observed_effects(
     else:
         ax.scatter(observed, model, s=8, c=CATEGORICAL_COLORS[0], alpha=0.5, linewidths=0)
     ax.axline((0, 0), slope=1, **REFERENCE_LINE)
-    ax.set(xlim=limits, ylim=limits, aspect="equal")
-    # Alike on both axes, or a square would have more names on one.
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(5))
+    square_axes(ax, limits)
     ax.set_xlabel("observed effect (log2 expression)")
     ax.set_ylabel("model's effect (log2 expression)")
     ax.set_title(

@@ -15,6 +15,7 @@ __all__ = [
     "REFERENCE_LINE",
     "axes_or_new",
     "open_frame",
+    "square_axes",
 ]
 
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +64,13 @@ def axes_or_new(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
         return ax
     _, new = plt.subplots(figsize=figsize, layout="constrained")
     return new
+
+
+def square_axes(ax: Axes, limits: tuple[float, float]) -> None:
+    """Give both axes these limits, one scale and the same numbers."""
+    ax.set(xlim=limits, ylim=limits, aspect="equal")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6))
 
 
 def open_frame(ax: Axes) -> None:

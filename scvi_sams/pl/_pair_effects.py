@@ -16,6 +16,7 @@ from scvi_sams.pl._figure import (
     REFERENCE_LINE,
     axes_or_new,
     open_frame,
+    square_axes,
 )
 from scvi_sams.pl._point_labels import PointLabels
 
@@ -109,7 +110,7 @@ def pair_vs_additive_effects(
     limits = (low - margin, high + margin)
     ax.axhline(0, color=OTHER_COLOR, linewidth=0.6, zorder=0)
     ax.axvline(0, color=OTHER_COLOR, linewidth=0.6, zorder=0)
-    ax.set(xlim=limits, ylim=limits, aspect="equal")
+    square_axes(ax, limits)
     units = interactions.uns.get("scvi_sams", {}).get("units", "")
     scale = "log2 expression" if units.startswith("log2") else units or "effect"
     ax.set_xlabel(f"sum of the single effects ({scale})")

@@ -41,6 +41,8 @@ def test_effects_that_are_all_zero_are_drawn():
 def test_no_room_is_left_for_effects_that_there_are_not():
     ax = pl.model_vs_observed_effects(_effects([[-2.0, 0.1]]), _effects([[-1.0, 0.2]]))
     assert ax.get_xlim() == ax.get_ylim() == pytest.approx((-2.11, 0.31))
+    ax.figure.canvas.draw()
+    assert list(ax.get_xticks()) == list(ax.get_yticks())
 
 
 def test_nothing_in_common_is_refused():
