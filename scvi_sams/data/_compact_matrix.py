@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy import sparse
 
+from ._disk_matrix import DiskMatrix
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CompactMatrix", "SparseRows", "compact_size", "compact_table", "to_dense"]
+__all__ = [
+    "CompactMatrix",
+    "SparseRows",
+    "compact_rows",
+    "compact_size",
+    "compact_table",
+    "to_dense",
+]
 
 _CHUNK_CELLS = 10_000  # read at once, so that a second copy of the screen never exists
 _CHUNK_VALUES = 1_000_000
@@ -82,6 +91,26 @@ class CompactMatrix:
             self.columns[place] = torch.from_numpy(rows.indices).to(column_type)
             self.values[place] = torch.from_numpy(rows.data.astype(np.float32)).to(value_type)
 
+    @classmethod
+    def stacked(cls, parts: list[CompactMatrix]) -> CompactMatrix:
+        """Put matrices of the same columns below each other.
+
+        Examples
+        --------
+        >>> part = CompactMatrix(sparse.csr_matrix([[0, 3]]), np.array([0]))
+        >>> CompactMatrix.stacked([part, part]).dense(torch.tensor([1]))
+        tensor([[0., 3.]])
+        """
+        stacked = cls.__new__(cls)
+        stacked.n_columns = parts[0].n_columns
+        lengths = torch.cat([part._starts.diff() for part in parts])
+        stacked._starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        stacked.starts = stacked._starts.to(parts[0].starts.device)
+        stacked.columns = torch.cat([part.columns for part in parts])
+        # In the largest of their types.
+        stacked.values = torch.cat([part.values for part in parts])
+        return stacked
+
     def __len__(self) -> int:
         return len(self._starts) - 1
 
@@ -127,6 +156,46 @@ def to_dense(rows: SparseRows, n_rows: int, n_columns: int) -> tuple[Tensor, Ten
     return dense.view(n_rows, n_columns), position
 
 
+def compact_rows(
+    matrix: sparse.csr_matrix | np.ndarray | DiskMatrix,
+    indices: np.ndarray,
+    device: torch.device | str = "cpu",
+    as_sparse: bool | None = None,
+) -> CompactMatrix | Tensor:
+    """Rows of a matrix as a :class:`CompactMatrix` or as a table, whichever is smaller.
+
+    Parameters
+    ----------
+    matrix
+        In memory or on disk, cells x columns. From disk it is read in pieces; increasing
+        ``indices`` are read fastest.
+    indices
+        Cells to keep, in the order in which they will be asked for.
+    device
+        Where to keep them.
+    as_sparse
+        Which of the two, if it is not to depend on the size.
+
+    Examples
+    --------
+    >>> compact_rows(np.array([[1.0, 2.0], [3.0, 0.0]]), np.array([1]))
+    tensor([[3, 0]], dtype=torch.uint8)
+    """
+    if not isinstance(matrix, DiskMatrix):
+        if as_sparse is None:
+            sparse_size, table_size = compact_size(matrix, indices)
+            as_sparse = sparse_size is not None and sparse_size < table_size
+        return (CompactMatrix if as_sparse else compact_table)(matrix, indices, device)
+    parts: list[Any] = []
+    for first in range(0, max(1, len(indices)), _CHUNK_CELLS):
+        rows = matrix.rows(indices[first : first + _CHUNK_CELLS])
+        parts.append(compact_rows(rows, np.arange(rows.shape[0]), device, as_sparse))
+        as_sparse = isinstance(parts[0], CompactMatrix)
+    if len(parts) == 1:
+        return parts[0]
+    return CompactMatrix.stacked(parts) if as_sparse else torch.cat(parts)
+
+
 def compact_table(
     matrix: sparse.csr_matrix | np.ndarray, indices: np.ndarray, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -152,9 +221,11 @@ def compact_table(
 
 
 def compact_size(
-    matrix: sparse.csr_matrix | np.ndarray, indices: np.ndarray
+    matrix: sparse.csr_matrix | np.ndarray | DiskMatrix, indices: np.ndarray
 ) -> tuple[int | None, int]:
     """Bytes that rows would take at most as a :class:`CompactMatrix` and as a table.
+
+    Values on disk are not read: they may need the largest type.
 
     Returns
     -------
@@ -165,11 +236,18 @@ def compact_size(
     >>> compact_size(sparse.csr_matrix([[0.5, 3.0], [0.0, 0.0]]), np.array([0, 1]))
     (36, 16)
     """
-    value = _smallest_type(_values(matrix)).itemsize
+    n_entries: int | None = None
+    if isinstance(matrix, DiskMatrix):
+        value = torch.float32.itemsize
+        if matrix.is_sparse:
+            n_entries = matrix.n_entries(indices)
+    else:
+        value = _smallest_type(_values(matrix)).itemsize
+        if not isinstance(matrix, np.ndarray):
+            n_entries = int(np.diff(matrix.indptr)[indices].sum())
     table = len(indices) * matrix.shape[1] * value
-    if isinstance(matrix, np.ndarray):
+    if n_entries is None:
         return None, table
-    n_entries = int(np.diff(matrix.indptr)[indices].sum())
     per_entry = _column_type(matrix.shape[1]).itemsize + value
     return n_entries * per_entry + 8 * (len(indices) + 1), table
 

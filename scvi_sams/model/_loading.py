@@ -1,26 +1,50 @@
-"""Reading cells from disk in the order that was asked for."""
+"""Reading cells in the order that was asked for, with sparse doses."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scvi import REGISTRY_KEYS
-from scvi.dataloaders import AnnDataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from scvi_sams.data import HostCells
+from scvi_sams.data._cell_datasets import DiskCells, reads_from_disk
+from scvi_sams.data._pools import PoolSampler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from scvi.data import AnnDataManager
-    from torch import Tensor
+    from torch.utils.data import Sampler
 
 __all__ = ["OrderedAnnDataLoader"]
 
 
-class OrderedAnnDataLoader(AnnDataLoader):
-    """Data loader that keeps the order of the indices for a backed AnnData too.
+class OrderedAnnDataLoader(DataLoader):
+    """Minibatches of cells for the public methods, in the order of the indices.
 
-    HDF5 reads rows in increasing order, and scvi-tools leaves the cells of a minibatch in it.
+    In place of scvi-tools' loader, which makes the doses dense, and gives the cells of a minibatch
+    in the order of the file if they stay on disk. From disk they are read many minibatches at a
+    time (:class:`~scvi_sams.data._cell_datasets.DiskCells`), by this process alone.
+
+    Parameters
+    ----------
+    adata_manager
+        Manager of a registered AnnData.
+    shuffle
+        Whether the order is random.
+    indices
+        Cells, as numbers or as a mask; all by default.
+    batch_size
+        Cells in a minibatch.
+    drop_last
+        Whether to leave out a last minibatch of fewer cells.
+    data_and_attributes
+        Registered data to read, with their types if a dict; all by default.
+    load_sparse_tensor
+        Whether to give sparse counts as sparse tensors, where they are in memory.
+    **kwargs
+        Further arguments of :class:`torch.utils.data.DataLoader`.
     """
 
     def __init__(
@@ -28,21 +52,28 @@ class OrderedAnnDataLoader(AnnDataLoader):
         adata_manager: AnnDataManager,
         shuffle: bool = False,
         indices: Sequence[int] | Sequence[bool] | None = None,
+        batch_size: int = 128,
+        drop_last: bool = False,
+        data_and_attributes: list[str] | dict[str, Any] | None = None,
+        load_sparse_tensor: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(adata_manager, shuffle=shuffle, indices=indices, **kwargs)
-        self._asked: np.ndarray | None = None
-        if adata_manager.adata.isbacked and indices is not None and not shuffle:
-            asked = np.asarray(indices)
-            self._asked = np.flatnonzero(asked) if asked.dtype == bool else asked
+        cells = np.arange(adata_manager.adata.n_obs) if indices is None else np.asarray(indices)
+        if cells.dtype == bool:
+            cells = np.flatnonzero(cells)
+        sampler: Sampler
+        dataset: DiskCells | HostCells
+        if reads_from_disk(adata_manager):
+            dataset = DiskCells(adata_manager, cells, data_and_attributes=data_and_attributes)
+            sampler = PoolSampler(dataset, batch_size, shuffle, drop_last)
+            kwargs |= {"num_workers": 0, "persistent_workers": False}
+        else:
+            dataset = HostCells(adata_manager, cells, data_and_attributes, load_sparse_tensor)
+            order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
+            sampler = BatchSampler(order, batch_size=batch_size, drop_last=drop_last)
+        # The sampler gives the cells of a whole minibatch, which is read at once.
+        super().__init__(dataset, sampler=sampler, batch_size=None, collate_fn=_as_is, **kwargs)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor | None]]:
-        if self._asked is None:
-            yield from super().__iter__()
-            return
-        start = 0
-        for tensors in super().__iter__():
-            stop = start + len(tensors[REGISTRY_KEYS.X_KEY])
-            rank = np.argsort(np.argsort(self._asked[start:stop], kind="stable"), kind="stable")
-            yield {key: None if value is None else value[rank] for key, value in tensors.items()}
-            start = stop
+
+def _as_is(batch: Any) -> Any:
+    return batch

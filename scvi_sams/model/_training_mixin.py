@@ -13,6 +13,7 @@ from scvi.model.base import UnsupervisedTrainingMixin
 from scvi.utils import track
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams.data._disk_matrix import DiskMatrix, is_on_disk
 from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan
 
 if TYPE_CHECKING:
@@ -67,8 +68,11 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
             warm-up are done (``early_stopping_warmup_epochs``).
         data_placement
             ``"device"`` keeps the cells as compact tensors on the device that trains and forms
-            minibatches there, ``"host"`` reads each from the AnnData, ``"auto"`` is ``"device"``
-            where they fit. The fit is the same. See :class:`~scvi_sams.train.SAMSDataSplitter`.
+            minibatches there, ``"host"`` reads each from the AnnData: the fit is the same.
+            ``"disk"``, for a backed AnnData, reads shuffled pools of cells, so that the screen may
+            be larger than memory: other minibatches, as good a fit. ``"auto"`` is ``"device"``
+            where the cells fit, else ``"disk"`` or ``"host"``, where they are. See
+            :class:`~scvi_sams.train.SAMSDataSplitter`.
         plan_kwargs
             Arguments of :class:`~scvi_sams.train.SAMSTrainingPlan`.
         datasplitter_kwargs
@@ -180,8 +184,9 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
         if REGISTRY_KEYS.SIZE_FACTOR_KEY not in covariates:
             library = np.ones((len(indices), 1), dtype=np.float32)
             if self.module.is_count_model:
-                counts = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)[indices]
-                library = np.asarray(counts.sum(1)).reshape(-1, 1)
+                counts = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+                rows = DiskMatrix(counts).rows(indices) if is_on_disk(counts) else counts[indices]
+                library = np.asarray(rows.sum(1)).reshape(-1, 1)
             covariates[REGISTRY_KEYS.SIZE_FACTOR_KEY] = library
         return covariates
 

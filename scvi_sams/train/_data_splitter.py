@@ -14,14 +14,17 @@ from scvi.dataloaders import BatchDistributedSampler, DataSplitter
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from scvi_sams.data import DeviceCells, HostCells
+from scvi_sams.data._cell_datasets import DiskCells, reads_from_disk
+from scvi_sams.data._pools import PoolSampler
 
 if TYPE_CHECKING:
     from scvi.data import AnnDataManager
     from torch import Tensor
+    from torch.utils.data import Sampler
 
 __all__ = ["DataPlacement", "SAMSDataSplitter"]
 
-DataPlacement: TypeAlias = Literal["auto", "device", "host"]
+DataPlacement: TypeAlias = Literal["auto", "device", "host", "disk"]
 """Where training cells are kept, see :class:`SAMSDataSplitter`."""
 
 _MAX_SHARE_OF_HOST = 0.25  # the AnnData, and other programs, need memory too
@@ -33,8 +36,9 @@ logger = logging.getLogger(__name__)
 class SAMSDataSplitter(DataSplitter):
     """Splits cells as scvi-tools does; doses stay sparse, and cells may live on the device.
 
-    The same seed gives the same minibatches wherever they are formed, and the same as scvi-tools'
-    own loader.
+    The same seed gives the same minibatches on the device and on the host, and the same as
+    scvi-tools' own loader. From disk they are others, as cells are read there in long pieces
+    (:class:`~scvi_sams.data._pools.PoolSampler`); the same seed gives the same again.
 
     Where several processes train together, all split the cells alike, and each keeps to its own
     part of them, in minibatches of ``batch_size`` cells. Parts are equally large: up to one cell
@@ -47,17 +51,23 @@ class SAMSDataSplitter(DataSplitter):
     data_placement
         ``"device"``: keep training and validation cells as compact tensors
         (:class:`~scvi_sams.data.CompactMatrix`) on the device that trains (in main memory for a
-        CPU) and form minibatches there. If they do not fit, or are read from disk, say so and
-        fall back. ``"host"``: read each minibatch from the AnnData. ``"auto"``: on the device if
-        they fit, without a word.
+        CPU) and form minibatches there. If they do not fit, say so and fall back.
+        ``"disk"``: for an AnnData whose counts stay on disk, read a pool of chunks in random
+        order, and form minibatches of its cells, shuffled, on the device.
+        ``"host"``: read each minibatch from the AnnData.
+        ``"auto"``: on the device if they fit, otherwise from where they are, disk or host.
+    chunk_size
+        Cells of a chunk: neighbours on disk, which are read at once.
+    preload_nchunks
+        Chunks of a pool: more of them shuffle better, and take more memory.
     **kwargs
         Arguments of :class:`scvi.dataloaders.DataSplitter`.
 
     Raises
     ------
     ValueError
-        If the placement is unknown, or training is to stop early and there are no validation
-        cells to tell when.
+        If the placement is unknown, or ``"disk"`` for cells that are in memory; if training is to
+        stop early and there are no validation cells to tell when.
     """
 
     def __init__(
@@ -65,14 +75,23 @@ class SAMSDataSplitter(DataSplitter):
         adata_manager: AnnDataManager,
         *args: Any,
         data_placement: DataPlacement = "auto",
+        chunk_size: int = 256,
+        preload_nchunks: int = 64,
         **kwargs: Any,
     ) -> None:
         if data_placement not in get_args(DataPlacement):
             known = ", ".join(map(repr, get_args(DataPlacement)))
             raise ValueError(f"data_placement={data_placement!r} is unknown; use one of {known}.")
+        self._is_on_disk = reads_from_disk(adata_manager)
+        if data_placement == "disk" and not self._is_on_disk:
+            raise ValueError(
+                "data_placement='disk', but the AnnData is in memory. Open it with "
+                "anndata.read_h5ad(path, backed='r'), or leave data_placement at 'auto'."
+            )
         super().__init__(adata_manager, *args, **kwargs)
         self.data_placement: DataPlacement = data_placement
-        self._on_device: bool | None = None
+        self.chunk_size, self.preload_nchunks = chunk_size, preload_nchunks
+        self._placement: DataPlacement | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Split the cells, in all processes alike."""
@@ -93,21 +112,39 @@ class SAMSDataSplitter(DataSplitter):
             )
 
     @property
-    def on_device(self) -> bool:
-        """Whether the cells are kept on the device; decided when training starts."""
-        if self._on_device is None:
-            obstacle = "" if self.data_placement == "host" else self._obstacle()
-            self._on_device = self.data_placement != "host" and not obstacle
-            if obstacle and self.data_placement == "device":
-                warnings.warn(
-                    f"data_placement='device': {obstacle}. Minibatches are read from the AnnData "
-                    "instead, as with data_placement='host'.",
-                    UserWarning,
-                    stacklevel=settings.warnings_stacklevel,
-                )
-            elif obstacle:
-                logger.info("Minibatches are read from the AnnData: %s.", obstacle)
-        return self._on_device
+    def placement(self) -> DataPlacement:
+        """Where the cells are read from, never ``"auto"``; decided when training starts."""
+        if self._placement is None:
+            self._placement = self._decide()
+        return self._placement
+
+    def _decide(self) -> DataPlacement:
+        if self.data_placement == "host":
+            return "host"
+        in_workers = ""
+        if self.data_loader_kwargs.get("num_workers", settings.dl_num_workers) > 0:
+            in_workers = "num_workers > 0 asks for other processes to form the minibatches"
+        otherwise: DataPlacement = "disk" if self._is_on_disk and not in_workers else "host"
+        if self.data_placement == "disk":
+            if in_workers:
+                self._say_obstacle(in_workers, otherwise)
+            return otherwise
+        if obstacle := in_workers or self._too_large():
+            self._say_obstacle(obstacle, otherwise)
+            return otherwise
+        return "device"
+
+    def _say_obstacle(self, obstacle: str, otherwise: DataPlacement) -> None:
+        if self.data_placement == "auto":
+            logger.info("data_placement=%r: %s.", otherwise, obstacle)
+            return
+        source = "disk, in pools" if otherwise == "disk" else "the AnnData"
+        warnings.warn(
+            f"data_placement={self.data_placement!r}: {obstacle}. Minibatches are read from "
+            f"{source} instead, as with data_placement={otherwise!r}.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
 
     def train_dataloader(self) -> DataLoader:
         """Minibatches of training cells, in random order."""
@@ -126,38 +163,38 @@ class SAMSDataSplitter(DataSplitter):
         return 1 if self.trainer is None else self.trainer.world_size
 
     def _own_part(self, indices: np.ndarray) -> np.ndarray:
-        """The cells of this process: equal shares of a random order."""
+        """The cells of this process: equal shares of a random order, of chunks on disk."""
         n_processes, indices = self._n_processes, np.asarray(indices)
         if n_processes == 1 or len(indices) == 0:
             return indices
         n_cells = len(indices) // n_processes
         if not self.data_loader_kwargs.get("drop_dataset_tail", False):
             n_cells = -(-len(indices) // n_processes)
-        order = np.random.default_rng(settings.seed or 0).permutation(indices)
-        return np.resize(order, n_cells * n_processes)[self.trainer.global_rank :: n_processes]
+        generator, rank = np.random.default_rng(settings.seed or 0), self.trainer.global_rank
+        if self._is_on_disk:  # whole chunks, so that no two processes read the same piece
+            chunks = np.array_split(np.sort(indices), -(-len(indices) // self.chunk_size))
+            order = np.concatenate([chunks[k] for k in generator.permutation(len(chunks))])
+            return np.resize(order, n_cells * n_processes)[rank * n_cells : (rank + 1) * n_cells]
+        order = generator.permutation(indices)
+        return np.resize(order, n_cells * n_processes)[rank::n_processes]
 
     @property
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
-    def _obstacle(self) -> str:
+    def _too_large(self) -> str:
         """Why the cells cannot be kept on the device; empty if they can."""
-        if self.data_loader_kwargs.get("num_workers", settings.dl_num_workers) > 0:
-            return "num_workers > 0 asks for other processes to form the minibatches"
-        manager = self.adata_manager
-        needed = 0
-        for indices in (self.train_idx, self.val_idx):
-            n_bytes = DeviceCells.required_bytes(manager, self._own_part(indices))
-            if n_bytes is None:
-                return "the AnnData is backed by a file, or of an array type that is not kept"
-            needed += n_bytes
+        needed = sum(
+            DeviceCells.required_bytes(self.adata_manager, self._own_part(indices))
+            for indices in (self.train_idx, self.val_idx)
+        )
         available = _available_bytes(self._device)
         if self._device.type == "cpu" and self.trainer is not None:
             available /= self.trainer.num_devices  # processes that share the memory
         if needed <= available:
             return ""
         return (
-            f"the cells take {needed / 2**30:.1f} GiB, and no more than "
+            f"the cells take up to {needed / 2**30:.1f} GiB, and no more than "
             f"{available / 2**30:.1f} GiB of {self._device} are used for them"
         )
 
@@ -170,19 +207,24 @@ class SAMSDataSplitter(DataSplitter):
             kwargs.pop(handled_here, None)
         indices = self._own_part(indices)
         fields = kwargs.pop("data_and_attributes", None)
-        dataset: DeviceCells | HostCells
-        if self.on_device:
-            # Not for validation: Lightning would ask which tensor has the size of the minibatch.
-            dataset = DeviceCells(
-                self.adata_manager, indices, self._device, fields, nonzero_counts=shuffle
-            )
-            kwargs = {}
-        else:
+        dataset: DeviceCells | DiskCells | HostCells
+        if self.placement == "host":
             dataset = HostCells(self.adata_manager, indices, fields, self.load_sparse_tensor)
             kwargs.setdefault("num_workers", settings.dl_num_workers)
             kwargs.setdefault("persistent_workers", settings.dl_persistent_workers)
             kwargs["pin_memory"] = self.pin_memory
-        if self._n_processes > 1:
+        else:
+            # Not for validation: Lightning would ask which tensor has the size of the minibatch.
+            dataset = (DeviceCells if self.placement == "device" else DiskCells)(
+                self.adata_manager, indices, self._device, fields, nonzero_counts=shuffle
+            )
+            kwargs = {}
+        sampler: Sampler
+        if isinstance(dataset, DiskCells):
+            sampler = PoolSampler(
+                dataset, batch_size, shuffle, drop_last, self.chunk_size, self.preload_nchunks
+            )
+        elif self._n_processes > 1:
             # One replica, as the cells are divided already; of a class that Lightning leaves be.
             sampler = BatchDistributedSampler(
                 dataset,

@@ -81,3 +81,14 @@ def test_table_holds_the_rows(as_array):
     table = compact_table(matrix.toarray() if as_array else matrix, np.array([7, 2]))
     assert table.dtype == torch.int16
     np.testing.assert_array_equal(table.numpy(), matrix[[7, 2]].toarray())
+
+
+def test_parts_are_put_below_each_other_in_the_largest_of_their_types():
+    small, large = random_matrix(9), random_matrix(300)
+    parts = [CompactMatrix(part, np.arange(30)) for part in (small, large, small)]
+    stacked = CompactMatrix.stacked(parts)
+    assert stacked.values.dtype == torch.int16
+    assert len(stacked) == 90
+    np.testing.assert_array_equal(
+        stacked.dense(torch.arange(90)).numpy(), sparse.vstack([small, large, small]).toarray()
+    )

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import anndata
 import numpy as np
 import pytest
 import scvi
+import torch
 
 from scvi_sams import SAMSVAE
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams.data._disk_matrix import DiskMatrix
+from scvi_sams.data._pools import PoolSampler
+from scvi_sams.metrics import effect_correlation, mask_recovery
+from scvi_sams.model import _loading
 
-from .conftest import SETUP, fit, small_screen
+from ._simulations import recovery_screen, true_effects
+from .conftest import QUIET, SETUP, fit, small_screen
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +64,84 @@ def test_counterfactual(in_memory, on_disk):
     np.testing.assert_array_equal(*[predicted.obs["library_size"] for predicted in cells])
 
 
+def test_likelihood(in_memory, on_disk):
+    bounds = []
+    for model in (in_memory, on_disk):
+        scvi.settings.seed = 1
+        bounds.append(
+            model.get_iwelbo(
+                indices=[500, 3, 77, 12], n_particles=5, batch_size=3, return_mean=False
+            )
+        )
+    np.testing.assert_allclose(*bounds, rtol=1e-5)
+    assert len(set(bounds[0])) == 4
+
+
+def test_doses_stay_sparse(in_memory, on_disk):
+    for model in (in_memory, on_disk):
+        indices = [9, 2, 300]
+        (batch,) = model._make_data_loader(model.adata, indices=indices)
+        doses = batch[SAMS_REGISTRY_KEYS.PERTURBATION_KEY]
+        assert doses.layout == torch.sparse_coo
+        expected = in_memory.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+        np.testing.assert_array_equal(doses.to_dense(), expected[indices].toarray())
+
+
+def test_reads_few_pieces(on_disk, monkeypatch):
+    """Not minibatch by minibatch, and never more cells at once than a pool has."""
+    small = partial(PoolSampler, chunk_size=16, preload_nchunks=8)
+    monkeypatch.setattr(_loading, "PoolSampler", small)
+    sizes = []
+    rows = DiskMatrix.rows
+    monkeypatch.setattr(
+        DiskMatrix, "rows", lambda self, index: sizes.append(len(index)) or rows(self, index)
+    )
+    on_disk.get_latent_representation(batch_size=10)
+    assert sizes == [120] * 5
+
+
 def test_trains(on_disk):
     adata = on_disk.adata
     SAMSVAE.setup_anndata(adata, **(SETUP | {"layer": None}))
     model = fit(adata, max_epochs=2)
     assert np.isfinite(model.get_elbo(n_samples=2))
     assert model.predict(["P001"], basal="control", n_samples=20).n_obs == 20
+
+
+@pytest.mark.slow
+def test_a_fit_from_disk_is_as_good_as_one_from_memory(tmp_path):
+    """Of a file that is sorted by perturbation, in pools of a tenth of it."""
+    screen = recovery_screen()
+    stored = anndata.AnnData(
+        screen.layers["counts"], obs=screen.obs[["perturbation"]], var=screen.var[[]]
+    )
+    order = np.argsort(stored.obs["perturbation"].astype(str), kind="stable")
+    stored[order].write_h5ad(tmp_path / "screen.h5ad")
+    truth = true_effects(sorted(set(screen.obs["perturbation"]) - {"control"}))
+    found = {}
+    for placement in ("device", "disk"):
+        adata = anndata.read_h5ad(
+            tmp_path / "screen.h5ad", backed="r" if placement == "disk" else None
+        )
+        SAMSVAE.setup_anndata(adata, perturbation_key="perturbation", control="control")
+        scvi.settings.seed = 0
+        model = SAMSVAE(adata, n_latent=10, n_hidden=64)
+        model.train(
+            40,
+            check_val_every_n_epoch=1,
+            data_placement=placement,
+            datasplitter_kwargs={"chunk_size": 16, "preload_nchunks": 17},
+            **QUIET,
+        )
+        effects = model.get_average_treatment_effect(truth.obs_names.tolist())
+        found[placement] = (
+            mask_recovery(screen.uns["truth"]["mask"], model.get_perturbation_mask()).f1,
+            effect_correlation(effects, truth),
+            model.history["elbo_validation"].iloc[-1, 0],
+        )
+        if placement == "disk":
+            adata.file.close()
+    (f1, correlation, bound), (disk_f1, disk_correlation, disk_bound) = found.values()
+    assert disk_f1 > f1 - 0.03 > 0.9
+    assert disk_correlation > correlation - 0.01 > 0.9
+    assert abs(disk_bound / bound - 1) < 0.005

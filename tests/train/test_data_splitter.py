@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import anndata
 import numpy as np
 import pytest
 import scvi
@@ -56,7 +59,7 @@ def test_minibatches_are_those_of_scvi_tools(adata, placement, loader):
     expected = minibatches(DataSplitter(manager(adata), **kwargs), loader)
     splitter = SAMSDataSplitter(manager(adata), data_placement=placement, **kwargs)
     found = minibatches(splitter, loader)
-    assert splitter.on_device == (placement == "device")
+    assert splitter.placement == placement
     assert len(found) == len(expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
         assert set(ours) - {NONZERO} == set(theirs)
@@ -72,7 +75,7 @@ def test_positions_of_counts_come_with_sparse_training_cells():
     assert all(NONZERO not in batch for batch in minibatches(splitter, "val_dataloader"))
 
 
-def fit(adata, placement, model_class=scvi_sams.SAMSVAE, **kwargs):
+def fit(adata, placement, model_class=scvi_sams.SAMSVAE, train=None, **kwargs):
     scvi.settings.seed = 0
     model = model_class(adata, n_latent=4, n_hidden=8, **kwargs)
     model.train(
@@ -83,6 +86,7 @@ def fit(adata, placement, model_class=scvi_sams.SAMSVAE, **kwargs):
         check_val_every_n_epoch=1,
         data_placement=placement,
         logger=None,
+        **(train or {}),
     )
     return model
 
@@ -119,14 +123,99 @@ def test_too_large_a_screen_is_read_from_the_anndata(adata, monkeypatch):
         fit(adata, "device")
     splitter = SAMSDataSplitter(manager(adata))  # "auto" says nothing
     assert NONZERO not in minibatches(splitter)[0]
-    assert not splitter.on_device
+    assert splitter.placement == "host"
+
+
+@pytest.fixture(scope="module")
+def backed(adata, tmp_path_factory):
+    """The same screen, its counts on disk, sorted by perturbation."""
+    path = tmp_path_factory.mktemp("backed") / "screen.h5ad"
+    stored = anndata.AnnData(adata.layers["counts"], obs=adata.obs[["perturbation", "replicate"]])
+    stored[np.argsort(stored.obs["perturbation"].astype(str), kind="stable")].write_h5ad(path)
+    stored = anndata.read_h5ad(path, backed="r")
+    scvi_sams.SAMSVAE.setup_anndata(
+        stored, perturbation_key="perturbation", control="control", batch_key="replicate"
+    )
+    yield stored
+    stored.file.close()
+
+
+def test_cells_on_disk_are_kept_on_the_device_if_they_fit(backed, monkeypatch):
+    splitter = SAMSDataSplitter(manager(backed), batch_size=64)
+    found = minibatches(splitter)
+    assert splitter.placement == "device"
+    monkeypatch.setattr(_data_splitter, "_available_bytes", lambda device: 100.0)
+    splitter = SAMSDataSplitter(manager(backed), batch_size=64)
+    from_disk = minibatches(splitter)
+    assert splitter.placement == "disk"
+    for cells in (found, from_disk):
+        counts = torch.cat([batch["X"] for batch in cells]).numpy()
+        expected = backed.to_memory()[splitter.train_idx].X
+        expected = expected.toarray() if sparse.issparse(expected) else expected
+        np.testing.assert_array_equal(
+            counts[np.lexsort(counts.T)], expected[np.lexsort(expected.T)]
+        )
+    with pytest.warns(UserWarning, match=r"cells take up to .* of cpu.*data_placement='disk'"):
+        fit(backed, "device")
+
+
+def test_a_fit_from_disk_is_that_of_the_seed(backed):
+    kwargs = {"datasplitter_kwargs": {"chunk_size": 8, "preload_nchunks": 4}}
+    first, second = (fit(backed, "disk", train=kwargs) for _ in range(2))
+    other = fit(backed, "disk", train={"datasplitter_kwargs": {"chunk_size": 8}})
+    states = [model.module.state_dict() for model in (first, second, other)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert not all(torch.equal(value, states[2][name]) for name, value in states[0].items())
+
+
+def test_validation_cells_are_the_same_from_disk(backed):
+    found, expected = (
+        minibatches(
+            SAMSDataSplitter(manager(backed), data_placement=placement, batch_size=16),
+            "val_dataloader",
+        )
+        for placement in ("disk", "device")
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        for key, value in theirs.items():
+            np.testing.assert_array_equal(ours[key].to_dense(), value.to_dense())
+
+
+def test_disk_is_for_cells_that_are_there(adata):
+    with pytest.raises(ValueError, match=r"data_placement='disk', but .* in memory"):
+        fit(adata, "disk")
+
+
+def test_other_processes_do_not_read_pools(backed):
+    splitter = SAMSDataSplitter(manager(backed), data_placement="disk", num_workers=1)
+    splitter.setup()
+    with pytest.warns(UserWarning, match="num_workers > 0"):
+        assert splitter.placement == "host"
+
+
+def test_processes_read_different_places_of_the_disk(backed):
+    parts = []
+    for rank in range(3):
+        splitter = SAMSDataSplitter(manager(backed), data_placement="disk", chunk_size=10)
+        splitter.setup()
+        splitter.trainer = SimpleNamespace(world_size=3, global_rank=rank)
+        parts.append(splitter._own_part(splitter.train_idx))
+    assert len({len(part) for part in parts}) == 1
+    cells = np.concatenate(parts)
+    np.testing.assert_array_equal(np.unique(cells), np.sort(splitter.train_idx))
+    assert len(cells) - len(np.unique(cells)) < 3
+    place = np.argsort(np.argsort(splitter.train_idx))
+    place_of = dict(zip(splitter.train_idx, place, strict=True))
+    for part in parts:  # neighbours, but where a chunk ends
+        gaps = np.diff(np.sort([place_of[cell] for cell in part]))
+        assert np.mean(gaps == 1) > 0.85
 
 
 def test_other_processes_read_from_the_anndata(adata):
     splitter = SAMSDataSplitter(manager(adata), data_placement="device", num_workers=1)
     splitter.setup()
     with pytest.warns(UserWarning, match="num_workers > 0"):
-        assert not splitter.on_device
+        assert splitter.placement == "host"
 
 
 def test_unknown_placement_is_refused(adata):

@@ -1,0 +1,119 @@
+"""Cells on disk against the same cells in memory."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pytest
+import torch
+import zarr
+from anndata.io import read_elem, sparse_dataset
+
+import scvi_sams
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams.data import DeviceCells, HostCells
+from scvi_sams.data._cell_datasets import DiskCells, reads_from_disk
+from scvi_sams.data._pools import PoolSampler
+
+# What anndata says of its own future defaults, when it writes Zarr.
+pytestmark = pytest.mark.filterwarnings("ignore:.*[zZ]arr v[23]:UserWarning")
+
+DOSAGE, NONZERO = SAMS_REGISTRY_KEYS.PERTURBATION_KEY, SAMS_REGISTRY_KEYS.NONZERO_COUNTS_KEY
+CELLS = np.random.default_rng(0).permutation(500)[:321]
+
+
+def manager(adata: anndata.AnnData):
+    scvi_sams.SAMSVAE.setup_anndata(
+        adata,
+        perturbation_key="perturbation",
+        control="control",
+        batch_key="replicate",
+        continuous_covariate_keys=["stress"],
+    )
+    return scvi_sams.SAMSVAE(adata, n_latent=3, n_hidden=8).adata_manager
+
+
+@pytest.fixture(scope="module")
+def screen() -> anndata.AnnData:
+    adata = scvi_sams.datasets.simulated_screen(
+        n_cells=500, n_genes=40, n_perturbations=6, n_pairs=2, n_latent=3, library_size=60.0
+    )
+    adata.X = adata.layers["counts"].copy()
+    adata.X[7, 3] = 300  # needs a larger type than the rest
+    adata.obs["stress"] = np.random.default_rng(1).normal(size=adata.n_obs)
+    del adata.layers["counts"]
+    return adata
+
+
+@pytest.fixture(scope="module")
+def in_memory(screen):
+    return manager(screen.copy())
+
+
+@pytest.fixture(scope="module", params=["h5ad", "h5ad, dense", "zarr"])
+def on_disk(request, screen, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("screen")
+    screen = screen.copy()
+    if request.param == "zarr":
+        screen.write_zarr(folder / "screen.zarr")
+        store = zarr.open_group(folder / "screen.zarr", mode="r")
+        obs, var = read_elem(store["obs"]), read_elem(store["var"])
+        yield manager(anndata.AnnData(sparse_dataset(store["X"]), obs=obs, var=var))
+        return
+    if "dense" in request.param:
+        screen.X = screen.X.toarray()
+    screen.write_h5ad(folder / "screen.h5ad")
+    adata = anndata.read_h5ad(folder / "screen.h5ad", backed="r")
+    yield manager(adata)
+    adata.file.close()
+
+
+def assert_same_cells(found, expected):
+    assert found.keys() - {NONZERO} == expected.keys()
+    for key, value in expected.items():
+        assert found[key].dtype == value.dtype
+        assert found[key].layout == (torch.sparse_coo if key == DOSAGE else torch.strided)
+        np.testing.assert_array_equal(found[key].to_dense(), value.to_dense(), err_msg=key)
+
+
+def test_disk_is_told_from_memory(in_memory, on_disk):
+    assert reads_from_disk(on_disk)
+    assert not reads_from_disk(in_memory)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_minibatches_of_pools(in_memory, on_disk, shuffle):
+    cells, expected = DiskCells(on_disk, CELLS), HostCells(in_memory, CELLS)
+    n_cells = 0
+    for batch in PoolSampler(cells, 32, shuffle, chunk_size=10, preload_nchunks=6):
+        found = cells[batch]
+        assert_same_cells(found, expected[batch.pool[batch.start : batch.stop]])
+        n_cells += len(found["X"])
+        assert len(cells._pool) <= 60 + 32  # all that is in memory
+    assert n_cells == len(cells) == 321
+
+
+def test_cells_on_the_device_come_from_disk(in_memory, on_disk, monkeypatch):
+    monkeypatch.setattr("scvi_sams.data._compact_matrix._CHUNK_CELLS", 50)
+    expected = DeviceCells(in_memory, CELLS, nonzero_counts=True)
+    found = DeviceCells(on_disk, CELLS, nonzero_counts=True)
+    needed = DeviceCells.required_bytes(on_disk, CELLS)
+    assert 0 < found.nbytes <= needed
+    for batch in (np.arange(20), [300, 5, 5, 17]):
+        assert_same_cells(found[batch], HostCells(in_memory, CELLS)[batch])
+        if NONZERO in found[batch]:
+            np.testing.assert_array_equal(found[batch][NONZERO], expected[batch][NONZERO])
+
+
+def test_positions_of_counts_come_on_request(on_disk):
+    cells = DiskCells(on_disk, CELLS, nonzero_counts=True)
+    for batch in PoolSampler(cells, 64, True):
+        found = cells[batch]
+        if NONZERO in found:
+            np.testing.assert_array_equal(found[NONZERO], found["X"].flatten().nonzero()[:, 0])
+
+
+def test_host_reads_cells_together_in_the_order_of_the_file(in_memory, on_disk):
+    found = HostCells(on_disk, CELLS)[[9, 2, 100]]
+    expected = HostCells(in_memory, np.sort(CELLS[[9, 2, 100]]))[[0, 1, 2]]
+    assert_same_cells(found, expected)
