@@ -295,6 +295,36 @@ class PerturbationVAEModule(BaseModuleClass):
         """Latent states in the frame of the networks."""
         return z
 
+    def forward(
+        self,
+        tensors: dict[str, Tensor],
+        *,
+        generative_kwargs: dict[str, Any] | None = None,
+        compute_loss: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        """Run inference, generation and, by default, the loss, as scvi-tools' modules do.
+
+        A training step leaves out the distribution of what is measured: the loss is worked out
+        from the logits, and nothing else reads it.
+
+        Parameters
+        ----------
+        tensors
+            A minibatch.
+        generative_kwargs
+            Arguments of :meth:`generative`.
+        compute_loss
+            Whether to return the loss too.
+        **kwargs
+            Further arguments of :meth:`scvi.module.base.BaseModuleClass.forward`.
+        """
+        if self.training and compute_loss:
+            generative_kwargs = {"give_distribution": False} | (generative_kwargs or {})
+        return super().forward(
+            tensors, generative_kwargs=generative_kwargs, compute_loss=compute_loss, **kwargs
+        )
+
     @auto_move_data
     def generative(
         self,
@@ -306,6 +336,7 @@ class PerturbationVAEModule(BaseModuleClass):
         gene_effects: GeneEffects | None = None,
         side_input: Tensor | None = None,
         transform_batch: int | Tensor | None = None,
+        give_distribution: bool = True,
     ) -> dict[str, Any]:
         """Decode latent states.
 
@@ -325,6 +356,8 @@ class PerturbationVAEModule(BaseModuleClass):
             Doses that the decoder sees, shape ``(n_cells, n_perturbations)``.
         transform_batch
             Decode all cells as if they came from this batch.
+        give_distribution
+            Whether to form ``px``.
 
         Returns
         -------
@@ -344,11 +377,12 @@ class PerturbationVAEModule(BaseModuleClass):
         if gene_effects is not None:
             decoded = decoded._replace(logits=add_gene_effects(decoded.logits, gene_effects))
         log_dispersion = self._log_dispersion(batch_index)
-        return {
-            "px": observation_distribution(self.gene_likelihood, decoded, log_dispersion, library),
-            "decoded": decoded,
-            "log_dispersion": log_dispersion,
-        }
+        outputs = {"decoded": decoded, "log_dispersion": log_dispersion}
+        if give_distribution:
+            outputs["px"] = observation_distribution(
+                self.gene_likelihood, decoded, log_dispersion, library
+            )
+        return outputs
 
     def _log_dispersion(self, batch_index: Tensor | None) -> Tensor:
         if self.px_r.dim() == 1:

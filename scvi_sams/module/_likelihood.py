@@ -90,17 +90,15 @@ class _NegativeBinomialLogLikelihood(torch.autograd.Function):
         dtype = torch.promote_types(logits.dtype, torch.float32)  # never in half precision
         log_theta = log_inverse_dispersion.to(dtype)
         counts, theta = counts.to(dtype), log_theta.exp()
-        log_mean = log_share(logits.to(dtype), ceiling).add_(library.to(dtype).log())
-        mean = log_mean.exp()
-        total = counts + theta
-        log_mean_plus_theta = (mean + theta).log_()
+        # Each step overwrites the last: a new array of this size costs more than its values.
+        terms = log_share(logits.to(dtype), ceiling).add_(library.to(dtype).log())
+        mean = terms.exp()
+        terms.mul_(counts).addcmul_(counts + theta, (mean + theta).log_(), value=-1)
         log_likelihood = (
-            (counts * log_mean - total * log_mean_plus_theta).sum(-1)
-            + (theta * log_theta).sum(-1)
-            + _gamma_terms(counts, theta, nonzero)
+            terms.sum(-1) + (theta * log_theta).sum(-1) + _gamma_terms(counts, theta, nonzero)
         )
         total_library = library if ceiling is None else library * ceiling
-        ctx.save_for_backward(log_theta, counts, mean, total_library, log_mean_plus_theta)
+        ctx.save_for_backward(log_theta, counts, mean, total_library)
         ctx.n_dispersion_cells = n_dispersion_cells
         ctx.dtypes = logits.dtype, log_inverse_dispersion.dtype
         return log_likelihood
@@ -108,14 +106,15 @@ class _NegativeBinomialLogLikelihood(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        log_theta, counts, mean, total_library, log_mean_plus_theta = ctx.saved_tensors
+        log_theta, counts, mean, total_library = ctx.saved_tensors
         theta = log_theta.exp()
         logits_gradient = theta_gradient = None
         if ctx.needs_input_grad[0]:
+            weight = gradient.unsqueeze(-1)
             residual = (counts - mean).mul_(theta).div_(mean + theta)
             excess = residual.sum(-1, keepdim=True)
-            residual.addcmul_(mean / total_library, excess, value=-1)
-            logits_gradient = residual.mul_(gradient.unsqueeze(-1)).to(ctx.dtypes[0])
+            residual.mul_(weight).addcmul_(mean, excess * weight / total_library, value=-1)
+            logits_gradient = residual.to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
             n_cells = counts.shape[0]
             k = min(ctx.n_dispersion_cells or n_cells, n_cells)
@@ -127,7 +126,7 @@ class _NegativeBinomialLogLikelihood(torch.autograd.Function):
                 _digamma_rise(some, theta)
                 + log_theta
                 + 1
-                - log_mean_plus_theta[..., :k, :]
+                - (some_mean + theta).log()
                 - (some + theta) / (some_mean + theta)
             )
             weighted = slope * gradient[..., :k].unsqueeze(-1)

@@ -8,6 +8,8 @@ import torch
 from scvi.nn import FCLayers
 from torch import nn
 
+from scvi_sams.module._side_input_layers import SideInputLayers
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -107,7 +109,7 @@ class PotentialEncoder(nn.Module):
         self.register_buffer("input_std", torch.ones(n_input))
         if self.sees_shift:
             n_side_input += n_latent
-        self.hidden = FCLayers(
+        self.hidden = SideInputLayers(
             n_input + n_side_input,
             n_hidden,
             n_cat_list=n_cat_list,
@@ -137,10 +139,7 @@ class PotentialEncoder(nn.Module):
         values = torch.log1p(x) if self.log_transform else x
         standardised = (values - self.input_mean) / self.input_std
         standardised = standardised.clamp(-_MAX_STANDARDISED, _MAX_STANDARDISED)
-        if side_input is not None:
-            standardised = standardised.expand(*side_input.shape[:-2], *standardised.shape)
-            standardised = torch.cat([standardised, side_input], -1)
-        hidden = self.hidden(standardised, *categories, cont=cont)
+        hidden = self.hidden(standardised, *categories, cont=cont, side_input=side_input)
         location = _MAX_LOCATION * torch.tanh(self.location(hidden) / _MAX_LOCATION)
         # The offset starts the gain at 0.73, where both the prior and the counts are heard.
         variance = torch.sigmoid(self.variance_logit(hidden) - 1)

@@ -148,6 +148,52 @@ class TestGradient:
         assert logits.grad is None
 
 
+class TestPositionsOfCounts:
+    """Gamma functions are worked out only where counts are; torch works them out everywhere."""
+
+    @pytest.mark.parametrize("per_cell", [False, True], ids=["gene", "cell"])
+    @pytest.mark.parametrize("leading", [(), (3,)], ids=["one", "particles"])
+    def test_value_and_gradients(self, cells, leading, per_cell):
+        _, log_theta, counts, library = cells
+        counts = counts * (torch.rand_like(counts) < 0.4)
+        counts[2] = 0  # a cell may have none
+        nonzero = counts.flatten().nonzero().squeeze(1)
+        assert 0 < len(nonzero) < counts.numel()
+        logits = torch.randn(*leading, N_CELLS, N_GENES, dtype=torch.float64)
+        if per_cell:
+            log_theta = torch.randn(N_CELLS, N_GENES, dtype=torch.float64)
+        weight = torch.randn(*leading, N_CELLS, dtype=torch.float64)
+
+        def reference(logits, log_theta):
+            log_mean = torch.log_softmax(logits, -1) + library.log()
+            px = torch.distributions.NegativeBinomial(
+                log_theta.exp(), logits=log_mean - log_theta, validate_args=False
+            )
+            return px.log_prob(counts).sum(-1)
+
+        def ours(logits, log_theta):
+            return negative_binomial_log_likelihood(
+                logits, log_theta, counts, library, nonzero=nonzero
+            )
+
+        both = []
+        for function in (reference, ours):
+            inputs = [x.clone().requires_grad_() for x in (logits, log_theta)]
+            value = function(*inputs)
+            both.append([value, *torch.autograd.grad((weight * value).sum(), inputs)])
+        for expected, actual in zip(*both, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+    def test_gradient_can_be_asked_for_twice(self, cells):
+        """Nothing that the gradient needs is overwritten by it."""
+        logits, log_theta, counts, library = cells
+        inputs = logits.requires_grad_(), log_theta.requires_grad_()
+        value = negative_binomial_log_likelihood(*inputs, counts, library).sum()
+        first = torch.autograd.grad(value, inputs, retain_graph=True)
+        second = torch.autograd.grad(value, inputs)
+        assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
 class TestDispersionFromFewCells:
     @staticmethod
     def gradient(cells, order, n_dispersion_cells):
