@@ -83,8 +83,8 @@ def regress_pair(
     ridge = _RIDGE * (aa + bb)
     saa, sbb = aa + ridge, bb + ridge
     determinant = saa * sbb - ab**2
-    c1 = 1 + _ratio(sbb * ar - ab * br, determinant)
-    c2 = 1 + _ratio(saa * br - ab * ar, determinant)
+    c1 = 1 + ratio(sbb * ar - ab * br, determinant)
+    c2 = 1 + ratio(saa * br - ab * ar, determinant)
     rest = y - c1[..., None] * a - c2[..., None] * b
     squared, sum_squared = (y * y).sum(-1), (additive * additive).sum(-1)
     larger = np.maximum(squared, sum_squared)
@@ -95,18 +95,26 @@ def regress_pair(
         coefficient_2=c2,
         magnitude=np.hypot(c1, c2),
         dominance=np.abs(np.log10(sizes[0] / sizes[1])),
-        fit=1 - _ratio((rest * rest).sum(-1), larger),
-        similarity=_ratio((y * additive).sum(-1), np.sqrt(squared * sum_squared), empty=1.0),
-        interaction_score=_ratio(
+        fit=1 - ratio((rest * rest).sum(-1), larger),
+        similarity=ratio((y * additive).sum(-1), np.sqrt(squared * sum_squared), empty=1.0),
+        interaction_score=ratio(
             (residual * additive).sum(-1),
-            np.maximum(sum_squared, _LEAST_ADDITIVE * (aa + bb)),
+            squared_length_of_sum(a, b),
         ),
         deviation=deviation,
-        relative_deviation=_ratio(deviation, np.sqrt(larger)),
+        relative_deviation=ratio(deviation, np.sqrt(larger)),
     )
 
 
-def _ratio(
+def squared_length_of_sum(
+    first: NDArray[np.float64], second: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Squared length of the sum of two parts, by which scores are divided; bounded from below."""
+    squared = np.square(first).sum(-1) + np.square(second).sum(-1)
+    return np.asarray(np.maximum(np.square(first + second).sum(-1), _LEAST_ADDITIVE * squared))
+
+
+def ratio(
     numerator: NDArray[np.float64], denominator: NDArray[np.float64], empty: float = 0.0
 ) -> NDArray[np.float64]:
     """Quotient, `empty` where there is nothing to divide by."""

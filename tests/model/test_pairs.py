@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,10 @@ from scvi_sams.interpretation import (
     expected_surprise,
     regress_pair,
 )
-from scvi_sams.metrics import interaction_residuals
+from scvi_sams.metrics import interaction_residuals, interval_coverage
 
 from ._members import SHIFTED, fit_member
-from ._recovered import N_MEASURED_PAIRS, observed, recovered
+from ._recovered import N_MEASURED_PAIRS, observed, pairs_of, recovered
 from .conftest import SETUP, fit, small_screen
 
 PAIRS = ["P001+P002", "P001+P006", "P003+P005"]
@@ -200,6 +201,89 @@ class TestRanking:
             fitted.rank_unmeasured_pairs(n_pairs=0)
 
 
+N_CALIBRATING = 12
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> SAMSVAE:
+    """A model of twelve of the fifteen pairs of six perturbations, ten cells or more each."""
+    adata = small_screen(n_cells=1_000, n_genes=40, n_pairs=N_CALIBRATING, pair_fraction=0.6)
+    SAMSVAE.setup_anndata(adata, **SETUP)
+    return fit(adata, max_epochs=4)
+
+
+class TestCalibration:
+    sizes: ClassVar = {"n_samples": 6, "n_cells": 10}
+
+    def test_intervals_hold_the_errors_of_the_model(self, calibrated):
+        """Those of the other measured pairs, in proportion to the effects of the parts."""
+        pair, *others = pairs_of(calibrated.adata)
+        first, second = pair.split("+")
+        bare = calibrated.get_pair_interactions([pair], calibration=None, seed=3, **self.sizes)
+        found = calibrated.get_pair_interactions([pair], seed=3, **self.sizes)
+        assert found.obs["calibrated"].all()
+        assert found.uns["scvi_sams"]["n_calibration_pairs"] == N_CALIBRATING - 1
+        without = calibrated.adata[calibrated.adata.obs["perturbation"] != pair].copy()
+        errors = calibrated._model_errors(without, seed=3).of_all
+        assert errors.n_pairs == len(others)
+        scvi.settings.seed = 3
+        parts = calibrated.get_average_treatment_effect([first, second, pair], **self.sizes).X
+        variance = errors.absolute_variance + errors.relative_variance * (
+            parts[0] ** 2 + parts[1] ** 2
+        )
+        assert variance.min() > 0
+        added = found.layers["std"] ** 2 - bare.layers["std"] ** 2
+        # The other pairs are decoded without this one, from another stream of draws.
+        np.testing.assert_allclose(added[0], variance, rtol=0.1)
+        assert (found.layers["lower"] < bare.layers["lower"]).all()
+        assert (found.layers["upper"] > bare.layers["upper"]).all()
+        row, bare_row = found.obs.iloc[0], bare.obs.iloc[0]
+        assert row["interaction_score_lower"] < bare_row["interaction_score_lower"]
+        surprise = row["surprise"] ** 2 - bare_row["surprise"] ** 2
+        assert surprise == pytest.approx(added.sum(), rel=1e-3)
+        np.testing.assert_array_equal(found.X, bare.X)
+
+    def test_same_bits_from_the_same_seed(self, calibrated):
+        found = [calibrated.get_pair_interactions(PAIRS, **self.sizes) for _ in range(2)]
+        pd.testing.assert_frame_equal(found[0].obs, found[1].obs)
+        np.testing.assert_array_equal(found[0].layers["upper"], found[1].layers["upper"])
+
+    def test_ranking(self, calibrated):
+        table = calibrated.rank_unmeasured_pairs(n_samples=4, n_cells=8)
+        assert table["calibrated"].all()
+        assert table.attrs["n_calibration_pairs"] == N_CALIBRATING
+        asked = calibrated.get_pair_interactions(list(table.index), 4, 8)
+        pd.testing.assert_frame_equal(table, asked.obs.drop(columns="measured"))
+        bare = calibrated.rank_unmeasured_pairs(n_samples=4, n_cells=8, calibration=None)
+        assert (table["uncertainty"] > bare["uncertainty"].loc[table.index]).all()
+
+    def test_too_few_pairs_say_so(self, fitted):
+        found = fitted.get_pair_interactions(PAIRS, **self.sizes)
+        assert not found.obs["calibrated"].any()
+        assert found.uns["scvi_sams"]["n_calibration_pairs"] == 0
+        bare = fitted.get_pair_interactions(PAIRS, calibration=None, **self.sizes)
+        np.testing.assert_array_equal(found.layers["upper"], bare.layers["upper"])
+
+    def test_pairs_with_a_shift_of_their_own_say_so(self, calibrated, monkeypatch):
+        own, other = pairs_of(calibrated.adata)[:2]
+        shifted = {tuple(map(calibrated.perturbation_names.index, own.split("+")))}
+        monkeypatch.setattr(SAMSVAE, "_pairs_with_a_shift", shifted)
+        found = calibrated.get_pair_interactions([own, other], **self.sizes)
+        assert found.obs["calibrated"].tolist() == [False, True]
+        assert found.uns["scvi_sams"]["n_calibration_pairs"] == N_CALIBRATING - 2
+
+    def test_features(self):
+        adata = small_screen(n_cells=800, n_genes=30, n_pairs=12, pair_fraction=0.6)
+        adata.layers["features"] = np.log1p(adata.layers["counts"].toarray())
+        SAMSVAE.setup_anndata(adata, **(SETUP | {"layer": "features"}), is_count_data=False)
+        model = fit(adata, max_epochs=2, gene_likelihood="normal")
+        assert model.get_pair_interactions(PAIRS, **self.sizes).obs["calibrated"].all()
+
+    def test_unknown(self, calibrated):
+        with pytest.raises(ScreenError, match="calibration='seen' is unknown"):
+            calibrated.get_pair_interactions(PAIRS, calibration="seen", **self.sizes)
+
+
 @pytest.mark.parametrize("member", SHIFTED)
 def test_family(member):
     setup = {"combinations": "additive"} if member == "SVAEPlus" else {}
@@ -253,6 +337,10 @@ def test_ranks_the_surprises_of_a_simulation():
     assert stats.spearmanr(ranked, deviation).statistic > 0.7
     found = model.get_pair_interactions(list(unmeasured))
     score = classify_pairs(observed().to_df()).loc[unmeasured, "interaction_score"]
+    assert found.obs["calibrated"].all()
+    lower, upper = found.obs["interaction_score_lower"], found.obs["interaction_score_upper"]
+    assert score.between(lower, upper).mean() > 0.85
+    assert interval_coverage(found, truth)[0.95].mean() > 0.85
     assert np.corrcoef(found.obs["interaction_score"], score)[0, 1] > 0.7
     per_pair = [np.corrcoef(x, y)[0, 1] for x, y in zip(found.X, truth[unmeasured].X, strict=True)]
     strong = deviation > np.median(deviation)

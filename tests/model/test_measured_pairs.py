@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from scvi_sams.interpretation._pair_calibration import score_gradient
+from scvi_sams.interpretation._pair_regression import regress_pair
+from scvi_sams.metrics import interaction_residuals, observed_average_treatment_effect
+from scvi_sams.metrics._effects import _log_expression
+from scvi_sams.model._measured_pairs import find_measured_pairs, pair_residuals
+
+from .conftest import SETUP, small_screen
+
+NAMES = [f"P00{number}" for number in range(1, 7)]
+
+
+def doses_of(adata) -> sparse.csr_matrix:
+    labels = adata.obs["perturbation"].astype(str)
+    return sparse.csr_matrix([[float(n in label) for n in NAMES] for label in labels])
+
+
+@pytest.fixture(scope="module")
+def screen():
+    return small_screen(n_cells=1_200, pair_fraction=0.4)
+
+
+def test_pairs_beside_their_parts(screen):
+    measured = find_measured_pairs(doses_of(screen), seed=0)
+    labels = screen.obs["perturbation"].astype(str).to_numpy()
+    assert (labels[measured.group == 0] == "control").all()
+    found = []
+    for dosage, groups in zip(measured.dosage.toarray(), measured.groups, strict=True):
+        parts = [NAMES[column] for column in np.flatnonzero(dosage)]
+        for group, label in zip(groups, ["+".join(parts), *parts], strict=True):
+            assert set(labels[measured.group == group]) == {label}
+            assert measured.n_cells[group] == (labels == label).sum()
+        found.append("+".join(parts))
+    assert sorted(found) == sorted({label for label in labels if "+" in label})
+    assert measured.group.max() + 1 == len(measured.n_cells)
+
+
+def test_needs_cells_of_all_four_groups(screen):
+    dosage = doses_of(screen).toarray()
+    whole = find_measured_pairs(sparse.csr_matrix(dosage), 0)
+    assert whole.dosage.shape[0] == 3
+    first = whole.dosage.toarray()[0]
+    part = int(np.flatnonzero(first)[0])
+    alone = (dosage.sum(1) == 1) & (dosage[:, part] == 1)
+    for dropped in ((dosage == first).all(1), alone, dosage.sum(1) == 0):
+        kept = np.append(np.flatnonzero(~dropped), np.flatnonzero(dropped)[:9])
+        found = find_measured_pairs(sparse.csr_matrix(dosage[kept]), 0).dosage.toarray()
+        assert not (found == first).all(1).any()
+    left_out = find_measured_pairs(
+        sparse.csr_matrix(dosage), 0, without={tuple(np.flatnonzero(first).tolist())}
+    )
+    assert left_out.dosage.shape[0] == 2
+
+
+def test_doses_must_agree(screen):
+    dosage = doses_of(screen).toarray()
+    dosage[dosage.sum(1) == 2] *= 0.5
+    assert find_measured_pairs(sparse.csr_matrix(dosage), 0).dosage.shape[0] == 0
+
+
+def test_more_than_a_hundred_are_drawn_from():
+    n = 16
+    rows = [np.zeros(n), *np.eye(n), *(a + b for a, b in zip(*_pairs(n), strict=True))]
+    dosage = sparse.csr_matrix(np.repeat(rows, 10, axis=0))
+    found = [find_measured_pairs(dosage, seed).dosage.toarray() for seed in (0, 0, 1)]
+    assert [len(pairs) for pairs in found] == [100, 100, 100]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+
+
+def _pairs(n):
+    first, second = np.triu_indices(n, 1)
+    return np.eye(n)[first], np.eye(n)[second]
+
+
+def test_against_observed_effects_and_resampled_cells(screen):
+    """Deviations are those of the observed effects; errors of scores those of a bootstrap."""
+    labels = {"perturbation_key": "perturbation", "control": "control", "layer": SETUP["layer"]}
+    observed = observed_average_treatment_effect(screen, **labels)
+    measured = find_measured_pairs(doses_of(screen), seed=0)
+    effects, names = [], []
+    for row in measured.dosage.toarray():
+        first, second = (NAMES[column] for column in np.flatnonzero(row))
+        names.append(f"{first}+{second}")
+        frame = observed.to_df().astype(float)
+        model = [0.9 * frame.loc[name].to_numpy() for name in (first, second, names[-1])]
+        effects.append(tuple(model))
+    gradients = [score_gradient(*effect) for effect in effects]
+
+    def residuals_of(adata, groups):
+        chunks = _log_expression(adata, SETUP["layer"], None, 1e4)
+        return pair_residuals(groups, chunks, effects, gradients)
+
+    found = residuals_of(screen, measured)
+    truth = interaction_residuals(observed, names)
+    modelled = np.stack([pair - first - second for first, second, pair in effects])
+    np.testing.assert_allclose(found.deviation, truth.X - modelled, atol=1e-5)
+    np.testing.assert_allclose(found.deviation_error, truth.layers["standard_error"], rtol=1e-4)
+    # Effects that are all a ninth larger have the same score, to first order too.
+    np.testing.assert_allclose(found.score, 0, atol=1e-4)
+    rng = np.random.default_rng(0)
+    scores = []
+    for _ in range(60):
+        drawn = np.concatenate(
+            [
+                rng.choice(np.flatnonzero(measured.group == group), count)
+                for group, count in enumerate(measured.n_cells)
+            ]
+        )
+        again = residuals_of(screen[drawn], measured._replace(group=measured.group[drawn]))
+        scores.append(again.score)
+    np.testing.assert_allclose(np.std(scores, axis=0), found.score_error, rtol=0.35)
+
+
+def test_score_residual_is_the_difference_of_scores_to_first_order():
+    rng = np.random.default_rng(2)
+    dosage = np.repeat([[0, 0], [1, 0], [0, 1], [1, 1]], 10, axis=0).astype(float)
+    measured = find_measured_pairs(sparse.csr_matrix(dosage), 0)
+    effect = tuple(rng.normal(size=(3, 20)))
+    gradient = [score_gradient(*effect)]
+    moved = [value + 1e-4 * rng.normal(size=20) for value in effect]
+    expression = np.repeat([np.zeros(20), *moved], 10, axis=0)
+    found = pair_residuals(measured, [(slice(0, 40), expression)], [effect], gradient)
+    expected = regress_pair(*moved).interaction_score - regress_pair(*effect).interaction_score
+    assert found.score[0] == pytest.approx(expected, rel=1e-2)
+    np.testing.assert_allclose(found.score_error, 0, atol=1e-6)
