@@ -42,10 +42,13 @@ for tutorial in sorted((ROOT / "tutorials").glob("[0-9]*.py")):
         shutil.copyfile(tutorial, copy)
 
 # Notebooks, kept as Python text. They run when the documentation is built, and again only when
-# they have changed; SCVI_SAMS_DOCS_EXECUTE=off builds without their outputs.
+# they have changed; SCVI_SAMS_DOCS_EXECUTE=off builds without their outputs, "force" runs all.
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = os.environ.get("SCVI_SAMS_DOCS_EXECUTE", "cache")
-nb_execution_cache_path = str(HERE / "_jupyter_cache")
+# Outputs of small screens must not be taken for those of the full ones.
+nb_execution_cache_path = str(
+    HERE / "_jupyter_cache" / os.environ.get("SCVI_SAMS_TUTORIALS", "full")
+)
 nb_execution_timeout = 3600
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"
@@ -59,6 +62,7 @@ autosummary_generate = True
 autosummary_context = {"own_members": own_members}
 suppress_warnings = ["config.cache"]  # a function in autosummary_context cannot be pickled
 autodoc_typehints = "description"
+toc_object_entries_show_parents = "hide"  # names of methods fit beside the page without them
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -93,6 +97,7 @@ html_title = "scvi_sams"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_theme_options = {
+    "navbar_persistent": [],  # the search field is in the side bar
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": False,

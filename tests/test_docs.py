@@ -135,3 +135,9 @@ def test_pages_are_reachable():
     pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES}
     tutorials = {f"tutorials/{path.stem}" for path in (ROOT / "tutorials").glob("[0-9]*.py")}
     assert (pages | tutorials) - {"index"} <= listed
+
+
+def test_every_plot_is_in_the_gallery():
+    gallery = (ROOT / "tutorials" / "06_gallery.py").read_text()
+    drawn = set(re.findall(r"^[^#\n]*scvi_sams\.pl\.(\w+)\(", gallery, re.MULTILINE))
+    assert drawn == set(scvi_sams.pl.__all__)

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # A gallery of plots
 #
-# Every plot of {mod}`scvi_sams.pl`, once, on a simulated screen. Each takes a model or a table
-# that a model returned, draws into the axes that it is given (`ax=`) or makes a figure, and
-# returns the axes, which are yours to change.
+# Every plot of [`scvi_sams.pl`](../api/plots), once, on a simulated screen. Each takes a model or
+# a table that a model returned, draws into the axes that it is given (`ax=`) or makes a figure,
+# and returns the axes, which are yours to change.
 
 # %%
 import os
