@@ -1,7 +1,8 @@
-"""Results written into the user's AnnData."""
+"""What a model found, written where others look for it: the user's AnnData, scvi-tools' hub."""
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -9,16 +10,30 @@ import numpy as np
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.model._effects_mixin import EffectsMixin
 from scvi_sams.model._gene_programs_mixin import GeneProgramsMixin
+from scvi_sams.model._hub import hub_model_card
 from scvi_sams.model._latent_mixin import LatentMixin
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from os import PathLike
+
     from anndata import AnnData
+    from scvi.hub import HubModel
 
 __all__ = ["ResultsMixin"]
 
+_REFERENCES = (
+    "Bereket and Karaletsos, Modelling Cellular Perturbations with the Sparse Additive Mechanism "
+    "Shift Variational Autoencoder, NeurIPS 2023."
+)
+
 
 class ResultsMixin(LatentMixin, EffectsMixin, GeneProgramsMixin):
-    """What the model found, where scanpy looks for it."""
+    """What the model found, where scanpy and scvi-tools' hub look for it."""
+
+    # Declared, not defined: they are those of scvi-tools' model class.
+    init_params_: dict[str, Any]
+    save: Callable[..., None]
 
     def write_results(
         self,
@@ -109,3 +124,91 @@ class ResultsMixin(LatentMixin, EffectsMixin, GeneProgramsMixin):
             adata.obsm[f"X_{key}{suffix}"] = np.asarray(values, dtype=np.float32)
         adata.varm[f"{key}_programs"] = table
         adata.uns[key] = found
+
+    def save_for_hub(
+        self,
+        folder: str | PathLike[str],
+        license_info: str,
+        *,
+        description: str,
+        references: str = _REFERENCES,
+        tissues: Sequence[str] = (),
+        training_data_url: str | None = None,
+        save_anndata: bool = True,
+        overwrite: bool = False,
+    ) -> HubModel:
+        """Save the model as scvi-tools' hub wants it: model, metadata and a card.
+
+        Nothing is uploaded; the ``push_to_huggingface_hub`` of what is returned does that. Whoever
+        loads the model needs this package, and trust in the file, which is a pickle.
+
+        Parameters
+        ----------
+        folder
+            Folder to write.
+        license_info
+            Licence of model and data, such as ``"cc-by-4.0"``.
+        description
+            What the screen is: cells, perturbations, where it was published.
+        references
+            What to cite, the paper of the model by default.
+        tissues
+            Tissues or cell lines.
+        training_data_url
+            Where the data are: a page of CELLxGENE, the only ones that the hub takes.
+        save_anndata
+            Whether the AnnData goes with the model. Without it, whoever loads it gives their own.
+        overwrite
+            Whether to write over what is in the folder.
+
+        Returns
+        -------
+        scvi.hub.HubModel
+            The model as the hub has it.
+
+        Raises
+        ------
+        ImportError
+            If huggingface_hub is not there: ``pip install "scvi-sams[hub]"``.
+        ScreenError
+            If the AnnData is to be saved and the model was loaded without it.
+
+        Examples
+        --------
+        >>> hub_model = model.save_for_hub(  # doctest: +SKIP
+        ...     "my_model", "cc-by-4.0", description="THP-1 cells, 25 knock-outs."
+        ... )
+        >>> hub_model.push_to_huggingface_hub("me/my_model", "my_token")  # doctest: +SKIP
+        """
+        self._check_if_trained(warn=False)
+        try:
+            import huggingface_hub  # noqa: F401  scvi.hub itself says so late since 1.5
+            from scvi.hub import HubMetadata, HubModel
+        except ImportError as error:
+            raise ImportError(
+                'The hub needs huggingface_hub: pip install "scvi-sams[hub]".'
+            ) from error
+        if save_anndata and self.adata is None:
+            raise ScreenError(
+                "The model was loaded without its AnnData: load it with adata, or pass "
+                "save_anndata=False."
+            )
+        metadata = HubMetadata(
+            scvi_version=self.registry["scvi_version"],
+            anndata_version=version("anndata"),
+            model_cls_name=type(self).__name__,
+            training_data_url=training_data_url,
+            model_parent_module="scvi_sams",
+        )
+        card = hub_model_card(
+            self,
+            license_info,
+            description=description,
+            references=references,
+            tissues=tissues,
+            training_data_url=training_data_url,
+        )
+        self.save(str(folder), overwrite=overwrite, save_anndata=save_anndata)
+        hub_model = HubModel(str(folder), metadata=metadata, model_card=card)
+        hub_model.save(overwrite=overwrite)
+        return hub_model

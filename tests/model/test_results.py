@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
 
 import anndata as ad
@@ -10,7 +11,6 @@ import pandas as pd
 import pytest
 import scanpy as sc
 
-import scvi_sams
 from scvi_sams import SAMSVAE, ScreenError
 
 from ._members import MEMBERS, SHIFTED, SPARSE, fit_member
@@ -108,31 +108,56 @@ class TestWriteResults:
 
 
 class TestEcosystem:
-    def test_hub(self, tmp_path):
+    @pytest.mark.parametrize("member", MEMBERS)
+    def test_hub(self, member, tmp_path):
         """A saved model is a model of scvi-tools' hub, with metadata that find its class."""
         pytest.importorskip("huggingface_hub", reason="scvi.hub needs huggingface_hub")
-        from huggingface_hub import ModelCard
         from scvi.hub import HubMetadata, HubModel
 
-        model = fit_member("SAMSVAE")
-        folder = str(tmp_path / "model")
-        model.save(folder, save_anndata=True)
+        model, folder = fit_member(member), str(tmp_path / "model")
+        returned = model.save_for_hub(folder, "mit", description="Five genes.", tissues=["lung"])
         metadata = HubMetadata.from_dir(
             folder, anndata_version=version("anndata"), model_parent_module="scvi_sams"
         )
-        assert metadata.model_cls_name == "SAMSVAE"
-        assert metadata.scvi_version == version("scvi-tools")
-        # The helper that writes a card knows scvi-tools' own models only.
-        card = ModelCard("---\nlicense: bsd-3-clause\n---\nSAMSVAE of a simulated screen\n")
-        HubModel(folder, metadata=metadata, model_card=card).save()
         hub_model = HubModel(folder)
-        assert isinstance(hub_model.model, scvi_sams.SAMSVAE)
-        pd.testing.assert_frame_equal(
-            hub_model.model.get_perturbation_effect(), model.get_perturbation_effect()
-        )
+        assert hub_model.metadata == returned.metadata == metadata
+        assert metadata.scvi_version == version("scvi-tools")
+        card = hub_model.model_card
+        assert card.data.license == "mit"
+        assert card.data.library_name == "scvi-tools"
+        assert {f"model_cls_name:{member}", "modality:rna", "tissue:lung"} <= set(card.data.tags)
+        for told in ("Five genes.", "300 cells, 40 genes, ", '"n_hidden": ', "Karaletsos"):
+            assert told in card.text
+        loaded = hub_model.model
+        assert type(loaded) is MEMBERS[member]
         np.testing.assert_array_equal(
-            hub_model.model.get_latent_representation(), model.get_latent_representation()
+            loaded.get_latent_representation(), model.get_latent_representation()
         )
+        with pytest.raises(ValueError, match="already exists"):
+            model.save_for_hub(folder, "mit", description="")
+        model.save_for_hub(folder, "apache-2.0", description="", overwrite=True)
+        assert HubModel(folder).model_card.data.license == "apache-2.0"
+
+    def test_hub_without_adata(self, tmp_path):
+        pytest.importorskip("huggingface_hub", reason="scvi.hub needs huggingface_hub")
+        model, folder = fit_member("SAMSVAE"), tmp_path / "model"
+        model.save(folder, save_anndata=False)
+        loaded = SAMSVAE.load(folder, adata=False, accelerator="cpu")
+        with pytest.raises(ScreenError, match="save_anndata=False"):
+            loaded.save_for_hub(folder, "mit", description="")
+        loaded.save_for_hub(tmp_path / "hub", "mit", description="", save_anndata=False)
+        assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == [
+            "README.md",
+            "_scvi_required_metadata.json",
+            "model.pt",
+        ]
+
+    def test_hub_without_its_library(self, fitted, tmp_path, monkeypatch):
+        for name in [name for name in sys.modules if name.split(".")[:2] == ["scvi", "hub"]]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        with pytest.raises(ImportError, match=r'pip install "scvi-sams\[hub\]"'):
+            fitted.save_for_hub(tmp_path / "model", "mit", description="")
 
     @pytest.mark.slow  # the library of sparse arrays compiles for half a minute
     def test_posterior_predictive_check(self, fitted):
