@@ -15,6 +15,7 @@ __all__ = [
     "REFERENCE_LINE",
     "axes_or_new",
     "open_frame",
+    "others",
     "square_axes",
 ]
 
@@ -64,6 +65,11 @@ def axes_or_new(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
         return ax
     _, new = plt.subplots(figsize=figsize, layout="constrained")
     return new
+
+
+def others(number: int) -> str:
+    """Label of those that have no colour of their own."""
+    return f"{number} other" if number == 1 else f"{number} others"
 
 
 def square_axes(ax: Axes, limits: tuple[float, float]) -> None:

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from scvi_sams.pl._figure import CATEGORICAL_COLORS, LABEL_SIZE, OTHER_COLOR
+from scvi_sams.pl._figure import CATEGORICAL_COLORS, LABEL_SIZE, OTHER_COLOR, others
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -171,5 +171,5 @@ def _draw_pathways(
     ax.set_xlim(left, table.shape[1] - 0.5)
     handles = [Patch(color=color_of[name], label=str(name)) for name in named]
     if len(counts) > len(named):
-        handles.append(Patch(color=OTHER_COLOR, label=f"{len(counts) - len(named)} others"))
+        handles.append(Patch(color=OTHER_COLOR, label=others(len(counts) - len(named))))
     return handles

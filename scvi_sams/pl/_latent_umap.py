@@ -17,6 +17,7 @@ from scvi_sams.pl._figure import (
     OTHER_COLOR,
     axes_or_new,
     open_frame,
+    others,
 )
 
 if TYPE_CHECKING:
@@ -156,17 +157,17 @@ def _scatter_categories(
 ) -> None:
     labels = labels.astype("category").cat.remove_unused_categories()
     shown = _standing_out(latent, labels, len(CATEGORICAL_COLORS))
-    others = ~labels.isin(shown).to_numpy()
-    if others.any():
-        n_others = labels[others].nunique()
+    remaining = ~labels.isin(shown).to_numpy()
+    if remaining.any():
+        n_others = labels[remaining].nunique()
         ax.scatter(
-            x[others],
-            y[others],
+            x[remaining],
+            y[remaining],
             s=size,
             c=OTHER_COLOR,
             linewidths=0,
             rasterized=True,
-            label=f"{n_others} others" if n_others else "none",
+            label=others(n_others) if n_others else "none",
         )
     counts = labels.value_counts()
     for name, color in zip(shown, CATEGORICAL_COLORS, strict=False):

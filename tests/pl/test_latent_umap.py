@@ -33,6 +33,11 @@ def test_the_groups_that_stand_out_are_coloured(latent):
     assert sum(len(points.get_offsets()) for points in ax.collections) == 240
 
 
+def test_one_other_is_one(latent):
+    nine = latent[latent.obs["group"] >= "g03"].copy()
+    assert _legend(pl.latent_umap(nine, color="group"))[:2] == ["1 other", "g04"]
+
+
 def test_few_cells_are_drawn_over_many(latent):
     latent.obs["kind"] = np.where(np.arange(240) % 24 == 0, "a few", "many")
     ax = pl.latent_umap(latent, color="kind")
