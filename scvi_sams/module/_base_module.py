@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from scvi.module.base import LossOutput, auto_move_data
 from torch import nn
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams.module._covariates import covariates_of, network_covariates
 from scvi_sams.module._direct_effects import add_gene_effects
+from scvi_sams.module._family_member import FamilyMember
 from scvi_sams.module._networks import ExpressionDecoder, PotentialEncoder
 from scvi_sams.module._observation import observation_distribution, observation_log_likelihood
 
@@ -22,11 +23,9 @@ if TYPE_CHECKING:
 
     from scvi_sams.module._closed_form_inference import ClosedFormInference
     from scvi_sams.module._direct_effects import GeneEffects
-    from scvi_sams.module._global_draws import GlobalDraws
     from scvi_sams.module._networks import BasalPosterior, Decoded
-    from scvi_sams.module._observation import Dispersion, GeneLikelihood, Observation
+    from scvi_sams.module._observation import Dispersion, GeneLikelihood
     from scvi_sams.module._perturbation_effects import PerturbationEffects
-    from scvi_sams.module._population import CellPopulation
 
 __all__ = ["PerturbationVAEModule"]
 
@@ -34,7 +33,7 @@ _CEILING_MARGIN = 1.25  # a cell may hold more counts per size factor than any t
 _N_DISPERSION_CELLS = 8  # the dispersion is shared by all cells; see the likelihood
 
 
-class PerturbationVAEModule(BaseModuleClass):
+class PerturbationVAEModule(FamilyMember):
     """Base of the modules: encoder and decoder of one cell, and what is measured in it.
 
     A member of the family says how perturbations enter (:meth:`inference`,
@@ -177,84 +176,6 @@ class PerturbationVAEModule(BaseModuleClass):
             self.counts_per_cell.fill_(torch.inf)
         self.initialized.fill_(True)
 
-    # -- how perturbations enter: each member's own --------------------------------------------
-
-    @property
-    @abstractmethod
-    def n_global_elements(self) -> int:
-        """Numbers in one draw of what all cells share."""
-
-    @abstractmethod
-    def sample_globals(self, n_samples: int, perturbations: Tensor | None = None) -> GlobalDraws:
-        """Draw what all cells share from its posterior.
-
-        Parameters
-        ----------
-        n_samples
-            Number of draws.
-        perturbations
-            Those that will be asked for, sorted, shape ``(n,)``; all by default.
-        """
-
-    @abstractmethod
-    def decode_condition(
-        self,
-        population: CellPopulation,
-        dosage: Tensor,
-        draws: GlobalDraws,
-        one_draw_a_cell: bool = False,
-    ) -> Observation:
-        """Distribution of the genes of a population of cells under a condition.
-
-        Parameters
-        ----------
-        population
-            Basal states and covariates of cells.
-        dosage
-            Doses of the condition, shape ``(1, n_perturbations)``.
-        draws
-            Draws of what all cells share.
-        one_draw_a_cell
-            Give the k-th draw to the k-th cell only.
-
-        Returns
-        -------
-        Of shape ``(n_samples, n_cells, n_genes)``, or ``(n_cells, n_genes)`` with one draw a
-        cell.
-        """
-
-    @abstractmethod
-    def sample_basal(self, inference_outputs: dict[str, Any]) -> Tensor:
-        """Draw the basal states of cells from their posterior, shape ``(n_cells, n_latent)``."""
-
-    @abstractmethod
-    def log_importance_weights(self, tensors: dict[str, Tensor], draws: GlobalDraws) -> Tensor:
-        """Importance weights of cells, shape ``(n_particles, n_cells)``."""
-
-    @abstractmethod
-    def kl_basal(self, inference_outputs: dict[str, Any]) -> Tensor:
-        """Divergence of the latent state of cells from its prior, shape ``(n_cells,)``."""
-
-    def global_divergences(self, of_effects: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Divergences of what all cells share from its prior, scalars in nats by name.
-
-        Parameters
-        ----------
-        of_effects
-            Those of masks and embeddings, where they are known.
-        """
-        return {}
-
-    def global_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the posterior of what all cells share that are learned by gradient."""
-        return []
-
-    def zero_frozen_gradients(self) -> None:
-        """Keep training from moving perturbations that are frozen."""
-
-    def observe(self, inference_outputs: dict[str, Any]) -> None:
-        """Take in a minibatch for inference without gradients, where a member has it."""
-
     # -- scvi-tools interface ------------------------------------------------------------------
 
     def _get_inference_input(
@@ -264,7 +185,7 @@ class PerturbationVAEModule(BaseModuleClass):
             "x": tensors[REGISTRY_KEYS.X_KEY],
             "dosage": tensors[SAMS_REGISTRY_KEYS.PERTURBATION_KEY],
             "library": tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY),
-            **_covariates(tensors),
+            **covariates_of(tensors),
         }
 
     def _get_generative_input(
@@ -275,7 +196,7 @@ class PerturbationVAEModule(BaseModuleClass):
             "library": inference_outputs["library"],
             "gene_effects": inference_outputs.get("gene_effects"),
             "side_input": inference_outputs.get("side_input"),
-            **_covariates(tensors),
+            **covariates_of(tensors),
         }
 
     def _library(self, x: Tensor, library: Tensor | None) -> Tensor:
@@ -289,7 +210,7 @@ class PerturbationVAEModule(BaseModuleClass):
     ) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
         if not self.encode_covariates:
             return (), None
-        return _network_covariates(batch_index, cat_covs, cont_covs)
+        return network_covariates(batch_index, cat_covs, cont_covs)
 
     def _to_network(self, z: Tensor, batch_index: Tensor | None) -> Tensor:
         """Latent states in the frame of the networks."""
@@ -367,7 +288,7 @@ class PerturbationVAEModule(BaseModuleClass):
         """
         if transform_batch is not None and batch_index is not None:
             batch_index = torch.ones_like(batch_index) * transform_batch
-        categories, cont = _network_covariates(batch_index, cat_covs, cont_covs)
+        categories, cont = network_covariates(batch_index, cat_covs, cont_covs)
         u = self._to_network(z, batch_index)
         if side_input is not None:
             u = torch.cat([u, side_input.expand(*u.shape[:-1], side_input.shape[-1])], -1)
@@ -454,19 +375,3 @@ class PerturbationVAEModule(BaseModuleClass):
         )
         counts = outputs["px"].sample()
         return counts.cpu() if n_samples == 1 else counts.permute(1, 2, 0).cpu()
-
-
-def _covariates(tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
-    return {
-        "batch_index": tensors.get(REGISTRY_KEYS.BATCH_KEY),
-        "cat_covs": tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
-        "cont_covs": tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
-    }
-
-
-def _network_covariates(
-    batch_index: Tensor | None, cat_covs: Tensor | None, cont_covs: Tensor | None
-) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
-    """Split covariates into the columns that scvi-tools' layers take."""
-    columns = () if cat_covs is None else torch.split(cat_covs, 1, dim=1)
-    return (batch_index, *columns), cont_covs

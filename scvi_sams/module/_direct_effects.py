@@ -96,6 +96,7 @@ class DirectEffects(nn.Module):
         return kl[self.target >= 0].sum()
 
 
+@torch.compiler.disable  # the number of effects changes from step to step
 def add_gene_effects(logits: Tensor, effects: GeneEffects) -> Tensor:
     """Add log fold changes of single genes to log expression.
 

@@ -10,11 +10,8 @@ from torch import nn
 
 from scvi_sams.module._closed_form import SpikeSlab
 from scvi_sams.module._correlated_embedding import CorrelatedEmbedding
-from scvi_sams.module._functional import (
-    kl_bernoulli_log_prior,
-    kl_centred_normal,
-    relaxed_bernoulli,
-)
+from scvi_sams.module._effects_divergence import effects_divergence
+from scvi_sams.module._functional import relaxed_bernoulli
 from scvi_sams.module._mask_prior import MaskPrior
 
 if TYPE_CHECKING:
@@ -28,7 +25,6 @@ EmbeddingPosterior: TypeAlias = Literal["mean_field", "correlated", "spike_and_s
 """The posteriors of the embeddings, see :class:`PerturbationEffects`."""
 
 _N_MOMENT_DRAWS = 64
-_MAX_DIVERGENCE_ROWS = 1_024  # a step costs the same however many perturbations there are
 
 
 class PerturbationEffects(nn.Module):
@@ -357,46 +353,4 @@ class PerturbationEffects(nn.Module):
         ``"kl_mask"`` for the masks (and their prior probability) and ``"kl_embedding"`` for the
         effects given the masks, scalars. Both are zero before the masks are switched on.
         """
-        if not self.masks_on:
-            zero = self.slab_mean.new_zeros(())
-            return {"kl_mask": zero, "kl_embedding": zero}
-        rows, weight = None, 1.0
-        if self.trainable and self.training and self.n_rows > _MAX_DIVERGENCE_ROWS:
-            device = self.slab_mean.device
-            rows = torch.randint(self.n_rows, (_MAX_DIVERGENCE_ROWS,), device=device)
-            weight = self.n_rows / _MAX_DIVERGENCE_ROWS
-        q = self._rows(rows)
-        on = self._inclusion(q.mask_logits, rows)
-        log_on, log_off = self.log_mask_prior(rows)
-        is_given, log_off = log_off.isinf(), log_off.clamp(min=-1e6)
-        kl_mask = kl_bernoulli_log_prior(q.mask_logits, log_on, log_off)
-        if not self.sparse:  # masks of perturbations are given, those of pairs are not
-            kl_mask = torch.where(is_given, 0.0, kl_mask)
-        return {
-            "kl_mask": weight * kl_mask.sum() + self.mask_prior.kl_probability(),
-            "kl_embedding": weight * self._kl_embedding(q, on, rows, temperature).sum(),
-        }
-
-    def _kl_embedding(
-        self, q: SpikeSlab, on: Tensor, rows: Tensor | None, temperature: float
-    ) -> Tensor:
-        """Divergence of each effect given the masks, shape ``(n_rows, n_latent)``."""
-        if self.posterior_family == "point":
-            return torch.zeros_like(q.slab_mean)
-        if self.correlated is not None:
-            index = torch.arange(self.n_rows, device=on.device) if rows is None else rows
-            masks = self._relaxed_masks(q.mask_logits, index, temperature)
-            moments = self._embedding_given(q, masks, index)
-            return kl_centred_normal(*moments, self.embedding_variance)
-        if self.posterior_family == "mean_field":
-            return kl_centred_normal(q.slab_mean, q.slab_variance, self.embedding_variance)
-        background = self.background_variance()
-        if rows is not None and background.dim() > 0:
-            background = background[rows]
-        kl_slab = kl_centred_normal(
-            q.slab_mean, q.slab_variance, self.embedding_variance + background
-        )
-        if not self.spike_variance > 0:
-            return on * kl_slab
-        kl_spike = kl_centred_normal(q.spike_mean, q.spike_variance, background.clamp(min=1e-30))
-        return on * kl_slab + (1 - on) * torch.where(background > 0, kl_spike, 0.0)
+        return effects_divergence(self, temperature)

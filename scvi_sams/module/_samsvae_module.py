@@ -12,19 +12,18 @@ from scvi_sams.module._base_module import PerturbationVAEModule
 from scvi_sams.module._closed_form_inference import ClosedFormInference
 from scvi_sams.module._direct_effects import DirectEffects
 from scvi_sams.module._dose_response import HillDoseResponse
-from scvi_sams.module._functional import additive_shift, dosage_entries
+from scvi_sams.module._functional import additive_shift
 from scvi_sams.module._global_draws import GlobalDraws
 from scvi_sams.module._interactions import PairInteractions
 from scvi_sams.module._networks import Potential
 from scvi_sams.module._perturbation_effects import PerturbationEffects
+from scvi_sams.module._perturbation_shift import PerturbationShift
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor, nn
 
-    from scvi_sams.module._direct_effects import GeneEffects
-    from scvi_sams.module._functional import DosageEntries
     from scvi_sams.module._mask_prior import MaskPriorSharing
     from scvi_sams.module._networks import BasalPosterior
     from scvi_sams.module._observation import Observation
@@ -33,10 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SAMSVAEModule"]
 
-_RELAXATION_TEMPERATURE = 0.5
 
-
-class SAMSVAEModule(PerturbationVAEModule):
+class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
     r"""Sparse additive mechanism shift VAE (Bereket and Karaletsos, NeurIPS 2023).
 
     The counts of cell i with doses :math:`d_i` and covariates :math:`s_i` come from
@@ -266,72 +263,6 @@ class SAMSVAEModule(PerturbationVAEModule):
 
     # -- perturbations -------------------------------------------------------------------------
 
-    @property
-    def _samples_shift(self) -> bool:
-        """Whether training must draw shifts.
-
-        The divergence of the basal state is quadratic in the shift. Where the state that is
-        decoded does not depend on it (residual guide), or its two moments stand in for it (closed
-        form), no draw is needed.
-        """
-        if self.closed_form is not None:
-            return False
-        return (
-            self.encoder.basal_posterior != "residual"
-            or self.effects.posterior_family == "correlated"
-        )
-
-    def _cell_entries(self, dosage: Tensor) -> tuple[DosageEntries, GeneEffects | None]:
-        """Doses of cells as they act, and the direct effects; drawn once in training."""
-        entries = dosage_entries(dosage)
-        if self.dose_response is not None:
-            curves = self.dose_response
-            parameters = curves.rsample() if self.training else curves.mean()
-            entries = curves.respond(entries, parameters)
-        gene_effects = None
-        if self.direct_effects is not None:
-            direct = self.direct_effects
-            gene_effects = direct.of(entries, direct.rsample() if self.training else direct.mean)
-        return self.interactions(entries), gene_effects
-
-    def shift_moments(self, entries: DosageEntries) -> tuple[Tensor, Tensor]:
-        """Posterior mean and variance of the shifts of cells, in the frame of the networks.
-
-        Returns
-        -------
-        Mean and variance of each coordinate, each of shape ``(n_cells, n_latent)``.
-        """
-        rows, index = entries.perturbation.unique(return_inverse=True)
-        mean, variance = self.effects.moments(rows)
-        frame = self.effects.frame
-        return (
-            additive_shift(entries, mean[index]) @ frame,
-            additive_shift(entries, variance[index], power=2) @ frame.square(),
-        )
-
-    def expected_shift(self, dosage: Tensor) -> Tensor:
-        """Expected shifts under conditions, in the frame of the masks.
-
-        Parameters
-        ----------
-        dosage
-            Doses, shape ``(n_conditions, n_perturbations)``.
-
-        Returns
-        -------
-        Shape ``(n_conditions, n_latent)``.
-        """
-        entries, _ = self._cell_entries(dosage)
-        mean, _ = self.effects.moments(entries.perturbation)
-        return additive_shift(entries, mean)
-
-    def _sampled_shift(self, entries: DosageEntries, n_samples: int) -> Tensor:
-        """Draws of the shifts, shared by the cells of a perturbation, with gradients."""
-        rows, index = entries.perturbation.unique(return_inverse=True)
-        effects = self.effects.rsample(rows, _RELAXATION_TEMPERATURE, n_samples)
-        shift = additive_shift(entries, effects[:, index]) @ self.effects.frame
-        return shift[0] if n_samples == 1 else shift
-
     def global_divergences(self, of_effects: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Divergences of masks, embeddings, dose responses and direct effects, in nats."""
         terms = dict(self.effects.kl_divergence() if of_effects is None else of_effects)
@@ -376,18 +307,6 @@ class SAMSVAEModule(PerturbationVAEModule):
             None if direct is None else direct.rsample(n_samples),
             None if curves is None else curves.rsample(n_samples),
         )
-
-    def _drawn_entries(
-        self, dosage: Tensor, draws: GlobalDraws
-    ) -> tuple[DosageEntries, GeneEffects | None]:
-        """Doses as they act, and direct effects, under draws of what all cells share."""
-        entries = dosage_entries(dosage)
-        if draws.hill is not None:
-            entries = HillDoseResponse.respond(entries, draws.hill)
-        gene_effects = None
-        if self.direct_effects is not None and draws.direct is not None:
-            gene_effects = self.direct_effects.of(entries, draws.direct)
-        return self.interactions(entries), gene_effects
 
     def decode_condition(
         self,
