@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 _COMMANDS = {"fit": fit, "predict": predict}
 _FAILED, _INTERRUPTED = 1, 130
 
+_NOTHING_TO_MEND = (
+    # A small screen has fewer batches in an epoch than scvi-tools has Lightning log by.
+    ("The number of training batches", r"(lightning|scvi)\."),
+    # The dropout of the encoder is off when a model is read out, and on again in training.
+    ("Found [0-9]+ module.s. in eval mode", r"(lightning|scvi)\."),
+    # Batches are cut from memory; workers would copy the screen to gain nothing.
+    ("The '.*dataloader' does not have many workers", r"(lightning|scvi)\."),
+    # Asked for, by --accelerator cpu.
+    ("GPU available but not used", r"(lightning|scvi)\."),
+)
+"""Warnings about how libraries work with this one: what they begin with, and whose they are."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``scvi-sams``.
@@ -70,9 +82,13 @@ def _print_line(kind: str, error: BaseException, message: str | None = None) -> 
 
 
 def _quieten_libraries() -> None:
-    """Show warnings about the screen as lines of their own, and none about how libraries work."""
-    warnings.simplefilter("ignore")
-    warnings.filterwarnings("default", category=UserWarning, module=r"scvi_sams(\.|$)")
+    """Show each warning once, as a line of its own, but for those that name nothing to mend."""
+    warnings.simplefilter("default")
+    # Of changes to come in a library, which are for those who write code against it.
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    for message, module in _NOTHING_TO_MEND:
+        warnings.filterwarnings("ignore", message, UserWarning, module)
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         print(one_line("warning", str(message)), file=sys.stderr)

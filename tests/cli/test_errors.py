@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 
 import anndata as ad
@@ -186,6 +187,29 @@ def test_warnings_about_the_screen_are_lines_of_their_own(run, screen_path, tmp_
     done = run("fit", tmp_path / "screen.h5ad", "--dosage-key", "dose", "-o", tmp_path / "out")
     (line,) = [line for line in done.err.splitlines() if "warning" in line]
     assert line.startswith("scvi-sams: warning: No cell is a control")
+
+
+def test_only_warnings_with_nothing_to_mend_are_hidden(run, screen_path, tmp_path, monkeypatch):
+    module = "lightning.pytorch.loops.fit_loop"
+
+    def train(*_, **__):
+        for text, category, of in (
+            ("The number of training batches (4) is small", UserWarning, module),
+            ("`isinstance(treespec, LeafSpec)` is deprecated", FutureWarning, module),
+            ("The loss is not what it was", UserWarning, module),
+            ("The number of training batches is a matter of ours", UserWarning, "scvi_sams.train"),
+            ("invalid value in divide", RuntimeWarning, "numpy"),
+        ):
+            warnings.warn_explicit(text, category, "file.py", 1, of)
+        raise ScreenError("far enough")
+
+    monkeypatch.setattr(scvi_sams.SAMSVAE, "train", train)
+    done = run("fit", screen_path, *LABELS, "-o", tmp_path / "out")
+    assert [line for line in done.err.splitlines() if "warning" in line] == [
+        "scvi-sams: warning: The loss is not what it was",
+        "scvi-sams: warning: The number of training batches is a matter of ours",
+        "scvi-sams: warning: invalid value in divide",
+    ]
 
 
 def test_the_program_runs_as_a_module():
