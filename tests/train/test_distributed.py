@@ -5,6 +5,7 @@ Processes are started as a user starts them, never inside of pytest.
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import scvi_sams
 from scvi_sams.metrics import mask_recovery
 
 pytest.importorskip("benchmarks", reason="run pytest as `python -m pytest` in the repository")
 
 from benchmarks._distributed import read_found, run_together, torchrun
 
-from ._distributed_fit import fit_case
+from ._distributed_fit import SCREEN, fit_case
 
 pytestmark = pytest.mark.slow
 
@@ -127,3 +129,26 @@ def test_nodes_and_processes_of_lightning_are_alike(tmp_path):
     first, second = read_found(tmp_path / "nodes", "short")
     assert_same_state(first, second)
     assert_same_state(first, read_found(tmp_path / "lightning", "short")[0])
+
+
+@pytest.mark.parametrize("launcher", [[], torchrun("--standalone", "--nproc_per_node=2")])
+def test_script_of_the_user_guide(tmp_path, launcher):
+    """As it is written there, but for sizes, the processor and where files are."""
+    page = SCRIPT.parents[2] / "docs" / "user_guide" / "clusters.md"
+    if not page.is_file():
+        pytest.skip("the user guide is not there")
+    script = re.search(r"```python\n(# fit.py\n.*?)```", page.read_text(), re.DOTALL)[1]
+    for written, tested in {
+        '"gpu"': '"cpu"',
+        "devices=4": "devices=2",
+        "max_epochs=20": "max_epochs=2, enable_progress_bar=False",
+        '"my_screen.h5ad"': repr(str(tmp_path / "screen.h5ad")),
+        '"my_model"': repr(str(tmp_path / "model")),
+    }.items():
+        assert script.count(written) == 1, written
+        script = script.replace(written, tested)
+    scvi_sams.datasets.simulated_screen(**SCREEN).write_h5ad(tmp_path / "screen.h5ad")
+    (tmp_path / "fit.py").write_text(script)
+    run_together([*launcher, str(tmp_path / "fit.py")])
+    model = scvi_sams.SAMSVAE.load(tmp_path / "model", accelerator="cpu")
+    assert len(model.history["elbo_train"]) == 2
