@@ -60,7 +60,12 @@ sc.tl.umap(adata, random_state=0)
 adata.obs["is_control"] = (adata.obs["perturbation"] == "control").map(
     {True: "control", False: "perturbed"}
 )
-sc.pl.umap(adata, color=["is_control", "replicate"], frameon=False, size=12)
+figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+controls = {"groups": ["control"], "palette": {"control": "#D55E00", "perturbed": "lightgrey"}}
+controls |= {"na_in_legend": False, "title": "controls among perturbed cells"}
+sc.pl.umap(adata, color="is_control", ax=axes[0], show=False, frameon=False, size=20, **controls)
+sc.pl.umap(adata, color="replicate", ax=axes[1], show=False, frameon=False, size=20)
+figure.tight_layout()
 
 # %% [markdown]
 # ## Fit
