@@ -28,7 +28,7 @@ _MAX_DECODED_ELEMENTS = 20_000_000
 
 
 class CounterfactualMixin(PredictionMixin):
-    """Steps that gene programmes, differential expression and pairs share."""
+    """Steps that effects, gene programmes, differential expression, distances and pairs share."""
 
     @contextmanager
     def _seeded(self, seed: int) -> Iterator[None]:

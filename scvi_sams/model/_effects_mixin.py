@@ -154,6 +154,11 @@ class EffectsMixin(SAMSModel):
         ------
         NotImplementedError
             If the model has no interactions (``interactions=True``).
+
+        Examples
+        --------
+        >>> model = SAMSVAE(adata, interactions=True)  # doctest: +SKIP
+        >>> model.get_interaction_mask().loc["KLF1+CEBPA"]  # doctest: +SKIP
         """
         effects = self._require_interactions("get_interaction_mask")
         return self._pair_frame(effects.mask_probability())
@@ -169,6 +174,11 @@ class EffectsMixin(SAMSModel):
         ------
         NotImplementedError
             If the model has no interactions (``interactions=True``).
+
+        Examples
+        --------
+        >>> model = SAMSVAE(adata, interactions=True)  # doctest: +SKIP
+        >>> model.get_interaction_effect().loc["KLF1+CEBPA"]  # doctest: +SKIP
         """
         effects = self._require_interactions("get_interaction_effect")
         return self._pair_frame(effects.mask_probability() * effects.slab_mean)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from scvi_sams.interpretation._pair_calibration import ScoreGradient
 
-__all__ = ["MeasuredPairs", "find_measured_pairs", "pair_residuals"]
+__all__ = ["MeasuredPairs", "find_measured_pairs", "pair_residuals", "pairs_together"]
 
 _LEAST_CELLS = 10  # of a pair, of either part and of controls; with fewer no standard error
 _MOST_PAIRS = 100  # a variance gains little from more, and each is decoded
@@ -35,6 +35,21 @@ class MeasuredPairs(NamedTuple):
     """Group of each cell, 0 for controls and -1 for none of these."""
     n_cells: NDArray[np.int64]
     """Cells of each group."""
+
+
+def pairs_together(dosage: sparse.csr_matrix) -> list[tuple[int, int]]:
+    """Pairs of perturbations that some cell has both of, by their positions, in order.
+
+    Parameters
+    ----------
+    dosage
+        Doses, cells x perturbations.
+    """
+    present = sparse.csr_matrix(dosage > 0).astype(np.float32)
+    together = (present.T @ present).tocoo()
+    return sorted(
+        (int(a), int(b)) for a, b in zip(together.row, together.col, strict=True) if a < b
+    )
 
 
 def find_measured_pairs(

@@ -22,7 +22,7 @@ from scvi_sams.interpretation._pair_calibration import (
 )
 from scvi_sams.metrics._effects import _log_expression
 from scvi_sams.model._counterfactual_mixin import COUNTS_PER, CounterfactualMixin
-from scvi_sams.model._measured_pairs import find_measured_pairs, pair_residuals
+from scvi_sams.model._measured_pairs import find_measured_pairs, pair_residuals, pairs_together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -208,9 +208,7 @@ class PairDrawsMixin(CounterfactualMixin):
         if self.adata is None:
             return None
         dosage = self.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
-        present = sparse.csr_matrix(dosage > 0).astype(np.float32)
-        together = (present.T @ present).tocoo()
-        return {(int(a), int(b)) for a, b in zip(together.row, together.col, strict=True) if a < b}
+        return set(pairs_together(dosage))
 
 
 def _pairs_of(dosage: sparse.csr_matrix) -> list[_Pair]:

@@ -18,12 +18,12 @@ from scvi_sams.model._likelihood_mixin import LikelihoodMixin
 from scvi_sams.model._loading import OrderedAnnDataLoader
 from scvi_sams.model._mechanisms_mixin import MechanismsMixin
 from scvi_sams.model._pairs_mixin import PairsMixin
-from scvi_sams.model._prediction_mixin import PredictionMixin
 from scvi_sams.model._query_mixin import QueryMixin
 from scvi_sams.model._results_mixin import ResultsMixin
 from scvi_sams.model._setup_mixin import SetupMixin
 from scvi_sams.model._similarity_mixin import SimilarityMixin
 from scvi_sams.model._training_mixin import SAMSTrainingMixin
+from scvi_sams.model._treatment_effect_mixin import TreatmentEffectMixin
 from scvi_sams.module._networks import BasalPosterior
 from scvi_sams.module._observation import Dispersion, GeneLikelihood
 from scvi_sams.module._perturbation_effects import EmbeddingPosterior
@@ -53,7 +53,7 @@ class PerturbationVAE(
     SimilarityMixin,
     MechanismsMixin,
     EffectsMixin,
-    PredictionMixin,
+    TreatmentEffectMixin,
     LikelihoodMixin,
     SetupMixin,
     QueryMixin,

@@ -17,7 +17,7 @@ from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.model._base import SAMSModel
 from scvi_sams.module import CellPopulation
-from scvi_sams.module._observation import expected_expression, expected_log_normalized_expression
+from scvi_sams.module._observation import expected_expression
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,12 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PredictionMixin"]
 
-_COUNTS_PER = 1e4
-_MAX_DECODED_ELEMENTS = 20_000_000
-
 
 class PredictionMixin(SAMSModel):
-    """Cells and average effects under any condition, never looking at cells of that condition."""
+    """Cells under any condition, never looking at cells of that condition."""
 
     @torch.inference_mode()
     def predict(
@@ -116,135 +113,6 @@ class PredictionMixin(SAMSModel):
         )
         predicted.uns["scvi_sams"] = self._provenance()
         return predicted
-
-    @torch.inference_mode()
-    def get_average_treatment_effect(
-        self,
-        conditions: Conditions | None = None,
-        reference: str | dict[str, float] | None = None,
-        method: Literal["log_normalized", "mean"] | None = None,
-        n_samples: int = 25,
-        n_cells: int = 200,
-        credible_level: float = 0.95,
-        basal: Literal["prior", "control"] | AnnData | Sequence[int] = "prior",
-        batch: str | None = None,
-    ) -> AnnData:
-        """Average effect of conditions on each gene, over a population of cells.
-
-        Every draw of masks and effects is applied to the same basal states, and expectations over
-        counts are computed, not sampled (:func:`~scvi_sams.module.expected_log_normalized`), so
-        that the draws differ by what is uncertain about the perturbations alone.
-
-        Parameters
-        ----------
-        conditions
-            As in :meth:`predict`; all single perturbations by default.
-        reference
-            What effects are measured against; no perturbation by default.
-        method
-            ``"log_normalized"``: difference of the mean of ``log2(1 + 1e4 * x / library)``, as
-            computed from observed counts (Bereket and Karaletsos 2023); the default for counts.
-            ``"mean"``: difference of the expected counts per 10,000; for features that are no
-            counts, of their expected values.
-        n_samples
-            Draws of masks and effects, which the intervals are made of.
-        n_cells
-            Cells of the population.
-        credible_level
-            Level of the intervals.
-        basal
-            Where basal states come from, as in :meth:`predict`.
-        batch
-            Batch to predict for, as in :meth:`predict`.
-
-        Returns
-        -------
-        AnnData, conditions x genes: posterior mean in ``X``, ends of the interval in
-        ``layers["lower"]`` and ``layers["upper"]``, posterior standard deviation in
-        ``layers["std"]``; NaN where perturbations act through networks (ConditionalVAE), which
-        have no posterior.
-
-        Raises
-        ------
-        UnknownPerturbationError
-            If a condition names a perturbation that the model has not seen.
-
-        Examples
-        --------
-        >>> effect = model.get_average_treatment_effect(["KLF1", "KLF1+CEBPA"])  # doctest: +SKIP
-        >>> effect.to_df().loc["KLF1"].nlargest(10)  # doctest: +SKIP
-        """
-        if method is None:
-            method = "log_normalized" if self.module.is_count_model else "mean"
-        if method not in {"log_normalized", "mean"}:
-            raise ValueError(f"method={method!r} is unknown; use 'log_normalized' or 'mean'.")
-        if method == "log_normalized" and not self.module.is_count_model:
-            raise ValueError(
-                "method='log_normalized' is for counts, and this model has "
-                "gene_likelihood='normal'; use method='mean'."
-            )
-        self._check_if_trained(warn=False)
-        if not 0 < credible_level < 1:
-            raise ValueError(f"credible_level={credible_level!r} must be between 0 and 1.")
-        dosage, labels = self._parse_distinct_conditions(
-            self.perturbation_names if conditions is None else conditions
-        )
-        reference_dosage, _ = self._parse_conditions({} if reference is None else reference)
-        population, _ = self._population(basal, n_cells, batch, None)
-        used = sparse.vstack([reference_dosage, dosage], "csr")
-        if n_samples < 1:
-            raise ScreenError(f"n_samples={n_samples}: at least one draw is needed.")
-        draws = self._sample_globals(n_samples, used)
-        n_at_once = max(
-            1, _MAX_DECODED_ELEMENTS // (len(population.basal) * self.summary_stats.n_vars)
-        )
-
-        def population_means(row: int) -> torch.Tensor:
-            """Means over the population, draws x genes."""
-            # Without a perturbation, or a posterior, all draws are the same.
-            is_certain = used[row].nnz == 0 or self.module.effects is None
-            n_draws = 1 if is_certain else n_samples
-            means = []
-            for start in range(0, n_draws, n_at_once):
-                px = self.module.decode_condition(
-                    population,
-                    self._doses(used, row),
-                    draws.subset(start, min(start + n_at_once, n_draws)),
-                )
-                if method == "log_normalized":
-                    values = expected_log_normalized_expression(
-                        px, population.library, _COUNTS_PER
-                    )
-                else:
-                    values = expected_expression(px)
-                    values = _COUNTS_PER * values if self.module.is_count_model else values
-                means.append(values.mean(1))
-            return torch.cat(means)
-
-        against = population_means(0)
-        tail = 50 * (1 - credible_level)
-        columns: dict[str, list[np.ndarray]] = {"mean": [], "lower": [], "upper": [], "std": []}
-        for row in track(range(len(labels)), description="Effects", disable=len(labels) < 20):
-            effects = (population_means(row + 1) - against).cpu().numpy()
-            columns["mean"].append(effects.mean(0))
-            if self.module.effects is None:  # no posterior, so nothing to say how sure it is
-                effects = np.full_like(effects, np.nan)
-            columns["std"].append(effects.std(0))
-            lower, upper = np.percentile(effects, [tail, 100 - tail], axis=0)
-            columns["lower"].append(lower)
-            columns["upper"].append(upper)
-        layers = {name: np.stack(rows).astype(np.float32) for name, rows in columns.items()}
-        effect = ad.AnnData(
-            layers.pop("mean"),
-            obs=pd.DataFrame(index=pd.Index(labels, name="condition")),
-            var=pd.DataFrame(index=pd.Index(self.get_var_names())),
-            layers=layers,
-        )
-        effect.uns["scvi_sams"] = self._provenance() | {
-            "method": method,
-            "credible_level": credible_level,
-        }
-        return effect
 
     # -- shared steps --------------------------------------------------------------------------
 

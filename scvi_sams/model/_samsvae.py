@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data import dosage_from_conditions
+from scvi_sams.model._measured_pairs import pairs_together
 from scvi_sams.model._perturbation_vae import PerturbationVAE
 from scvi_sams.module import SAMSVAEModule
 
@@ -171,11 +170,7 @@ class SAMSVAE(PerturbationVAE):
             if self.adata is None:
                 raise ScreenError("interactions=True needs the AnnData; name the pairs instead.")
             dosage = self.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
-            present = (dosage > 0).astype(np.float32)
-            together = (present.T @ present).tocoo()
-            pairs = sorted(
-                (int(a), int(b)) for a, b in zip(together.row, together.col, strict=True) if a < b
-            )
+            pairs = pairs_together(dosage)
             if not pairs:
                 raise ScreenError(
                     "interactions=True, but no cell has two perturbations; leave it out."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 
 from scvi_sams.mechanisms import (
     effect_distance,
@@ -15,21 +16,17 @@ from scvi_sams.mechanisms import (
     null_perturbations,
     perturbation_graph,
 )
+from scvi_sams.model._counterfactual_mixin import CounterfactualMixin
 from scvi_sams.model._mechanisms_mixin import MechanismsMixin
-from scvi_sams.model._prediction_mixin import PredictionMixin
 from scvi_sams.module import GlobalDraws
-from scvi_sams.module._observation import expected_expression, expected_log_normalized_expression
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["SimilarityMixin"]
 
-_COUNTS_PER = 1e4  # normalised as in get_average_treatment_effect
-_MAX_DECODED_ELEMENTS = 20_000_000  # 80 MB in float32
 
-
-class SimilarityMixin(MechanismsMixin, PredictionMixin):
+class SimilarityMixin(MechanismsMixin, CounterfactualMixin):
     """Distances of perturbations, and their neighbour graph."""
 
     def get_perturbation_distance(
@@ -152,29 +149,15 @@ class SimilarityMixin(MechanismsMixin, PredictionMixin):
 
         Log2 of normalised expression, averaged over basal states from the prior.
         """
-        module, n_latent = self.module, self.module.n_latent
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        n_latent, n_names = self.module.n_latent, len(self.perturbation_names)
+        with self._seeded(seed):
             population = self._prior_population(n_cells)
         # One perturbation, whose draws are the unit moves of the latents and none at all.
         moves = torch.cat([torch.zeros(1, n_latent), torch.eye(n_latent)]).unsqueeze(1)
         draws = GlobalDraws(
             n_latent + 1, moves.to(self.device), torch.zeros(1, dtype=torch.long).to(self.device)
         )
-        dose = torch.zeros(1, len(self.perturbation_names), device=self.device)
-        dose[0, 0] = 1.0
-        n_at_once = max(1, _MAX_DECODED_ELEMENTS // (n_cells * self.summary_stats.n_vars))
-        means = []
-        for start in range(0, n_latent + 1, n_at_once):
-            px = module.decode_condition(
-                population, dose, draws.subset(start, min(start + n_at_once, n_latent + 1))
-            )
-            values = (
-                expected_log_normalized_expression(px, population.library, _COUNTS_PER)
-                if module.is_count_model
-                else expected_expression(px)
-            )
-            means.append(values.mean(1))
-        profiles = torch.cat(means)
-        norm = (profiles[1:] - profiles[0]).norm(dim=1)
-        return pd.Series(norm.double().cpu().numpy(), index=self._latent_names)
+        dose = sparse.csr_matrix(([1.0], ([0], [0])), shape=(1, n_names), dtype=np.float32)
+        profiles = self._population_means(population, dose, 0, draws)
+        norm = np.linalg.norm(profiles[1:] - profiles[0], axis=1)
+        return pd.Series(norm.astype(np.float64), index=self._latent_names)

@@ -129,6 +129,20 @@ class SVAEPlus(PerturbationVAE):
         ------
         ScreenError
             If something cannot be used; the message names it and the mend.
+        ValueError
+            If ``combinations`` is neither of the two.
+
+        Examples
+        --------
+        >>> import scvi_sams
+        >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
+        >>> scvi_sams.SVAEPlus.setup_anndata(
+        ...     adata,
+        ...     layer="counts",
+        ...     perturbation_key="perturbation",
+        ...     control="control",
+        ...     combinations="additive",
+        ... )
         """
         if combinations not in {"own", "additive"}:
             raise ValueError(f"combinations={combinations!r} is unknown; use 'own' or 'additive'.")
