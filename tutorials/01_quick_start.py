@@ -81,6 +81,7 @@ scvi_sams.SAMSVAE.setup_anndata(
     control="control",
     batch_key="replicate",
 )
+scvi.settings.num_threads = 1  # scanpy has raised it, and many small steps are slower then
 model = scvi_sams.SAMSVAE(adata, n_latent=20)
 model.train(max_epochs=max_epochs)
 ax = scvi_sams.pl.training_history(model)

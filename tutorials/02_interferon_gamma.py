@@ -127,6 +127,7 @@ scvi_sams.SAMSVAE.setup_anndata(
     batch_key="batch",
     size_factor_key="size_factor",
 )
+scvi.settings.num_threads = 1  # scanpy has raised it, and many small steps are slower then
 model = scvi_sams.SAMSVAE(adata)
 model.train(max_epochs=3 if small else None)
 

@@ -155,6 +155,7 @@ dosed = scvi_sams.datasets.simulated_screen(
 scvi_sams.SAMSVAE.setup_anndata(
     dosed, layer="counts", perturbation_key="perturbation", dosage_key="dose", control="control"
 )
+scvi.settings.num_threads = 1  # scanpy has raised it, and many small steps are slower then
 hill = scvi_sams.SAMSVAE(dosed, n_latent=12, dose_response="hill")
 hill.train(max_epochs=max_epochs)
 ax = scvi_sams.pl.dose_response(hill)
