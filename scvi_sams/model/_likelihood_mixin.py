@@ -61,6 +61,11 @@ class LikelihoodMixin(SAMSModel):
         -------
         Nats a cell: the mean, or an array of shape ``(n_cells,)`` in the order of ``indices``.
 
+        Raises
+        ------
+        ValueError
+            If ``n_particles`` is below one.
+
         Examples
         --------
         >>> model.get_iwelbo(indices=model.validation_indices)  # doctest: +SKIP
@@ -104,6 +109,11 @@ class LikelihoodMixin(SAMSModel):
         -------
         Nats a cell, higher is better: the mean, or an array of shape ``(n_cells,)`` in the order
         of ``indices``.
+
+        Raises
+        ------
+        ValueError
+            If ``n_samples`` is below one.
 
         Examples
         --------
