@@ -20,12 +20,13 @@ find_python() {
     return 1
 }
 
-# environment [test|dev]: .venv with the package, editable, and the dependencies of that extra.
+# environment [docs|test|dev]: .venv with the package, editable, and the dependencies of that extra.
 environment() {
     local extra="${1:-}" contained=base python wanted
     case "$extra" in
+        docs) contained="base docs" ;;
         test) contained="base test" ;;
-        dev) contained="base test dev" ;;
+        dev) contained="base docs test dev" ;;
     esac
     wanted="$root $(cat "$root/constraints.txt" "$root/pyproject.toml" | cksum)"
     if [[ "$(cat "$venv/.installed-${extra:-base}" 2>/dev/null)" == "$wanted" ]]; then return; fi

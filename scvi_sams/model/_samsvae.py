@@ -34,8 +34,12 @@ class SAMSVAE(PerturbationVAE):
     n_latent
         Number of latent dimensions; about twice as many as mechanisms are expected. Those that no
         perturbation uses cost little.
-    n_hidden, n_layers, dropout_rate
-        Size of the networks; dropout is in the encoder only.
+    n_hidden
+        Units of a hidden layer.
+    n_layers
+        Hidden layers of encoder and decoder.
+    dropout_rate
+        Share of units dropped, in the encoder only.
     encode_covariates
         Whether the encoder sees batch and covariates, as the decoder does.
     gene_likelihood

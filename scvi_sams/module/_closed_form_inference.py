@@ -16,6 +16,7 @@ from scvi_sams.module._closed_form import (
     spike_slab,
 )
 from scvi_sams.module._running_statistics import RunningStatistics
+from scvi_sams.module._threads import one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,6 +123,7 @@ class ClosedFormInference(nn.Module):
         return information.scatter_reduce_(0, entries.cell, of_entries, "amin").unsqueeze(1)
 
     @torch.no_grad()
+    @one_thread()
     def centre(self) -> None:
         """Move the basal means to where the cells are.
 
@@ -131,6 +133,7 @@ class ClosedFormInference(nn.Module):
         self.basal_mean.copy_(self.statistics.basal_mean())
 
     @torch.no_grad()
+    @one_thread()
     def switch_on(
         self,
         effects: PerturbationEffects,
@@ -154,6 +157,7 @@ class ClosedFormInference(nn.Module):
         self.update(effects, n_training_cells, n_sweeps=_SWITCH_ON_SWEEPS)
 
     @torch.no_grad()
+    @one_thread()
     def update(
         self, effects: PerturbationEffects, n_training_cells: int, n_sweeps: int = 1
     ) -> None:

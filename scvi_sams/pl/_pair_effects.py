@@ -45,8 +45,8 @@ def pair_vs_additive_effects(
     n_labels
         Genes that stand out, at most: those that deviate most from the sum, by a twentieth of the
         largest effect or more. They are coloured and drawn with the interval of the deviation,
-        and named where there is room. The interval takes the decoder as known and is too narrow,
-        see ``model.get_pair_interactions``.
+        and named where there is room. The interval holds the decoder's errors where it is
+        calibrated, see ``model.get_pair_interactions``.
     ax
         Axes to draw into; a new figure by default.
 
