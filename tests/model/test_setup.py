@@ -22,7 +22,7 @@ def _dosage(adata) -> pd.DataFrame:
 def _inputs(adata):
     model = SAMSVAE(adata, **SIZE)
     tensors = next(iter(model._make_data_loader(adata, batch_size=adata.n_obs)))
-    return model.perturbation_names, tensors[SAMS_REGISTRY_KEYS.PERTURBATION_KEY]
+    return model.perturbation_names, tensors[SAMS_REGISTRY_KEYS.PERTURBATION_KEY].to_dense()
 
 
 class TestInputs:
