@@ -136,6 +136,6 @@ class SetupMixin(SAMSModel):
     def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
         """Not offered: scvi-tools' out-of-memory loader does not carry dosages."""
         raise NotImplementedError(
-            "scvi-tools' annbatch loader does not carry the dosage matrix; use setup_anndata, "
-            "with a backed AnnData if the screen does not fit in memory."
+            "scvi-tools' annbatch loader does not carry the dosage matrix; use setup_anndata with "
+            "a backed AnnData, which train(data_placement='disk') reads in shuffled chunks."
         )
