@@ -179,3 +179,12 @@ class TestEcosystem:
         check.zero_fraction()
         zeros = check.metrics["zero_fraction"]
         assert np.abs(zeros["SAMSVAE"] - zeros["Raw"]).mean() < 0.05
+
+
+@pytest.mark.slow
+def test_scanpy_finds_the_neighbours_of_many_cells():
+    """Above 8,192 cells it asks a library of whose versions some do not fit it."""
+    latents = np.random.default_rng(0).normal(size=(8_500, 5)).astype(np.float32)
+    adata = ad.AnnData(obsm={"X_sams": latents})
+    sc.pp.neighbors(adata, use_rep="X_sams")
+    assert adata.obsp["connectivities"].shape == (8_500, 8_500)
