@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import h5py
 import numpy as np
 from anndata.abc import CSCDataset, CSRDataset
-from anndata.compat import ZarrArray
 from scipy import sparse
+from zarr import Array as ZarrArray
 
 from scvi_sams._exceptions import ScreenError
 
