@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, Dataset, RandomSampler, SequentialSampler
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 
@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from ._disk_matrix import MatrixRows
     from ._pools import PoolBatch
 
-__all__ = ["DeviceCells", "DiskCells", "HostCells", "reads_from_disk"]
+__all__ = [
+    "DeviceCells",
+    "DiskCells",
+    "HostCells",
+    "minibatch_as_formed",
+    "minibatch_sampler",
+    "reads_from_disk",
+]
 
 _DOSAGE = SAMS_REGISTRY_KEYS.PERTURBATION_KEY
 
@@ -260,6 +267,31 @@ def reads_from_disk(adata_manager: AnnDataManager) -> bool:
     """Whether any registered matrix stays on disk."""
     keys = adata_manager.data_registry
     return any(is_on_disk(adata_manager.get_from_registry(key)) for key in keys)
+
+
+def minibatch_sampler(
+    cells: Dataset, batch_size: int, shuffle: bool = False, drop_last: bool = False
+) -> BatchSampler:
+    """Positions of the cells of whole minibatches, which a data set here reads at once.
+
+    Parameters
+    ----------
+    cells
+        The data set.
+    batch_size
+        Cells in a minibatch.
+    shuffle
+        Whether the order is random, from torch's generator; that of the data set otherwise.
+    drop_last
+        Whether to leave out a last minibatch of fewer cells.
+    """
+    order = RandomSampler(cells) if shuffle else SequentialSampler(cells)  # type: ignore[arg-type]
+    return BatchSampler(order, batch_size=batch_size, drop_last=drop_last)
+
+
+def minibatch_as_formed(batch: Any) -> Any:
+    """Collate nothing: a data set here gives whole minibatches."""
+    return batch
 
 
 def _registered(

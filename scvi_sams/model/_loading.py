@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader
 
 from scvi_sams.data import HostCells
-from scvi_sams.data._cell_datasets import DiskCells, reads_from_disk
+from scvi_sams.data._cell_datasets import (
+    DiskCells,
+    minibatch_as_formed,
+    minibatch_sampler,
+    reads_from_disk,
+)
 from scvi_sams.data._pools import PoolSampler
 
 if TYPE_CHECKING:
@@ -69,11 +74,7 @@ class OrderedAnnDataLoader(DataLoader):
             kwargs |= {"num_workers": 0, "persistent_workers": False}
         else:
             dataset = HostCells(adata_manager, cells, data_and_attributes, load_sparse_tensor)
-            order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
-            sampler = BatchSampler(order, batch_size=batch_size, drop_last=drop_last)
-        # The sampler gives the cells of a whole minibatch, which is read at once.
-        super().__init__(dataset, sampler=sampler, batch_size=None, collate_fn=_as_is, **kwargs)
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
+            sampler = minibatch_sampler(dataset, batch_size, shuffle, drop_last)
+        super().__init__(
+            dataset, sampler=sampler, batch_size=None, collate_fn=minibatch_as_formed, **kwargs
+        )

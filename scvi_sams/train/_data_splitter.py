@@ -11,15 +11,19 @@ import numpy as np
 import torch
 from scvi import settings
 from scvi.dataloaders import BatchDistributedSampler, DataSplitter
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader
 
 from scvi_sams.data import DeviceCells, HostCells
-from scvi_sams.data._cell_datasets import DiskCells, reads_from_disk
+from scvi_sams.data._cell_datasets import (
+    DiskCells,
+    minibatch_as_formed,
+    minibatch_sampler,
+    reads_from_disk,
+)
 from scvi_sams.data._pools import PoolSampler
 
 if TYPE_CHECKING:
     from scvi.data import AnnDataManager
-    from torch import Tensor
     from torch.utils.data import Sampler
 
 __all__ = ["DataPlacement", "SAMSDataSplitter"]
@@ -236,14 +240,10 @@ class SAMSDataSplitter(DataSplitter):
                 seed=settings.seed or 0,
             )
         else:
-            order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
-            sampler = BatchSampler(order, batch_size=batch_size, drop_last=drop_last)
-        # The sampler gives the cells of a whole minibatch, which is read at once.
-        return DataLoader(dataset, sampler=sampler, batch_size=None, collate_fn=_as_is, **kwargs)
-
-
-def _as_is(batch: Any) -> dict[str, Tensor]:
-    return batch
+            sampler = minibatch_sampler(dataset, batch_size, shuffle, drop_last)
+        return DataLoader(
+            dataset, sampler=sampler, batch_size=None, collate_fn=minibatch_as_formed, **kwargs
+        )
 
 
 def _available_bytes(device: torch.device) -> float:
