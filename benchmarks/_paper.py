@@ -12,12 +12,13 @@ import scvi
 from benchmarks._common import Stopwatch, parser, print_table
 from benchmarks._family import FAMILY, make_model
 from scvi_sams import SAMSVAE, SVAEPlus
-from scvi_sams.data import check_leakage, split_indices
-from scvi_sams.metrics import (
+from scvi_sams.evaluation import (
+    check_leakage,
     effect_correlation,
     effect_correlation_by_condition,
     observed_average_treatment_effect,
     perturbed_reference,
+    split_indices,
 )
 
 if TYPE_CHECKING:

@@ -8,11 +8,10 @@ import anndata as ad
 import numpy as np
 
 from benchmarks._paper import with_counts
-from scvi_sams.data import select_genes, split_cells
 from scvi_sams.datasets import tidy_scperturb
 from scvi_sams.datasets._cache import fetch
 from scvi_sams.datasets._public import _PERTPY
-from scvi_sams.metrics import observed_average_treatment_effect
+from scvi_sams.evaluation import observed_average_treatment_effect, select_genes, split_cells
 
 if TYPE_CHECKING:
     from pathlib import Path

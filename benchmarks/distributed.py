@@ -20,7 +20,7 @@ from benchmarks._distributed import (
 )
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import benchmark_screen, simulated_screen
-from scvi_sams.metrics import (
+from scvi_sams.evaluation import (
     effect_correlation,
     mask_recovery,
     observed_average_treatment_effect,

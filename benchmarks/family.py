@@ -11,7 +11,7 @@ import scvi
 from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen
 from benchmarks._family import FAMILY, make_model
 from scvi_sams.datasets import benchmark_screen
-from scvi_sams.metrics import (
+from scvi_sams.evaluation import (
     effect_correlation,
     mask_recovery,
     observed_average_treatment_effect,

@@ -10,8 +10,8 @@ import scvi
 from benchmarks._common import parser, prepare, print_table, read_screen
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulated_screen
-from scvi_sams.mechanisms import add_control_null, mechanism_stability
-from scvi_sams.metrics import mask_recovery
+from scvi_sams.evaluation import mask_recovery
+from scvi_sams.tl import add_control_null, mechanism_stability
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

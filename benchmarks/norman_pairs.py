@@ -9,7 +9,7 @@ import scvi
 
 from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen, with_mean
 from scvi_sams import SAMSVAE
-from scvi_sams.metrics import effect_correlation_by_condition, observed_average_treatment_effect
+from scvi_sams.evaluation import effect_correlation_by_condition, observed_average_treatment_effect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,12 +10,12 @@ import scvi
 from benchmarks._common import parser, prepare, print_table
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulated_screen
-from scvi_sams.interpretation import classify_pairs
-from scvi_sams.metrics import (
+from scvi_sams.evaluation import (
     interaction_residuals,
     interval_coverage,
     observed_average_treatment_effect,
 )
+from scvi_sams.tl import classify_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

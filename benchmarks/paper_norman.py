@@ -14,12 +14,12 @@ from benchmarks._paper import (
     run_rows,
     with_counts,
 )
-from scvi_sams.data import (
+from scvi_sams.datasets import norman_2019
+from scvi_sams.evaluation import (
     select_genes,
     split_pairs_by_training_cells,
     split_pairs_out_of_distribution,
 )
-from scvi_sams.datasets import norman_2019
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

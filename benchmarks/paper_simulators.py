@@ -12,7 +12,7 @@ from benchmarks._common import Stopwatch, parser, prepare, print_table
 from benchmarks._family import FAMILY, make_model
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulated_bereket_2023, simulated_lopez_2023
-from scvi_sams.metrics import linear_r2, mask_recovery, mean_correlation_coefficient
+from scvi_sams.evaluation import linear_r2, mask_recovery, mean_correlation_coefficient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,9 +12,8 @@ import scvi
 
 from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen
 from scvi_sams import CPAVAE, SAMSVAE
-from scvi_sams.data import split_cells, split_indices
 from scvi_sams.datasets import benchmark_screen, simulated_screen
-from scvi_sams.metrics import scorecard
+from scvi_sams.evaluation import scorecard, split_cells, split_indices
 
 if TYPE_CHECKING:
     import argparse

@@ -10,7 +10,7 @@ import scvi
 from benchmarks._common import Stopwatch, parser, prepare, print_table, with_mean
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import BENCHMARK_SCREENS, benchmark_screen
-from scvi_sams.metrics import (
+from scvi_sams.evaluation import (
     effect_correlation,
     effect_recovery,
     mask_recovery,

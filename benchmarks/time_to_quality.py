@@ -12,7 +12,7 @@ from benchmarks._common import prepare, print_table, read_screen
 from benchmarks._speed import clock, speed_parser, training_arguments
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulated_screen
-from scvi_sams.metrics import (
+from scvi_sams.evaluation import (
     effect_correlation,
     mask_recovery,
     observed_average_treatment_effect,

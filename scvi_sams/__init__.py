@@ -2,17 +2,7 @@
 
 from importlib.metadata import version
 
-from scvi_sams import (
-    data,
-    datasets,
-    interpretation,
-    mechanisms,
-    metrics,
-    model,
-    module,
-    pl,
-    train,
-)
+from scvi_sams import data, datasets, evaluation, model, module, pl, tl, train
 from scvi_sams._exceptions import ScreenError, TrainingDivergedError, UnknownPerturbationError
 from scvi_sams.model import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
 
@@ -28,11 +18,10 @@ __all__ = [
     "UnknownPerturbationError",
     "data",
     "datasets",
-    "interpretation",
-    "mechanisms",
-    "metrics",
+    "evaluation",
     "model",
     "module",
     "pl",
+    "tl",
     "train",
 ]

@@ -1,8 +1,21 @@
-"""Errors that tell a user what is wrong with a screen or a training run, and how to mend it."""
+"""The errors of this package, and the wording that they share."""
 
 from __future__ import annotations
 
-__all__ = ["ScreenError", "TrainingDivergedError", "UnknownPerturbationError"]
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "ScreenError",
+    "TrainingDivergedError",
+    "UnknownPerturbationError",
+    "listed",
+    "nearest",
+    "unknown_perturbations",
+]
 
 
 class ScreenError(ValueError):
@@ -19,3 +32,48 @@ class UnknownPerturbationError(ScreenError):
 
 class TrainingDivergedError(RuntimeError):
     """Training produced values that are not finite and could not be continued."""
+
+
+def listed(items: Iterable[object], limit: int = 5) -> str:
+    """Quote the first `limit` items and count the rest.
+
+    Examples
+    --------
+    >>> listed(["KLF1", "CEBPA", "JAK2"], limit=2)
+    "'KLF1', 'CEBPA' and 1 more"
+    """
+    items = list(items)
+    shown = ", ".join(repr(str(item)) for item in items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """Find the known names spelt most like `name`, whatever their case.
+
+    Examples
+    --------
+    >>> nearest("klf2", ["KLF1", "CEBPA", "JAK2"])
+    ['KLF1']
+    """
+    by_lowercase: dict[str, list[str]] = {}
+    for candidate in known:
+        by_lowercase.setdefault(candidate.lower(), []).append(candidate)
+    matches = difflib.get_close_matches(name.lower(), by_lowercase, n=n)
+    return [candidate for match in matches for candidate in sorted(by_lowercase[match])][:n]
+
+
+def unknown_perturbations(
+    unknown: Sequence[str], names: Sequence[str], limit: int = 5
+) -> UnknownPerturbationError:
+    """Build the error for perturbations that are not among `names`."""
+    culprits = []
+    for name in unknown[:limit]:
+        close = nearest(name, names)
+        culprits.append(f"{name!r} (nearest: {listed(close)})" if close else repr(name))
+    if len(unknown) > limit:
+        culprits.append(f"{len(unknown) - limit} more")
+    return UnknownPerturbationError(
+        f"Unknown perturbations: {', '.join(culprits)}. The {len(names)} known ones are "
+        f"{listed(names)}. Correct the names or leave these out; cells of new perturbations are "
+        "added to a fitted model by load_query_data(..., new_perturbations=True)."
+    )

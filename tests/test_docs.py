@@ -68,7 +68,7 @@ def _resolve(path: list[str]) -> object:
     elif path[0] in {"model", "query"}:
         found = scvi_sams.SAMSVAE
     elif path[0] == "card":
-        found = scvi_sams.metrics.Scorecard
+        found = scvi_sams.evaluation.Scorecard
     else:
         return None
     for name in path[1:]:

@@ -113,7 +113,7 @@ mechanisms.head(10)[["perturbation", "latent", "effect_mean", "effect_lower", "e
 truth = adata.uns["truth"]
 names = list(truth["perturbation_names"])
 found = model.get_perturbation_mask().loc[names]
-recovery = scvi_sams.metrics.mask_recovery(truth["mask"], found)
+recovery = scvi_sams.evaluation.mask_recovery(truth["mask"], found)
 print(f"precision {recovery.precision:.2f}, recall {recovery.recall:.2f}, F1 {recovery.f1:.2f}")
 
 # %% [markdown]
@@ -124,7 +124,7 @@ print(f"precision {recovery.precision:.2f}, recall {recovery.recall:.2f}, F1 {re
 
 # %%
 programs = model.get_gene_programs("typical")
-scvi_sams.interpretation.top_genes(programs, 3).head(12)
+scvi_sams.tl.top_genes(programs, 3).head(12)
 
 # %% [markdown]
 # ## A pair that nobody measured

@@ -119,7 +119,7 @@ figure.tight_layout()
 
 # %%
 adata.X = counts
-null = scvi_sams.mechanisms.add_control_null(adata, "perturbation", "control")
+null = scvi_sams.tl.add_control_null(adata, "perturbation", "control")
 scvi_sams.SAMSVAE.setup_anndata(
     adata,
     perturbation_key="perturbation_with_null",
@@ -168,11 +168,11 @@ print("all that move them:", list(members))
 # The same without thresholds, as a tree of perturbations by what they do:
 
 # %%
-nulls = scvi_sams.mechanisms.null_perturbations(model.perturbation_names)
+nulls = scvi_sams.tl.null_perturbations(model.perturbation_names)
 strong = effect.index[(effect.abs() > 0.5).any(axis=1)].difference(nulls)
 distance = model.get_perturbation_distance(by="effect")
 if len(strong) > 2:
-    clusters = scvi_sams.mechanisms.hierarchical_clusters(
+    clusters = scvi_sams.tl.hierarchical_clusters(
         distance.loc[strong, strong], n_clusters=min(4, len(strong))
     )
     print(clusters.sort_values().to_string())
@@ -219,12 +219,12 @@ figure.tight_layout()
 # are worth a look: often the target itself, which a guide changes directly.
 
 # %%
-observed = scvi_sams.metrics.observed_average_treatment_effect(
+observed = scvi_sams.evaluation.observed_average_treatment_effect(
     adata, "perturbation", "control", size_factor_key="size_factor", conditions=known
 )
 predicted = model.get_average_treatment_effect(known)
 ax = scvi_sams.pl.model_vs_observed_effects(predicted, observed)
-agreement = scvi_sams.metrics.effect_correlation_by_condition(predicted, observed)
+agreement = scvi_sams.evaluation.effect_correlation_by_condition(predicted, observed)
 pd.DataFrame(agreement).round(3)
 
 # %% [markdown]
@@ -234,7 +234,7 @@ pd.DataFrame(agreement).round(3)
 # ## What to be careful about
 #
 # - One fit is one fit. Repeat with other seeds and keep what repeats
-#   ({func}`scvi_sams.mechanisms.mechanism_stability`).
+#   ({func}`scvi_sams.tl.mechanism_stability`).
 # - Guides fail. Cells that escaped their edit are counted as knocked out, and shrink the effects.
 # - The latent that the four share is evidence that they act alike in these cells under this
 #   stimulus. It is not a wiring diagram: nothing here says that JAK2 lies above STAT1.

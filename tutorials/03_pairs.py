@@ -57,7 +57,7 @@ surprise.value_counts().rename({True: "with a surprise", False: "sum of the part
 
 # %%
 held_out = [*surprise.index[surprise][:2], *surprise.index[~surprise][:2]]
-scvi_sams.data.split_pairs(adata, "perturbation", "control", n_seen=2, held_out=held_out)
+scvi_sams.evaluation.split_pairs(adata, "perturbation", "control", n_seen=2, held_out=held_out)
 adata.obs["split"].value_counts()
 
 # %%
@@ -71,7 +71,7 @@ scvi_sams.SAMSVAE.setup_anndata(
 model = scvi_sams.SAMSVAE(adata, n_latent=20)
 model.train(
     max_epochs=max_epochs,
-    datasplitter_kwargs={"external_indexing": scvi_sams.data.split_indices(adata)},
+    datasplitter_kwargs={"external_indexing": scvi_sams.evaluation.split_indices(adata)},
 )
 
 # %% [markdown]
@@ -81,7 +81,7 @@ model.train(
 # next to the model. This is the table to look at before anything else.
 
 # %%
-card = scvi_sams.metrics.scorecard(model, n_bootstrap=200)
+card = scvi_sams.evaluation.scorecard(model, n_bootstrap=200)
 card.table.round(3)
 
 # %% [markdown]
@@ -105,8 +105,8 @@ scores[["surprise", "SAMSVAE", "additive"]].sort_values("surprise").round(3)
 
 # %%
 interactions = model.get_pair_interactions(held_out, n_samples=30)
-observed = scvi_sams.metrics.observed_average_treatment_effect(adata, "perturbation", "control")
-residual = scvi_sams.metrics.interaction_residuals(observed, held_out)[held_out].to_df()
+observed = scvi_sams.evaluation.observed_average_treatment_effect(adata, "perturbation", "control")
+residual = scvi_sams.evaluation.interaction_residuals(observed, held_out)[held_out].to_df()
 inside = (interactions.layers["lower"] <= residual) & (residual <= interactions.layers["upper"])
 inside.mean(axis=1).rename("share of genes inside the interval of 95%").round(2).to_frame()
 
@@ -128,7 +128,7 @@ training_pairs = [tuple(pair.split("+")) for pair in surprise.index.difference(h
 with_interactions = scvi_sams.SAMSVAE(adata, n_latent=20, interactions=training_pairs)
 with_interactions.train(
     max_epochs=max_epochs,
-    datasplitter_kwargs={"external_indexing": scvi_sams.data.split_indices(adata)},
+    datasplitter_kwargs={"external_indexing": scvi_sams.evaluation.split_indices(adata)},
 )
 found = with_interactions.get_interaction_mask().max(axis=1)
 table = pd.DataFrame(
@@ -162,16 +162,16 @@ ranked[["first", "second", "surprise", "interaction_score", "class"]].round(2)
 if norman.is_file():
     screen = sc.read_h5ad(norman)
     screen.obs["size_factor"] = screen.obs["total_umi_all_genes"].astype(float)
-    scvi_sams.data.split_pairs(screen, "perturbation", "control", n_seen=2, held_out=0.99)
+    scvi_sams.evaluation.split_pairs(screen, "perturbation", "control", n_seen=2, held_out=0.99)
     scvi_sams.SAMSVAE.setup_anndata(
         screen, perturbation_key="perturbation", control="control", size_factor_key="size_factor"
     )
     real = scvi_sams.SAMSVAE(screen)
     real.train(
         max_epochs=max_epochs,
-        datasplitter_kwargs={"external_indexing": scvi_sams.data.split_indices(screen)},
+        datasplitter_kwargs={"external_indexing": scvi_sams.evaluation.split_indices(screen)},
     )
-    print(scvi_sams.metrics.scorecard(real, n_bootstrap=200))
+    print(scvi_sams.evaluation.scorecard(real, n_bootstrap=200))
 
 # %% [markdown]
 # On that subset the sum of the measured singles tends to win: with a hundred shallow cells a

@@ -49,9 +49,9 @@ max_epochs = 5 if small else None
 adata = scvi_sams.datasets.simulated_screen(
     **size, n_pairs=15, pair_fraction=0.4, effect_size=1.5, inactive_fraction=0.3
 )
-scvi_sams.data.split_pairs(adata, "perturbation", "control", n_seen=2, held_out=0.34)
-scvi_sams.data.check_leakage(adata)
-split = {"external_indexing": scvi_sams.data.split_indices(adata)}
+scvi_sams.evaluation.split_pairs(adata, "perturbation", "control", n_seen=2, held_out=0.34)
+scvi_sams.evaluation.check_leakage(adata)
+split = {"external_indexing": scvi_sams.evaluation.split_indices(adata)}
 
 
 def fit(model_class, **arguments):
@@ -80,7 +80,7 @@ models = {
     "dense, additive": fit(scvi_sams.CPAVAE),
     "neither": fit(scvi_sams.ConditionalVAE),
 }
-card = scvi_sams.metrics.scorecard(models, n_bootstrap=300)
+card = scvi_sams.evaluation.scorecard(models, n_bootstrap=300)
 card.table.round(3)
 
 # %%
@@ -149,7 +149,7 @@ pd.Series(
 
 # %%
 test = adata.obs["split"].to_numpy() == "test"
-observed = scvi_sams.metrics.observed_average_treatment_effect(
+observed = scvi_sams.evaluation.observed_average_treatment_effect(
     adata[test | (adata.obs["perturbation"] == "control").to_numpy()],
     "perturbation",
     "control",
@@ -164,7 +164,7 @@ for prior in (0.002, 0.1, 1.0):
         # Without sparsity there are no masks: every effect is there.
         "masks on": masks_on(sweep) if prior < 1 else sweep.get_perturbation_effect().size,
         "IWELBO of held-out cells": sweep.get_iwelbo(indices=np.flatnonzero(test), n_particles=20),
-        "correlation of effects": scvi_sams.metrics.effect_correlation(effect, observed),
+        "correlation of effects": scvi_sams.evaluation.effect_correlation(effect, observed),
     }
 pd.DataFrame(rows).T.rename_axis("mask_prior").round(3)
 

@@ -170,7 +170,7 @@ effect.to_df().iloc[:, :5].round(2)
 # ```
 #
 # Several fits of one screen on several seeds are worth more than one long fit: what they agree
-# on is what to believe ({func}`scvi_sams.mechanisms.mechanism_stability`).
+# on is what to believe ({func}`scvi_sams.tl.mechanism_stability`).
 #
 # A job may be killed. `enable_checkpointing=True` in `train` keeps checkpoints, as in
 # scvi-tools.

@@ -101,7 +101,7 @@ ax = scvi_sams.pl.volcano(table)
 # {func}`~scvi_sams.pl.model_vs_observed_effects`: what the model says beside what the cells say.
 
 # %%
-observed = scvi_sams.metrics.observed_average_treatment_effect(
+observed = scvi_sams.evaluation.observed_average_treatment_effect(
     adata, "perturbation", "control", layer="counts"
 )
 ax = scvi_sams.pl.model_vs_observed_effects(effects, observed)
@@ -139,7 +139,7 @@ ax = scvi_sams.pl.pair_vs_additive_effects(interactions)
 # [a scorecard](../user_guide/evaluation).
 
 # %%
-card = scvi_sams.metrics.scorecard(model, n_bootstrap=200)
+card = scvi_sams.evaluation.scorecard(model, n_bootstrap=200)
 ax = scvi_sams.pl.scorecard(card, "pearson_perturbed")
 
 # %% [markdown]

@@ -38,7 +38,7 @@ from scvi_sams.cli._screen import (
     read_screen,
     setup_arguments,
 )
-from scvi_sams.metrics import effect_correlation, observed_average_treatment_effect, scorecard
+from scvi_sams.evaluation import effect_correlation, observed_average_treatment_effect, scorecard
 
 if TYPE_CHECKING:
     import argparse

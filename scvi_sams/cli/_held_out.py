@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scvi_sams._exceptions import listed, nearest
 from scvi_sams.cli._errors import CommandError
 from scvi_sams.data import dosage_from_conditions
-from scvi_sams.data._messages import listed, nearest
 
 if TYPE_CHECKING:
     import argparse

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     import scvi_sams
-    from scvi_sams.metrics import Scorecard
+    from scvi_sams.evaluation import Scorecard
 
 CONDITION = "condition"
 """Column of the latent's ``obs`` with what each cell received."""

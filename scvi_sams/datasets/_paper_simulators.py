@@ -13,7 +13,6 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.data._split_column import write_split
 from scvi_sams.datasets._simulation_draws import (
     CONTROL,
     draw_conditions,
@@ -21,6 +20,7 @@ from scvi_sams.datasets._simulation_draws import (
     draw_pairs,
     numbered_names,
 )
+from scvi_sams.evaluation._splits import write_split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -221,7 +221,7 @@ def simulated_lopez_2023(
 
     * ``obs["perturbation"]``: ``"control"`` or ``"P001"``
     * ``obs["split"]``: ``"test"`` for cells of the interventions held out, else ``"train"``, as
-      if written by :func:`scvi_sams.data.split_perturbations`
+      if written by :func:`scvi_sams.evaluation.split_perturbations`
     * ``obsm["true_basal"]``: the state less the shift, cells x latents
     * ``obsm["true_latent"]``: the state :math:`z`, cells x latents
     * ``uns["truth"]``: as of :func:`simulated_bereket_2023`

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from scvi_sams.model._prediction_mixin import PredictionMixin
-from scvi_sams.module._observation import expected_expression, expected_log_normalized_expression
+from scvi_sams.module.likelihood import expected_expression, expected_log_normalized_expression
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from scvi_sams.module import CellPopulation, GlobalDraws
-    from scvi_sams.module._observation import Observation
+    from scvi_sams.module.likelihood import Observation
 
     Statistic = Callable[[Observation, torch.Tensor], torch.Tensor]
 

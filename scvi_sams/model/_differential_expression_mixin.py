@@ -11,9 +11,9 @@ from scipy import sparse
 from scvi.utils import track
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.interpretation import differential_expression_table
 from scvi_sams.model._counterfactual_mixin import COUNTS_PER, CounterfactualMixin
-from scvi_sams.module._observation import expected_expression
+from scvi_sams.module.likelihood import expected_expression
+from scvi_sams.tl import differential_expression_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvi_sams.data import Conditions
-    from scvi_sams.module._observation import Observation
+    from scvi_sams.module.likelihood import Observation
 
 __all__ = ["DifferentialExpressionMixin"]
 
@@ -85,7 +85,7 @@ class DifferentialExpressionMixin(CounterfactualMixin):
         -------
         A row for each condition and gene, with the genes in the index, by falling ``proba_de``
         within a condition. Columns as in scvi-tools, and those of
-        :func:`~scvi_sams.interpretation.differential_expression_table`: ``comparison``,
+        :func:`~scvi_sams.tl.differential_expression_table`: ``comparison``,
         ``group1`` (condition), ``group2`` (reference), ``proba_de``, ``proba_not_de``,
         ``bayes_factor``, ``scale1`` and ``scale2`` (expected counts per 10,000), ``delta``,
         ``lfc_mean``, ``lfc_median``, ``lfc_std``, ``lfc_min``, ``lfc_max``, ``lfc_lower``,

@@ -11,8 +11,8 @@ import torch
 from scipy import sparse
 from scvi.utils import track
 
-from scvi_sams.interpretation import EffectSummary, summarize_effects, total_variance_share
 from scvi_sams.model._counterfactual_mixin import CounterfactualMixin
+from scvi_sams.tl import EffectSummary, summarize_effects, total_variance_share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +73,7 @@ class GeneProgramsMixin(CounterfactualMixin):
         * ``move``: mean of how far it was moved
         * ``variance_share``: share of the variance of expression between unperturbed cells that
           would go if the latent were the same in all, summed over genes
-          (:func:`~scvi_sams.interpretation.total_variance_share`). They add up to more than 1
+          (:func:`~scvi_sams.tl.total_variance_share`). They add up to more than 1
           where latents act together, to less where batches and covariates count.
         * ``effect_share``: share of the latent in the squared effects of perturbations on
           expression, with the decoder taken as linear; adds up to 1. Only where perturbations act
@@ -93,8 +93,8 @@ class GeneProgramsMixin(CounterfactualMixin):
 
         See Also
         --------
-        scvi_sams.interpretation.top_genes : The genes a programme raises and lowers most.
-        scvi_sams.interpretation.gene_set_enrichment : The gene sets it is made of.
+        scvi_sams.tl.top_genes : The genes a programme raises and lowers most.
+        scvi_sams.tl.gene_set_enrichment : The gene sets it is made of.
 
         Notes
         -----
@@ -104,8 +104,8 @@ class GeneProgramsMixin(CounterfactualMixin):
         Examples
         --------
         >>> programs = model.get_gene_programs("typical")  # doctest: +SKIP
-        >>> scvi_sams.interpretation.top_genes(programs, 10)  # doctest: +SKIP
-        >>> scvi_sams.interpretation.gene_set_enrichment(
+        >>> scvi_sams.tl.top_genes(programs, 10)  # doctest: +SKIP
+        >>> scvi_sams.tl.gene_set_enrichment(
         ...     programs, "hallmarks.gmt"
         ... )  # doctest: +SKIP
         """

@@ -9,7 +9,7 @@ from scvi import REGISTRY_KEYS
 from scvi.utils import track
 
 from scvi_sams.model._base import SAMSModel
-from scvi_sams.module._functional import log_mean_exp
+from scvi_sams.module.doses import log_mean_exp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

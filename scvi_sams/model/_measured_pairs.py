@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from scvi_sams.interpretation._pair_calibration import PairResiduals
+from scvi_sams.tl._pair_calibration import PairResiduals
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from scvi_sams.interpretation._pair_calibration import ScoreGradient
+    from scvi_sams.tl._pair_calibration import ScoreGradient
 
 __all__ = ["MeasuredPairs", "find_measured_pairs", "pair_residuals", "pairs_together"]
 

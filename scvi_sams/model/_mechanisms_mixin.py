@@ -9,16 +9,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scvi_sams._exceptions import ScreenError
-from scvi_sams.data import unknown_perturbations
-from scvi_sams.mechanisms import (
+from scvi_sams._exceptions import ScreenError, unknown_perturbations
+from scvi_sams.model._effects_mixin import EffectsMixin
+from scvi_sams.tl import (
     bayesian_q_value,
     calibrated_q_value,
     effect_interval,
     local_false_sign_rate,
     null_perturbations,
 )
-from scvi_sams.model._effects_mixin import EffectsMixin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,10 +42,10 @@ class MechanismsMixin(EffectsMixin):
         """Which perturbation moves which latent, at a chosen false discovery rate.
 
         The recommended path is with null perturbations in the fit: relabel some control cells by
-        :func:`scvi_sams.mechanisms.add_control_null`, set up and train on the new labels. A call
+        :func:`scvi_sams.tl.add_control_null`, set up and train on the new labels. A call
         must then pass two estimates of the share of false calls: that of the posterior
-        (:func:`~scvi_sams.mechanisms.bayesian_q_value`), and that of what the fit finds in the
-        null (:func:`~scvi_sams.mechanisms.calibrated_q_value`). Without a null the first is all.
+        (:func:`~scvi_sams.tl.bayesian_q_value`), and that of what the fit finds in the
+        null (:func:`~scvi_sams.tl.calibrated_q_value`). Without a null the first is all.
 
         A latent can be wrong as a whole: split in two, or standing for two. The posterior of a fit
         does not know that, and the null, which does nothing, hardly takes part in it. On simulated
@@ -54,7 +53,7 @@ class MechanismsMixin(EffectsMixin):
         latent) at a nominal 0.05 are therefore false with a rate of about 0.1 (twelve seeds), all
         of it on perturbations that do something. On five of them the rate was 0.05, and 0.01 of
         the calls that a fit with another seed made too
-        (:func:`~scvi_sams.mechanisms.mechanism_stability`). The rate of the weaker claim of
+        (:func:`~scvi_sams.tl.mechanism_stability`). The rate of the weaker claim of
         :meth:`get_active_perturbations` holds without.
 
         Parameters
@@ -107,7 +106,7 @@ class MechanismsMixin(EffectsMixin):
 
         Examples
         --------
-        >>> scvi_sams.mechanisms.add_control_null(
+        >>> scvi_sams.tl.add_control_null(
         ...     adata, "perturbation", "control"
         ... )  # doctest: +SKIP
         >>> SAMSVAE.setup_anndata(

@@ -14,22 +14,22 @@ from scvi.utils import track
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.interpretation import summarize_effects
-from scvi_sams.interpretation._pair_calibration import (
+from scvi_sams.evaluation._observed import _log_expression
+from scvi_sams.model._counterfactual_mixin import COUNTS_PER, CounterfactualMixin
+from scvi_sams.model._measured_pairs import find_measured_pairs, pair_residuals, pairs_together
+from scvi_sams.tl import summarize_effects
+from scvi_sams.tl._pair_calibration import (
     LEAST_PAIRS,
     calibrate_pairs,
     score_gradient,
 )
-from scvi_sams.metrics._effects import _log_expression
-from scvi_sams.model._counterfactual_mixin import COUNTS_PER, CounterfactualMixin
-from scvi_sams.model._measured_pairs import find_measured_pairs, pair_residuals, pairs_together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from scvi.data import AnnDataManager
 
-    from scvi_sams.interpretation._pair_calibration import PairCalibration, PairResiduals
+    from scvi_sams.tl._pair_calibration import PairCalibration, PairResiduals
 
 __all__ = ["Calibration", "PairDrawsMixin", "Pairs"]
 
@@ -76,7 +76,7 @@ class PairDrawsMixin(CounterfactualMixin):
                 f"{method}: in this {type(self).__name__} every combination is a perturbation of "
                 "its own, which says nothing of pairs that were not measured; set up with "
                 "combinations='additive'. For measured pairs see get_average_treatment_effect() "
-                "and scvi_sams.interpretation.classify_pairs()."
+                "and scvi_sams.tl.classify_pairs()."
             )
 
     def _parse_pairs(self, pairs: Pairs) -> tuple[sparse.csr_matrix, list[str]]:

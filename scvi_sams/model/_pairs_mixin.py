@@ -10,17 +10,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scvi_sams._exceptions import ScreenError
-from scvi_sams.data import unknown_perturbations
-from scvi_sams.interpretation import (
+from scvi_sams._exceptions import ScreenError, unknown_perturbations
+from scvi_sams.model._pair_draws_mixin import PairDrawsMixin
+from scvi_sams.tl import (
     PAIR_CLASSES,
     PairThresholds,
+    null_perturbations,
     pair_summary,
     summarize_effects,
 )
-from scvi_sams.interpretation._pair_calibration import calibrated_summary, widen_interval
-from scvi_sams.mechanisms import null_perturbations
-from scvi_sams.model._pair_draws_mixin import PairDrawsMixin
+from scvi_sams.tl._pair_calibration import calibrated_summary, widen_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from scipy import sparse
 
-    from scvi_sams.interpretation import EffectSummary
-    from scvi_sams.interpretation._pair_calibration import PairCalibration
     from scvi_sams.model._pair_draws_mixin import Calibration, Pairs
+    from scvi_sams.tl import EffectSummary
+    from scvi_sams.tl._pair_calibration import PairCalibration
 
 __all__ = ["PairsMixin"]
 
@@ -120,9 +119,9 @@ class PairsMixin(PairDrawsMixin):
         ``measured`` (whether cells of the model's AnnData have both; missing without it),
         ``calibrated`` (whether intervals, ``std``, ``surprise`` and ``uncertainty`` hold the
         errors of the decoder; class probabilities never do) and the columns of
-        :func:`~scvi_sams.interpretation.pair_summary`, among them
+        :func:`~scvi_sams.tl.pair_summary`, among them
         ``interaction_score`` with its interval, ``class`` and ``class_probability``; see
-        :func:`~scvi_sams.interpretation.classify_pairs` for what the kinds are.
+        :func:`~scvi_sams.tl.classify_pairs` for what the kinds are.
 
         Raises
         ------
@@ -196,7 +195,7 @@ class PairsMixin(PairDrawsMixin):
         expected to be non-additive and what is unknown of it,
         :math:`\mathrm E|\varepsilon|^2 = |\mathrm E\varepsilon|^2
         + \operatorname{tr}\operatorname{Cov}\varepsilon`
-        (:func:`~scvi_sams.interpretation.expected_surprise`). As shifts add up in latent space,
+        (:func:`~scvi_sams.tl.expected_surprise`). As shifts add up in latent space,
         this is the curvature of the decoder at work: saturation of shared latents, and strong
         effects that meet in the same genes. Epistasis that no latent state of a measured cell
         shows is beyond it, whether or not the model has ``interactions``. What is unknown is that
@@ -218,7 +217,7 @@ class PairsMixin(PairDrawsMixin):
         Returns
         -------
         A row a pair, by falling ``surprise``: ``first``, ``second``, ``calibrated`` and the
-        columns of :func:`~scvi_sams.interpretation.pair_summary`.
+        columns of :func:`~scvi_sams.tl.pair_summary`.
 
         Raises
         ------

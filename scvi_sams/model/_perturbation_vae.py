@@ -9,13 +9,12 @@ from scvi import REGISTRY_KEYS
 from scvi.model.base import ArchesMixin, BaseModelClass, RNASeqMixin, VAEMixin
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams._exceptions import ScreenError
-from scvi_sams.data import unknown_perturbations
+from scvi_sams._exceptions import ScreenError, unknown_perturbations
+from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model._differential_expression_mixin import DifferentialExpressionMixin
 from scvi_sams.model._effects_mixin import EffectsMixin
 from scvi_sams.model._latent_mixin import LatentMixin
 from scvi_sams.model._likelihood_mixin import LikelihoodMixin
-from scvi_sams.model._loading import OrderedAnnDataLoader
 from scvi_sams.model._mechanisms_mixin import MechanismsMixin
 from scvi_sams.model._pairs_mixin import PairsMixin
 from scvi_sams.model._query_mixin import QueryMixin
@@ -24,9 +23,9 @@ from scvi_sams.model._setup_mixin import SetupMixin
 from scvi_sams.model._similarity_mixin import SimilarityMixin
 from scvi_sams.model._training_mixin import SAMSTrainingMixin
 from scvi_sams.model._treatment_effect_mixin import TreatmentEffectMixin
-from scvi_sams.module._networks import BasalPosterior
-from scvi_sams.module._observation import Dispersion, GeneLikelihood
-from scvi_sams.module._perturbation_effects import EmbeddingPosterior
+from scvi_sams.module.likelihood import Dispersion, GeneLikelihood
+from scvi_sams.module.networks import BasalPosterior
+from scvi_sams.module.posteriors import EmbeddingPosterior
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

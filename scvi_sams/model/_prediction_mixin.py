@@ -17,7 +17,7 @@ from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.model._base import SAMSModel
 from scvi_sams.module import CellPopulation
-from scvi_sams.module._observation import expected_expression
+from scvi_sams.module.likelihood import expected_expression
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

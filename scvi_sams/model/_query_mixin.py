@@ -6,7 +6,8 @@ import inspect
 from typing import TYPE_CHECKING, Any, Self
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.data import PerturbationField, unknown_perturbations
+from scvi_sams._exceptions import unknown_perturbations
+from scvi_sams.data import PerturbationField
 from scvi_sams.model._base import SAMSModel
 from scvi_sams.model._query import (
     align_categories,

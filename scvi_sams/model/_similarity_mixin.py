@@ -9,16 +9,16 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from scvi_sams.mechanisms import (
+from scvi_sams.model._counterfactual_mixin import CounterfactualMixin
+from scvi_sams.model._mechanisms_mixin import MechanismsMixin
+from scvi_sams.module import GlobalDraws
+from scvi_sams.tl import (
     effect_distance,
     hierarchical_clusters,
     mask_distance,
     null_perturbations,
     perturbation_graph,
 )
-from scvi_sams.model._counterfactual_mixin import CounterfactualMixin
-from scvi_sams.model._mechanisms_mixin import MechanismsMixin
-from scvi_sams.module import GlobalDraws
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,9 +45,9 @@ class SimilarityMixin(MechanismsMixin, CounterfactualMixin):
         by
             ``"effect"``: by the expected effects on the latents, each scaled by the norm over
             genes of what one standard deviation of it does to log expression
-            (:func:`~scvi_sams.mechanisms.effect_distance`); effects whose mask is likelier off
+            (:func:`~scvi_sams.tl.effect_distance`); effects whose mask is likelier off
             than on count as zero. ``"mask"``: by the latents that they
-            are called on (:func:`~scvi_sams.mechanisms.mask_distance`).
+            are called on (:func:`~scvi_sams.tl.mask_distance`).
         metric
             Of effects: ``"cosine"`` compares directions, ``"euclidean"`` sizes too.
         fdr
@@ -110,7 +110,7 @@ class SimilarityMixin(MechanismsMixin, CounterfactualMixin):
         Returns
         -------
         AnnData, perturbations x latents, as from
-        :func:`~scvi_sams.mechanisms.perturbation_graph`, with the length of each effect in
+        :func:`~scvi_sams.tl.perturbation_graph`, with the length of each effect in
         ``obs["strength"]`` (standard deviations of the basal state).
 
         Raises

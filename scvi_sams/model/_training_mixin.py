@@ -13,7 +13,7 @@ from scvi.model.base import UnsupervisedTrainingMixin
 from scvi.utils import track
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.data._disk_matrix import DiskMatrix, is_on_disk
+from scvi_sams.data.matrices import DiskMatrix, is_on_disk
 from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan
 
 if TYPE_CHECKING:

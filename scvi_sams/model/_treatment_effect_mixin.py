@@ -13,7 +13,7 @@ from scvi.utils import track
 
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.model._counterfactual_mixin import COUNTS_PER, CounterfactualMixin
-from scvi_sams.module._observation import expected_expression
+from scvi_sams.module.likelihood import expected_expression
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvi_sams.data import Conditions
-    from scvi_sams.module._observation import Observation
+    from scvi_sams.module.likelihood import Observation
 
 __all__ = ["TreatmentEffectMixin"]
 

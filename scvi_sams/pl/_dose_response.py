@@ -12,7 +12,7 @@ from scipy import sparse, stats
 from scipy.special import expit
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.data import unknown_perturbations
+from scvi_sams._exceptions import unknown_perturbations
 from scvi_sams.pl._figure import (
     BAND_ALPHA,
     CATEGORICAL_COLORS,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scvi_sams.metrics._profiles import profile_frame
+from scvi_sams.data.tables import profile_frame
 from scvi_sams.pl._figure import DIVERGING_COLORS, axes_or_new
 from scvi_sams.pl._heatmap import cluster_order, draw_heatmap, heatmap_height
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from scvi_sams.metrics._profiles import ProfileTable
+    from scvi_sams.data.tables import ProfileTable
 
 _MAX_NAMED_GENES = 100
 _SHOWN_SHARE = 0.995  # of the effects, within the range of the colours
@@ -40,7 +40,7 @@ def effect_heatmap(
     effects
         Conditions x genes, as log2 fold changes or the like: from
         ``model.get_average_treatment_effect``, from
-        :func:`~scvi_sams.metrics.observed_average_treatment_effect`, or programmes from
+        :func:`~scvi_sams.evaluation.observed_average_treatment_effect`, or programmes from
         ``model.get_gene_programs``.
     n_genes
         Genes drawn: those with the largest effect, of either sign, of any condition.
@@ -66,7 +66,7 @@ def effect_heatmap(
     --------
     >>> import scvi_sams
     >>> adata = scvi_sams.datasets.simulated_screen(n_cells=1000, n_genes=100)
-    >>> effects = scvi_sams.metrics.observed_average_treatment_effect(
+    >>> effects = scvi_sams.evaluation.observed_average_treatment_effect(
     ...     adata, "perturbation", "control"
     ... )
     >>> ax = scvi_sams.pl.effect_heatmap(effects, n_genes=20)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scvi_sams.metrics import effect_correlation
+from scvi_sams.evaluation import effect_correlation
 from scvi_sams.pl._figure import (
     CATEGORICAL_COLORS,
     MAX_POINTS,
@@ -35,7 +35,7 @@ def model_vs_observed_effects(
         Conditions x genes, from ``model.get_average_treatment_effect``.
     observed_ate
         Conditions x genes, from
-        :func:`~scvi_sams.metrics.observed_average_treatment_effect`, best of cells that the
+        :func:`~scvi_sams.evaluation.observed_average_treatment_effect`, best of cells that the
         model was not trained on. Conditions and genes that only one of the two has are left out.
     ax
         Axes to draw into; a new figure by default.
@@ -55,7 +55,7 @@ def model_vs_observed_effects(
     >>> import scvi_sams
     >>> adata = scvi_sams.datasets.simulated_screen(n_cells=1000, n_genes=100)
     >>> halves = [
-    ...     scvi_sams.metrics.observed_average_treatment_effect(half, "perturbation", "control")
+    ...     scvi_sams.evaluation.observed_average_treatment_effect(half, "perturbation", "control")
     ...     for half in (adata[::2], adata[1::2])
     ... ]
     >>> ax = scvi_sams.pl.model_vs_observed_effects(*halves)

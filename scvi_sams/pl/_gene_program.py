@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scvi_sams.interpretation import top_genes
-from scvi_sams.metrics._profiles import profile_frame
+from scvi_sams.data.tables import profile_frame
 from scvi_sams.pl._figure import (
     CATEGORICAL_COLORS,
     LABEL_SIZE,
@@ -18,6 +17,7 @@ from scvi_sams.pl._figure import (
     axes_or_new,
     open_frame,
 )
+from scvi_sams.tl import top_genes
 
 if TYPE_CHECKING:
     import anndata as ad

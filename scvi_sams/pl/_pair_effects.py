@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scvi_sams.metrics._profiles import dense
+from scvi_sams.data.tables import dense
 from scvi_sams.pl._figure import (
     CATEGORICAL_COLORS,
     MAX_POINTS,

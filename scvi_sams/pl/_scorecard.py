@@ -15,7 +15,7 @@ from scvi_sams.pl._figure import CATEGORICAL_COLORS, MAX_POINTS, axes_or_new, op
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from scvi_sams.metrics import Scorecard
+    from scvi_sams.evaluation import Scorecard
 
 _COLORS = {"model": CATEGORICAL_COLORS[1], "baseline": CATEGORICAL_COLORS[0], "ceiling": "0.45"}
 _BEST: dict[str, Any] = {"color": _COLORS["baseline"], "linestyle": "--", "linewidth": 1}
@@ -28,8 +28,8 @@ def scorecard(card: Scorecard, measure: str = "pearson_perturbed", ax: Axes | No
     Parameters
     ----------
     card
-        From :func:`~scvi_sams.metrics.scorecard` or
-        :func:`~scvi_sams.metrics.score_predictions`.
+        From :func:`~scvi_sams.evaluation.scorecard` or
+        :func:`~scvi_sams.evaluation.score_predictions`.
     measure
         Measure, as in ``card.summary``.
     ax
@@ -48,7 +48,7 @@ def scorecard(card: Scorecard, measure: str = "pearson_perturbed", ax: Axes | No
 
     Examples
     --------
-    >>> card = scvi_sams.metrics.scorecard(model)  # doctest: +SKIP
+    >>> card = scvi_sams.evaluation.scorecard(model)  # doctest: +SKIP
     >>> ax = scvi_sams.pl.scorecard(card, "relative_squared_error")  # doctest: +SKIP
     """
     known = list(card.table.columns)

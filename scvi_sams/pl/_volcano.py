@@ -68,7 +68,7 @@ def volcano(
     >>> import numpy as np
     >>> import scvi_sams
     >>> draws = np.random.default_rng(0).normal([[2.0, 0.0, -1.0]], 0.2, size=(100, 3))
-    >>> table = scvi_sams.interpretation.differential_expression_table(draws, ["A", "B", "C"])
+    >>> table = scvi_sams.tl.differential_expression_table(draws, ["A", "B", "C"])
     >>> table = table.assign(group1="KLF1", group2="control", delta=0.25)
     >>> ax = scvi_sams.pl.volcano(table, "KLF1")
     """

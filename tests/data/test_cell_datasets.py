@@ -12,8 +12,7 @@ from anndata.io import read_elem, sparse_dataset
 import scvi_sams
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams.data import DeviceCells, HostCells
-from scvi_sams.data._cell_datasets import DiskCells, reads_from_disk
-from scvi_sams.data._pools import PoolSampler
+from scvi_sams.data.loader import DiskCells, PoolSampler, reads_from_disk
 
 # What anndata says of its own future defaults, when it writes Zarr.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[zZ]arr v[23]:UserWarning")
@@ -94,7 +93,7 @@ def test_minibatches_of_pools(in_memory, on_disk, shuffle):
 
 
 def test_cells_on_the_device_come_from_disk(in_memory, on_disk, monkeypatch):
-    monkeypatch.setattr("scvi_sams.data._compact_matrix._CHUNK_CELLS", 50)
+    monkeypatch.setattr("scvi_sams.data.matrices._CHUNK_CELLS", 50)
     expected = DeviceCells(in_memory, CELLS, nonzero_counts=True)
     found = DeviceCells(on_disk, CELLS, nonzero_counts=True)
     needed = DeviceCells.required_bytes(on_disk, CELLS)

@@ -9,7 +9,8 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from scvi_sams import ScreenError
-from scvi_sams.data import (
+from scvi_sams.datasets import simulated_screen
+from scvi_sams.evaluation import (
     CELLS_USED_UNS_KEY,
     check_leakage,
     record_cells_used,
@@ -18,7 +19,6 @@ from scvi_sams.data import (
     split_conditions,
     split_pairs_out_of_distribution,
 )
-from scvi_sams.datasets import simulated_screen
 
 LABELS = ("perturbation", "control")
 

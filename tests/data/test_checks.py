@@ -10,11 +10,11 @@ from scipy import sparse
 
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data import (
-    _checks,
     check_confounding,
     check_counts,
     check_features,
     check_size_factor,
+    checks,
 )
 
 N_CELLS, N_GENES = 23, 7
@@ -31,7 +31,7 @@ STORAGES = [
 @pytest.fixture(params=[1, 16, 2**24])
 def _block_entries(request, monkeypatch):
     """Run with one cell or gene a block, a few, and all of them."""
-    monkeypatch.setattr(_checks, "_BLOCK_ENTRIES", request.param)
+    monkeypatch.setattr(checks, "_BLOCK_ENTRIES", request.param)
 
 
 def _counts(dtype=np.float32):

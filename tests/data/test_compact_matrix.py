@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 
 from scvi_sams.data import CompactMatrix
-from scvi_sams.data._compact_matrix import compact_size, compact_table
+from scvi_sams.data.matrices import compact_size, compact_table
 
 
 def random_matrix(largest: int = 9, n_columns: int = 40) -> sparse.csr_matrix:

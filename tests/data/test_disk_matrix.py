@@ -11,7 +11,7 @@ from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
 from scvi_sams import ScreenError
-from scvi_sams.data._disk_matrix import DiskMatrix, _pieces, is_on_disk
+from scvi_sams.data.matrices import DiskMatrix, _pieces, is_on_disk
 
 # What anndata says of its own future defaults, when it writes Zarr.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[zZ]arr v[23]:UserWarning")

@@ -7,7 +7,8 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_sams import ScreenError
-from scvi_sams.data import (
+from scvi_sams.datasets import simulated_screen
+from scvi_sams.evaluation import (
     check_leakage,
     record_cells_used,
     split_batches,
@@ -19,7 +20,6 @@ from scvi_sams.data import (
     split_pairs_out_of_distribution,
     split_perturbations,
 )
-from scvi_sams.datasets import simulated_screen
 
 LABELS = ("perturbation", "control")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_sams.data._pools import PoolSampler, shuffled_pools
+from scvi_sams.data.loader import PoolSampler, shuffled_pools
 
 
 class Cells(SimpleNamespace):

@@ -8,8 +8,8 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_sams import ScreenError
-from scvi_sams.data import _row_digests
-from scvi_sams.data._row_digests import row_digests
+from scvi_sams.evaluation import _leakage
+from scvi_sams.evaluation._leakage import row_digests
 
 COUNTS = np.random.default_rng(0).poisson(0.7, (31, 9))
 STORAGES = [
@@ -35,7 +35,7 @@ def expected() -> list[int]:
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("cells_per_chunk", [1, 7, 1_000])
 def test_do_not_depend_on_the_storage(storage, dtype, cells_per_chunk, monkeypatch, expected):
-    monkeypatch.setattr(_row_digests, "_CELLS_PER_CHUNK", cells_per_chunk)
+    monkeypatch.setattr(_leakage, "_CELLS_PER_CHUNK", cells_per_chunk)
     adata = ad.AnnData(np.zeros_like(COUNTS))
     adata.layers["counts"] = storage(COUNTS.astype(dtype))
     assert digests_of(adata, "counts") == expected
@@ -43,7 +43,7 @@ def test_do_not_depend_on_the_storage(storage, dtype, cells_per_chunk, monkeypat
 
 @pytest.mark.parametrize("storage", [np.array, sp.csr_matrix, sp.csc_matrix])
 def test_backed(storage, tmp_path, monkeypatch, expected):
-    monkeypatch.setattr(_row_digests, "_CELLS_PER_CHUNK", 7)
+    monkeypatch.setattr(_leakage, "_CELLS_PER_CHUNK", 7)
     ad.AnnData(storage(COUNTS.astype(np.float32))).write_h5ad(tmp_path / "screen.h5ad")
     assert digests_of(ad.read_h5ad(tmp_path / "screen.h5ad", backed="r")) == expected
 

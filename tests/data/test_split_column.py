@@ -8,7 +8,8 @@ import pytest
 
 import scvi_sams
 from scvi_sams import SAMSVAE, ScreenError
-from scvi_sams.data import (
+from scvi_sams.datasets import simulated_screen
+from scvi_sams.evaluation import (
     SPLIT_LABELS,
     SPLITS_UNS_KEY,
     split_batches,
@@ -21,8 +22,7 @@ from scvi_sams.data import (
     split_pairs_out_of_distribution,
     split_perturbations,
 )
-from scvi_sams.data._split_column import choose_names, random_share
-from scvi_sams.datasets import simulated_screen
+from scvi_sams.evaluation._splits import choose_names, random_share
 
 LABELS = ("perturbation", "control")
 

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from scvi_sams import ScreenError
-from scvi_sams.data import (
+from scvi_sams.datasets import simulated_screen
+from scvi_sams.evaluation import (
     SPLITS_UNS_KEY,
     count_seen_perturbations,
     split_batches,
@@ -18,7 +19,6 @@ from scvi_sams.data import (
     split_pairs_out_of_distribution,
     split_perturbations,
 )
-from scvi_sams.datasets import simulated_screen
 
 LABELS = ("perturbation", "control")
 

@@ -6,8 +6,8 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_sams import SAMSVAE, ScreenError
-from scvi_sams.data import check_leakage
 from scvi_sams.datasets import simulated_bereket_2023, simulated_lopez_2023
+from scvi_sams.evaluation import check_leakage
 
 LABELS = {"perturbation_key": "perturbation", "control": "control"}
 

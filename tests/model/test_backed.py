@@ -12,10 +12,10 @@ import torch
 
 from scvi_sams import SAMSVAE
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.data._disk_matrix import DiskMatrix
-from scvi_sams.data._pools import PoolSampler
-from scvi_sams.metrics import effect_correlation, mask_recovery
-from scvi_sams.model import _loading
+from scvi_sams.data import loader
+from scvi_sams.data.loader import PoolSampler
+from scvi_sams.data.matrices import DiskMatrix
+from scvi_sams.evaluation import effect_correlation, mask_recovery
 
 from ._simulations import recovery_screen, true_effects
 from .conftest import QUIET, SETUP, fit, small_screen
@@ -90,7 +90,7 @@ def test_doses_stay_sparse(in_memory, on_disk):
 def test_reads_few_pieces(on_disk, monkeypatch):
     """Not minibatch by minibatch, and never more cells at once than a pool has."""
     small = partial(PoolSampler, chunk_size=16, preload_nchunks=8)
-    monkeypatch.setattr(_loading, "PoolSampler", small)
+    monkeypatch.setattr(loader, "PoolSampler", small)
     sizes = []
     rows = DiskMatrix.rows
     monkeypatch.setattr(

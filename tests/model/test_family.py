@@ -7,7 +7,7 @@ import pytest
 
 from scvi_sams import SAMSVAE, ScreenError, SVAEPlus
 from scvi_sams import UnknownPerturbationError as UnknownError
-from scvi_sams.metrics import effect_correlation, mask_recovery
+from scvi_sams.evaluation import effect_correlation, mask_recovery
 
 from ._members import (
     COVARIATE_CASES,

@@ -8,8 +8,8 @@ from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
 from scvi_sams import SAMSVAE, ScreenError
-from scvi_sams.interpretation import gene_set_enrichment, top_genes
 from scvi_sams.module import expected_log_normalized
+from scvi_sams.tl import gene_set_enrichment, top_genes
 
 from ._members import MEMBERS, SHIFTED, SPARSE, fit_member
 from ._recovered import observed, recovered

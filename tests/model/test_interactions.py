@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scvi_sams import SAMSVAE, ScreenError, UnknownPerturbationError
-from scvi_sams.metrics import mask_recovery
+from scvi_sams.evaluation import mask_recovery
 
 from ._members import fit_member, read_outs, tiny_screen
 from ._simulations import fit_recovery, recovery_screen

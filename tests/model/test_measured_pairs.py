@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scvi_sams.interpretation._pair_calibration import score_gradient
-from scvi_sams.interpretation._pair_regression import regress_pair
-from scvi_sams.metrics import interaction_residuals, observed_average_treatment_effect
-from scvi_sams.metrics._effects import _log_expression
+from scvi_sams.evaluation import interaction_residuals, observed_average_treatment_effect
+from scvi_sams.evaluation._observed import _log_expression
 from scvi_sams.model._measured_pairs import find_measured_pairs, pair_residuals
+from scvi_sams.tl._pair_calibration import score_gradient
+from scvi_sams.tl._pairs import regress_pair
 
 from .conftest import SETUP, small_screen
 

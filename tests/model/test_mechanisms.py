@@ -9,7 +9,7 @@ import torch
 
 from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, ScreenError, SVAEPlus
 from scvi_sams.datasets import simulated_screen
-from scvi_sams.mechanisms import (
+from scvi_sams.tl import (
     add_control_null,
     bayesian_q_value,
     calibrated_q_value,

@@ -8,7 +8,7 @@ import scvi
 import torch
 
 from scvi_sams import SAMSVAE, ConditionalVAE, UnknownPerturbationError
-from scvi_sams.metrics import effect_correlation
+from scvi_sams.evaluation import effect_correlation
 
 from ._members import MEMBERS, fit_member, read_outs, tiny_screen
 from ._simulations import fit_recovery, recovery_screen, true_effects

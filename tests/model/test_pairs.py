@@ -12,14 +12,14 @@ from scipy import stats
 from scvi.distributions import Normal
 
 from scvi_sams import SAMSVAE, ScreenError, UnknownPerturbationError
-from scvi_sams.interpretation import (
+from scvi_sams.evaluation import interaction_residuals, interval_coverage
+from scvi_sams.tl import (
     PAIR_CLASSES,
     PairThresholds,
     classify_pairs,
     expected_surprise,
     regress_pair,
 )
-from scvi_sams.metrics import interaction_residuals, interval_coverage
 
 from ._members import SHIFTED, fit_member
 from ._recovered import N_MEASURED_PAIRS, observed, pairs_of, recovered

@@ -17,7 +17,7 @@ def _true_effects(adata, conditions):
     large = scvi_sams.datasets.simulated_screen(n_cells=16_000, seed=1)
     np.testing.assert_array_equal(large.uns["truth"]["mask"], adata.uns["truth"]["mask"])
     large = large[large.obs["perturbation"].isin(["control", *conditions])].copy()
-    return scvi_sams.metrics.observed_average_treatment_effect(
+    return scvi_sams.evaluation.observed_average_treatment_effect(
         large, perturbation_key="perturbation", control="control", layer="counts"
     )
 
@@ -36,7 +36,7 @@ def recovered(request):
 class TestRecovery:
     def test_masks(self, recovered):
         model, engine = recovered
-        found = scvi_sams.metrics.mask_recovery(
+        found = scvi_sams.evaluation.mask_recovery(
             model.adata.uns["truth"]["mask"], model.get_perturbation_mask()
         )
         assert found.f1 > {"closed_form": 0.9, "gradient": 0.3}[engine]
@@ -45,7 +45,7 @@ class TestRecovery:
         model, _ = recovered
         predicted = model.get_average_treatment_effect()
         truth = _true_effects(model.adata, model.perturbation_names)
-        assert scvi_sams.metrics.effect_correlation(predicted, truth) > 0.8
+        assert scvi_sams.evaluation.effect_correlation(predicted, truth) > 0.8
 
     def test_effects_of_pairs(self, recovered):
         model, engine = recovered
@@ -54,7 +54,7 @@ class TestRecovery:
         predicted = model.get_average_treatment_effect(pairs)
         truth = _true_effects(model.adata, pairs)
         least = {"closed_form": 0.9, "gradient": 0.75}[engine]
-        assert scvi_sams.metrics.effect_correlation(predicted, truth) > least
+        assert scvi_sams.evaluation.effect_correlation(predicted, truth) > least
 
 
 @pytest.mark.parametrize("engine", ["closed_form", "gradient"])

@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Normal
 
 from scvi_sams.module import ClosedFormInference, PerturbationEffects, Potential
-from scvi_sams.module._closed_form import (
+from scvi_sams.module.closed_form import (
     SpikeSlab,
     learned_spike_variance,
     procrustes,
@@ -18,7 +18,7 @@ from scvi_sams.module._closed_form import (
     sparse_rotation,
     spike_slab,
 )
-from scvi_sams.module._functional import additive_shift, dosage_entries
+from scvi_sams.module.doses import additive_shift, dosage_entries
 
 PRIOR_LOGIT = -1.3
 EMBEDDING_VARIANCE = 0.8

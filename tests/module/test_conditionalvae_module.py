@@ -13,7 +13,7 @@ from scvi import REGISTRY_KEYS
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams.module import CellPopulation, ConditionalVAEModule
-from scvi_sams.module._functional import log_mean_exp
+from scvi_sams.module.doses import log_mean_exp
 
 N_CELLS, N_GENES, N_PERTURBATIONS = 6, 5, 3
 DOSAGE = SAMS_REGISTRY_KEYS.PERTURBATION_KEY

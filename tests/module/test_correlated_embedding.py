@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from scvi_sams.module import PerturbationEffects, _perturbation_effects
-from scvi_sams.module._correlated_embedding import CorrelatedEmbedding
+from scvi_sams.module import PerturbationEffects, posteriors
+from scvi_sams.module.posteriors import CorrelatedEmbedding
 
 N_PERTURBATIONS, N_LATENT = 5, 3
 EMBEDDING_SCALE = 1.3
@@ -101,7 +101,7 @@ class TestPosterior:
             yield
 
     def test_moments_match_the_sum_over_all_masks(self, effects, monkeypatch):
-        monkeypatch.setattr(_perturbation_effects, "_N_MOMENT_DRAWS", 40_000)
+        monkeypatch.setattr(posteriors, "_N_MOMENT_DRAWS", 40_000)
         probability, mean, variance = over_all_masks(effects)
         masks = MASKS[:, None]
         first = (probability * masks * mean).sum(0)

@@ -13,7 +13,7 @@ from scvi import REGISTRY_KEYS
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams.module import CellPopulation, SAMSVAEModule
-from scvi_sams.module._functional import log_mean_exp
+from scvi_sams.module.doses import log_mean_exp
 
 N_GENES, N_PERTURBATIONS, N_BATCH, N_DRAWS = 6, 4, 2, 5
 PAIRS = [(0, 1), (1, 3)]

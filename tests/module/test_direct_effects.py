@@ -7,8 +7,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from scvi_sams.module import DirectEffects, GeneEffects
-from scvi_sams.module._direct_effects import add_gene_effects
-from scvi_sams.module._functional import dosage_entries
+from scvi_sams.module.doses import add_gene_effects, dosage_entries
 
 N_CELLS, N_GENES = 30, 5
 TARGETS = [2, -1, 4, 2]  # two perturbations share a target, one has none

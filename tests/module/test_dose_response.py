@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from scvi_sams.module import HillDoseResponse, HillDraws
-from scvi_sams.module._functional import dosage_entries
+from scvi_sams.module.doses import dosage_entries
 
 
 @pytest.fixture

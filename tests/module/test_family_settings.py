@@ -13,9 +13,9 @@ from scvi import REGISTRY_KEYS
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.module import PerturbationEffects, SAMSVAEModule, _effects_divergence
-from scvi_sams.module._closed_form import SpikeSlab
-from scvi_sams.module._functional import log_mean_exp
+from scvi_sams.module import PerturbationEffects, SAMSVAEModule, posteriors
+from scvi_sams.module.closed_form import SpikeSlab
+from scvi_sams.module.doses import log_mean_exp
 
 N_CELLS, N_GENES, N_PERTURBATIONS = 6, 5, 4
 DOSAGE = SAMS_REGISTRY_KEYS.PERTURBATION_KEY
@@ -204,7 +204,7 @@ class TestEffects:
         effects = self.make(posterior=posterior)
         with torch.no_grad():
             whole = torch.stack([sum(effects.kl_divergence().values()) for _ in range(300)])
-            monkeypatch.setattr(_effects_divergence, "_MAX_DIVERGENCE_ROWS", 10)
+            monkeypatch.setattr(posteriors, "_MAX_DIVERGENCE_ROWS", 10)
             some = torch.stack([sum(effects.kl_divergence().values()) for _ in range(3_000)])
         error = math.hypot(whole.std() / 300**0.5, some.std() / 3_000**0.5)
         assert some.std() > 0
@@ -221,7 +221,7 @@ class TestEffects:
         effects.update_mask_prior()
         with torch.no_grad():
             whole = effects.kl_divergence()
-            monkeypatch.setattr(_effects_divergence, "_MAX_DIVERGENCE_ROWS", 10)
+            monkeypatch.setattr(posteriors, "_MAX_DIVERGENCE_ROWS", 10)
             some = [effects.kl_divergence() for _ in range(3_000)]
         for name, expected in whole.items():
             estimates = torch.stack([terms[name] for terms in some])

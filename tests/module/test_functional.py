@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.nn import functional as F
 
-from scvi_sams.module._functional import (
+from scvi_sams.module.doses import (
     additive_shift,
     dosage_entries,
     kl_bernoulli_log_prior,

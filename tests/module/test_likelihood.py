@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 from scvi.distributions import NegativeBinomial
 
-from scvi_sams.module._likelihood import negative_binomial_log_likelihood
+from scvi_sams.module.likelihood import negative_binomial_log_likelihood
 
 N_CELLS, N_GENES = 6, 5
 

@@ -16,8 +16,8 @@ from torch.distributions import Normal, kl_divergence
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams.module import Potential, SAMSVAEModule
-from scvi_sams.module._functional import log_mean_exp
-from scvi_sams.module._share import log_share
+from scvi_sams.module.doses import log_mean_exp
+from scvi_sams.module.likelihood import log_share
 
 if TYPE_CHECKING:
     from scvi_sams.module import GlobalDraws

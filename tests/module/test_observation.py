@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 from scvi_sams.module import Decoded
-from scvi_sams.module._observation import (
+from scvi_sams.module.likelihood import (
     expected_expression,
     expected_log_normalized_expression,
     observation_distribution,

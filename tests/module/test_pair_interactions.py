@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scvi_sams.module import PairInteractions
-from scvi_sams.module._functional import additive_shift, dosage_entries
+from scvi_sams.module.doses import additive_shift, dosage_entries
 
 N_PERTURBATIONS = 6
 PAIRS = [(0, 3), (4, 1), (2, 5), (3, 4)]

@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Bernoulli, Normal
 
 from scvi_sams.module import PerturbationEffects
-from scvi_sams.module._closed_form import SpikeSlab
+from scvi_sams.module.closed_form import SpikeSlab
 
 N_PERTURBATIONS, N_LATENT = 5, 3
 MASK_PRIOR, EMBEDDING_SCALE = 0.2, 1.3

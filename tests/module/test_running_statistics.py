@@ -9,8 +9,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from scvi_sams.module import Potential
-from scvi_sams.module._functional import additive_shift, dosage_entries
-from scvi_sams.module._running_statistics import RunningStatistics
+from scvi_sams.module.doses import additive_shift, dosage_entries
+from scvi_sams.module.statistics import RunningStatistics
 
 N_CELLS, N_PERTURBATIONS, N_LATENT = 60, 5, 3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scvi_sams.module._share import log_share
+from scvi_sams.module.likelihood import log_share
 
 
 def test_without_a_ceiling_is_a_softmax():

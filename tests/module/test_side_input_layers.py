@@ -6,7 +6,7 @@ import pytest
 import torch
 from scvi.nn import FCLayers
 
-from scvi_sams.module._side_input_layers import SideInputLayers
+from scvi_sams.module.networks import SideInputLayers
 
 N_CELLS, N_INPUT, N_SIDE, N_OUT = 9, 5, 3, 4
 COVARIATES = {"n_cat_list": [3, 1, 2], "n_cont": 2}

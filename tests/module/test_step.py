@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.module import SAMSVAEModule, _base_module, _observation
-from scvi_sams.module._side_input_layers import SideInputLayers
+from scvi_sams.module import SAMSVAEModule, base, likelihood
+from scvi_sams.module.networks import SideInputLayers
 
 N_CELLS, N_GENES, N_PERTURBATIONS, N_LATENT, N_HIDDEN = 16, 30, 4, 3, 8
 PAPER = {
@@ -101,7 +101,7 @@ def test_digamma_functions_only_at_counts_of_few_cells(tensors):
     loss = run(module, tensors)[-1]
     with Elements({"digamma"}) as backward:
         loss.backward()
-    n_counts = (tensors[REGISTRY_KEYS.X_KEY][: _base_module._N_DISPERSION_CELLS] > 0).sum()
+    n_counts = (tensors[REGISTRY_KEYS.X_KEY][: base._N_DISPERSION_CELLS] > 0).sum()
     assert backward.count == 2 * n_counts
 
 
@@ -145,7 +145,7 @@ class JoinedInputs(SideInputLayers):
 )
 def test_training_is_that_of_the_plain_expressions(tensors, settings, n_particles, monkeypatch):
     """Parameters after steps of Adam in double precision, from the same draws."""
-    monkeypatch.setattr(_base_module, "_N_DISPERSION_CELLS", N_CELLS)
+    monkeypatch.setattr(base, "_N_DISPERSION_CELLS", N_CELLS)
     tensors = {k: t.double() if t.is_floating_point() else t for k, t in tensors.items()}
     start = make_module(**settings).double()
     trained = []
@@ -154,7 +154,7 @@ def test_training_is_that_of_the_plain_expressions(tensors, settings, n_particle
         module.load_state_dict(start.state_dict())
         if is_plain:
             name = "negative_binomial_log_likelihood"
-            monkeypatch.setattr(_observation, name, plain_log_likelihood)
+            monkeypatch.setattr(likelihood, name, plain_log_likelihood)
             module.encoder.hidden.__class__ = JoinedInputs
         optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=0.01)
         torch.manual_seed(0)

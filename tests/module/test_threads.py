@@ -5,8 +5,8 @@ import torch
 
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulated_screen
-from scvi_sams.module import _closed_form_inference
-from scvi_sams.module._threads import one_thread
+from scvi_sams.module import closed_form
+from scvi_sams.module.closed_form import one_thread
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_the_search_for_a_frame_takes_one(two_threads, monkeypatch):
         seen.append(torch.get_num_threads())
         return torch.eye(shifts.shape[1])
 
-    monkeypatch.setattr(_closed_form_inference, "sparse_rotation", record)
+    monkeypatch.setattr(closed_form, "sparse_rotation", record)
     adata = simulated_screen(n_cells=200, n_genes=20, n_perturbations=3, n_pairs=0)
     SAMSVAE.setup_anndata(
         adata, layer="counts", perturbation_key="perturbation", control="control"

@@ -5,7 +5,7 @@ import pytest
 
 import scvi_sams
 from scvi_sams import pl
-from scvi_sams.metrics import batch_matched_treatment_effect, score_predictions
+from scvi_sams.evaluation import batch_matched_treatment_effect, score_predictions
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from scvi_sams import pl
-from scvi_sams.interpretation import differential_expression_table
 from scvi_sams.pl._point_labels import PointLabels
+from scvi_sams.tl import differential_expression_table
 
 _GENES = ["up", "down", "unsure", "none", "exact", "sure"]
 

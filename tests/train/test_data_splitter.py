@@ -14,7 +14,7 @@ from scvi.dataloaders import DataSplitter
 
 import scvi_sams
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.train import SAMSDataSplitter, _data_splitter
+from scvi_sams.train import SAMSDataSplitter, data_splitter
 
 DOSAGE, NONZERO = SAMS_REGISTRY_KEYS.PERTURBATION_KEY, SAMS_REGISTRY_KEYS.NONZERO_COUNTS_KEY
 
@@ -118,7 +118,7 @@ def test_the_fit_does_not_depend_on_the_placement(density, model_class, settings
 
 
 def test_too_large_a_screen_is_read_from_the_anndata(adata, monkeypatch):
-    monkeypatch.setattr(_data_splitter, "_available_bytes", lambda device: 100.0)
+    monkeypatch.setattr(data_splitter, "_available_bytes", lambda device: 100.0)
     with pytest.warns(UserWarning, match=r"data_placement='device': the cells take .* of cpu"):
         fit(adata, "device")
     splitter = SAMSDataSplitter(manager(adata))  # "auto" says nothing
@@ -144,7 +144,7 @@ def test_cells_on_disk_are_kept_on_the_device_if_they_fit(backed, monkeypatch):
     splitter = SAMSDataSplitter(manager(backed), batch_size=64)
     found = minibatches(splitter)
     assert splitter.placement == "device"
-    monkeypatch.setattr(_data_splitter, "_available_bytes", lambda device: 100.0)
+    monkeypatch.setattr(data_splitter, "_available_bytes", lambda device: 100.0)
     splitter = SAMSDataSplitter(manager(backed), batch_size=64)
     from_disk = minibatches(splitter)
     assert splitter.placement == "disk"

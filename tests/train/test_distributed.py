@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import scvi_sams
-from scvi_sams.metrics import mask_recovery
+from scvi_sams.evaluation import mask_recovery
 
 pytest.importorskip("benchmarks", reason="run pytest as `python -m pytest` in the repository")
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from scvi_sams.train._divergence_guard import DivergenceGuard
+from scvi_sams.train.guard import DivergenceGuard
 
 
 @pytest.fixture

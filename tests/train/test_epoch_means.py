@@ -6,7 +6,7 @@ import pytest
 import torch
 from scvi.module.base import LossOutput
 
-from scvi_sams.train._epoch_means import EpochMeans
+from scvi_sams.train.trainingplan import EpochMeans
 
 
 def output(loss: float, reconstruction: list[float], kl_local: list[float]) -> LossOutput:

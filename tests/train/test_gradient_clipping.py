@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from scvi_sams.train._gradient_clipping import AdaptiveClipping
+from scvi_sams.train.guard import AdaptiveClipping
 
 
 def clipped(clipping: AdaptiveClipping, *gradients: list[float]) -> list[torch.Tensor]:

@@ -37,4 +37,4 @@ def test_half_precision_trains_to_the_same_bound(adata):
     effects = [
         model.get_average_treatment_effect(n_samples=2, n_cells=50) for model in (full, mixed)
     ]
-    assert scvi_sams.metrics.effect_correlation(effects[1], effects[0]) > 0.95
+    assert scvi_sams.evaluation.effect_correlation(effects[1], effects[0]) > 0.95

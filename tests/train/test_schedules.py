@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scvi_sams.train._schedules import (
+from scvi_sams.train.schedules import (
     cosine_learning_rate,
     default_warmups,
     linear_warmup,

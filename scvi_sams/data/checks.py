@@ -1,0 +1,260 @@
+"""Checks of an AnnData before a model is set up on it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scvi
+from anndata.abc import CSCDataset
+from scipy import sparse
+
+from scvi_sams._exceptions import ScreenError, listed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+__all__ = ["check_confounding", "check_counts", "check_features", "check_size_factor"]
+
+
+# Entries of a dense block: 64 MiB of float32, whatever the numbers of cells and genes.
+_BLOCK_ENTRIES = 2**24
+
+
+def check_counts(adata: AnnData, layer: str | None = None) -> None:
+    """Check that the matrix to be modelled holds counts, and that every cell has some.
+
+    Every entry is read, in blocks, so that a backed AnnData stays on disk.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes; dense, or CSR or CSC as a matrix, an array or on disk.
+    layer
+        Key in `adata.layers`; None for `adata.X`.
+
+    Raises
+    ------
+    ScreenError
+        If `layer` does not exist, an entry is negative, fractional or not finite, or a cell has no
+        counts.
+
+    Examples
+    --------
+    >>> import anndata
+    >>> check_counts(anndata.AnnData(np.array([[0.0, 3.0], [1.0, 0.0]])))
+    """
+    matrix, source = _matrix(adata, layer)
+    totals = np.zeros(adata.n_obs)
+    for cells, genes, block in _blocks(matrix):
+        values = block.data if sparse.issparse(block) else block
+        if not _are_counts(values):
+            row, column, value = _first_fault(block)
+            raise ScreenError(
+                f"{source} must hold raw counts (whole numbers, 0 or more), but gene "
+                f"{adata.var_names[genes][column]!r} of cell {adata.obs_names[cells][row]!r} has "
+                f"{value:g}. Pass the layer of the counts. {_other_layers(adata)}"
+            )
+        totals[cells] += np.asarray(block.sum(axis=1)).ravel()
+    empty = np.flatnonzero(totals == 0)
+    if empty.size:
+        raise ScreenError(
+            f"Cells without counts in {source} ({empty.size}): {listed(adata.obs_names[empty])}. "
+            "Drop them, as with `sc.pp.filter_cells(adata, min_counts=1)`."
+        )
+
+
+def check_features(adata: AnnData, layer: str | None = None) -> None:
+    """Check that the matrix to be modelled holds finite numbers.
+
+    Parameters
+    ----------
+    adata
+        Cells x features, normalised or of another kind than counts.
+    layer
+        Key in `adata.layers`; None for `adata.X`.
+
+    Raises
+    ------
+    ScreenError
+        If `layer` does not exist, or an entry is missing or infinite.
+
+    Examples
+    --------
+    >>> import anndata
+    >>> check_features(anndata.AnnData(np.array([[0.5, -3.0], [1.0, 0.0]])))
+    """
+    matrix, source = _matrix(adata, layer)
+    for cells, genes, block in _blocks(matrix):
+        values = block.toarray() if sparse.issparse(block) else np.asarray(block)
+        faulty = np.argwhere(~np.isfinite(values))
+        if len(faulty):
+            row, column = faulty[0]
+            raise ScreenError(
+                f"{source} must hold finite numbers, but feature "
+                f"{adata.var_names[genes][column]!r} of cell {adata.obs_names[cells][row]!r} has "
+                f"{values[row, column]}. Fill in or drop what is missing."
+            )
+
+
+def check_size_factor(adata: AnnData, key: str) -> None:
+    """Check that a column of size factors is there, and is positive in every cell.
+
+    Any numeric column will do, pandas' nullable integers included.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    key
+        Column of `adata.obs`: counts a cell, or any factor proportional to them.
+
+    Raises
+    ------
+    ScreenError
+        If the column is absent or not numeric, or a value is missing, infinite, zero or negative.
+
+    Examples
+    --------
+    >>> import anndata
+    >>> adata = anndata.AnnData(obs=pd.DataFrame({"total": [800, 1200]}, index=["c1", "c2"]))
+    >>> check_size_factor(adata, "total")
+    """
+    if key not in adata.obs:
+        raise ScreenError(
+            f"adata.obs has no column {key!r} for the size factors; it holds "
+            f"{listed(adata.obs.columns, limit=10)}."
+        )
+    column = adata.obs[key]
+    if not pd.api.types.is_numeric_dtype(column):
+        raise ScreenError(
+            f"adata.obs[{key!r}] must be numeric to serve as size factors, not {column.dtype}. "
+            f"Convert it: `adata.obs[{key!r}] = pd.to_numeric(adata.obs[{key!r}])`."
+        )
+    factors = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    faulty = np.flatnonzero(~((factors > 0) & (factors < np.inf)))
+    if faulty.size:
+        raise ScreenError(
+            f"Size factors must be positive and finite, but adata.obs[{key!r}] holds "
+            f"{listed(np.unique(factors[faulty]))} in cells {listed(adata.obs_names[faulty])}. "
+            "Correct them or drop the cells."
+        )
+
+
+def check_confounding(
+    adata: AnnData,
+    dosage: sparse.csr_matrix,
+    names: Sequence[str],
+    batch_key: str | None,
+    *,
+    min_cells: int = 10,
+) -> None:
+    """Warn of perturbations whose cells are all in one batch.
+
+    Their effects are told from the batch's only by the control cells of that batch; where it has
+    none, not at all.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    dosage
+        Doses, cells x perturbations.
+    names
+        Names of the perturbations.
+    batch_key
+        Column of `adata.obs`; nothing is checked if it is None or holds a single batch.
+    min_cells
+        Perturbations with fewer cells are passed over: their cells often share a batch by chance.
+        With 10 cells and two equal batches, that happens to 0.2 % of them.
+
+    Warns
+    -----
+    UserWarning
+        If a perturbation lies wholly in one batch.
+
+    Examples
+    --------
+    >>> import anndata
+    >>> obs = pd.DataFrame({"lane": ["1", "2"] * 20}, index=[f"cell{i}" for i in range(40)])
+    >>> adata = anndata.AnnData(obs=obs)
+    >>> dosage = sparse.csr_matrix(np.repeat([[1.0], [0.0]], 20, axis=0))
+    >>> check_confounding(adata, dosage, ["KLF1"], "lane")
+    """
+    if batch_key is None:
+        return
+    batches = adata.obs[batch_key].astype("category").cat
+    in_batch = pd.get_dummies(batches.codes, sparse=True).sparse.to_coo().astype(np.int64)
+    if in_batch.shape[1] < 2:
+        return
+    # Batches x perturbations: cells that hold any dose.
+    n_cells = (in_batch.T @ (dosage > 0).astype(np.int64)).toarray()
+    confounded = (n_cells.sum(axis=0) >= min_cells) & ((n_cells > 0).sum(axis=0) == 1)
+    if not confounded.any():
+        return
+    n_controls = in_batch.T @ (dosage.getnnz(axis=1) == 0)
+    alone = confounded & (n_controls[n_cells.argmax(axis=0)] == 0)
+    message = (
+        f"Perturbations with all their cells in one batch of adata.obs[{batch_key!r}] "
+        f"({confounded.sum()}): {listed(np.asarray(names)[confounded])}. Their effects are "
+        "told from the batch's only by its control cells."
+    )
+    if alone.any():
+        message += (
+            f" The batch of {listed(np.asarray(names)[alone])} has no control cell: these effects "
+            "cannot be told from the batch's. Leave out the batch key, or read them with care."
+        )
+    warnings.warn(message, UserWarning, stacklevel=scvi.settings.warnings_stacklevel)
+
+
+def _blocks(matrix: Any) -> Iterator[tuple[slice, slice, Any]]:
+    """Cut a matrix, in memory or on disk, along the axis in which it is stored."""
+    n_cells, n_genes = matrix.shape
+    by_gene = isinstance(matrix, CSCDataset) or getattr(matrix, "format", None) == "csc"
+    length, width = (n_genes, n_cells) if by_gene else (n_cells, n_genes)
+    step = max(1, _BLOCK_ENTRIES // max(1, width))
+    for start in range(0, length, step):
+        along = slice(start, min(start + step, length))
+        cells, genes = (slice(0, n_cells), along) if by_gene else (along, slice(0, n_genes))
+        yield cells, genes, matrix[cells, genes]
+
+
+def _are_counts(values: NDArray[Any]) -> bool:
+    if values.size == 0 or values.dtype.kind in "bu":
+        return True
+    # NaN fails both comparisons.
+    in_range = values.min() >= 0 and values.max() < np.inf
+    return bool(in_range and (values.dtype.kind == "i" or (np.rint(values) == values).all()))
+
+
+def _first_fault(block: Any) -> tuple[int, int, float]:
+    """Find row, column and value of the first entry, in storage order, that is no count."""
+    entries = sparse.coo_array(block)
+    values = entries.data
+    index = np.argmin((values >= 0) & (values < np.inf) & (np.rint(values) == values))
+    return int(entries.row[index]), int(entries.col[index]), float(values[index])
+
+
+def _other_layers(adata: AnnData) -> str:
+    if adata.layers:
+        return f"adata.layers holds {listed(adata.layers)}."
+    if adata.raw is not None:
+        return "adata.layers is empty, but adata.raw may hold them."
+    return "adata.layers is empty: reload the counts from the original file."
+
+
+def _matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
+    """The matrix to be modelled, and what to call it."""
+    if layer is not None and layer not in adata.layers:
+        raise ScreenError(
+            f"adata.layers has no {layer!r}; it holds {listed(adata.layers) or 'nothing'}."
+        )
+    matrix = adata.X if layer is None else adata.layers[layer]
+    if matrix is None:
+        raise ScreenError(f"There is no adata.X: pass the layer to model. {_other_layers(adata)}")
+    return matrix, "adata.X" if layer is None else f"adata.layers[{layer!r}]"

@@ -1,0 +1,271 @@
+"""The registry field of the perturbations of a screen."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import rich.table
+import scvi
+from scvi.data.fields import ObsmField
+
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams._exceptions import ScreenError, listed
+from scvi_sams.data.conditions import (
+    align_dosage,
+    as_labels,
+    dosage_from_labels,
+    dosage_from_matrix,
+    split_label,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from anndata import AnnData
+
+    from scvi_sams.data.conditions import Dosage
+
+__all__ = ["PerturbationField"]
+
+
+class PerturbationField(ObsmField):
+    """Registers what each cell received, as a dosage matrix with named columns.
+
+    Wherever the doses come from, the registered object is a CSR matrix (cells x perturbations,
+    float32) in `adata.obsm`. Its names go into the registry and so into saved models: on another
+    AnnData the doses are read again from there and brought into the order of the model's names.
+
+    Parameters
+    ----------
+    perturbation_key
+        Column of `adata.obs` with labels such as ``"control"``, ``"KLF1"`` or ``"KLF1+CEBPA"``.
+    dosage_key
+        With `perturbation_key`, a column of `adata.obs` with the doses: a number, or text such as
+        ``"1.0+0.5"`` in the order of the parts of the label. Alone, a key of `adata.obsm` with
+        the dosage matrix.
+    perturbation_names_uns_key
+        Key of `adata.uns` with the column names of a dosage matrix that is no DataFrame.
+    control
+        Label or labels of unperturbed cells. With a dosage matrix, where these are its zero rows,
+        what conditions may call them.
+    combination_delimiter
+        What joins the parts of a label; None takes every label as one perturbation.
+
+    Raises
+    ------
+    ScreenError
+        If the arguments do not say where the doses are.
+
+    Examples
+    --------
+    >>> import anndata
+    >>> from scvi.data import AnnDataManager
+    >>> obs = pd.DataFrame({"guide": ["NT", "A", "A", "A+B", "B"]}, index=list("abcde"))
+    >>> adata = anndata.AnnData(obs=obs)
+    >>> manager = AnnDataManager([PerturbationField("guide", control="NT")])
+    >>> manager.register_fields(adata)
+    >>> manager.get_state_registry("perturbation").column_names
+    ('A', 'B')
+    >>> manager.summary_stats.n_perturbation
+    2
+    """
+
+    CONTROL_KEY = "control"
+    DELIMITER_KEY = "combination_delimiter"
+
+    def __init__(
+        self,
+        perturbation_key: str | None = None,
+        dosage_key: str | None = None,
+        perturbation_names_uns_key: str | None = None,
+        control: str | Iterable[str] | None = None,
+        combination_delimiter: str | None = "+",
+    ) -> None:
+        super().__init__(SAMS_REGISTRY_KEYS.PERTURBATION_KEY, SAMS_REGISTRY_KEYS.DOSAGE_OBSM_KEY)
+        if perturbation_key is None and dosage_key is None:
+            raise ScreenError(
+                "Say what each cell received: `perturbation_key` names a column of adata.obs with "
+                "labels, `dosage_key` a dosage matrix in adata.obsm."
+            )
+        if perturbation_key is not None and perturbation_names_uns_key is not None:
+            raise ScreenError(
+                "`perturbation_names_uns_key` names the columns of a dosage matrix, but with "
+                "`perturbation_key` the names come from the labels: leave one of the two out."
+            )
+        if perturbation_key is None and dosage_key == self.attr_key:
+            raise ScreenError(
+                f"adata.obsm[{dosage_key!r}] is where the registered doses are written: store "
+                "yours under another key."
+            )
+        self.perturbation_key = perturbation_key
+        self.dosage_key = dosage_key
+        self.perturbation_names_uns_key = perturbation_names_uns_key
+        self.control = as_labels(control)
+        self.combination_delimiter = combination_delimiter
+
+    def validate_field(self, adata: AnnData) -> None:
+        """Check that `adata` has the columns or matrices that the field reads.
+
+        Raises
+        ------
+        ScreenError
+            If one is absent.
+        """
+        if self.perturbation_key is None:
+            hint = ""
+            if self.dosage_key in adata.obs:
+                hint = " It is a column of adata.obs: give its labels too, as `perturbation_key`."
+            _require(self.dosage_key, adata.obsm, "adata.obsm", "`dosage_key`", hint)
+        else:
+            _require(self.perturbation_key, adata.obs, "adata.obs", "`perturbation_key`")
+            if self.dosage_key is not None:
+                hint = ""
+                if self.dosage_key in adata.obsm:
+                    hint = " It is in adata.obsm: leave `perturbation_key` out to use it."
+                _require(self.dosage_key, adata.obs, "adata.obs", "`dosage_key`", hint)
+        if self.perturbation_names_uns_key is not None:
+            _require(
+                self.perturbation_names_uns_key,
+                adata.uns,
+                "adata.uns",
+                "`perturbation_names_uns_key`",
+            )
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Write the doses into `adata.obsm`, and return their names for the registry.
+
+        Raises
+        ------
+        ScreenError
+            If the doses cannot be read, or every cell is a control.
+
+        Warns
+        -----
+        UserWarning
+            If no cell is a control, or a perturbation has fewer than two cells.
+        """
+        self.validate_field(adata)
+        dosage = self._read(adata)
+        self._check_cells(dosage)
+        adata.obsm[self.attr_key] = dosage.matrix
+        return self._state(dosage.names)
+
+    def transfer_field(
+        self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Write the doses of another AnnData into its `obsm`, in the order of the model's names.
+
+        A perturbation that it lacks becomes a column of zeros, and every cell may be a control.
+        With `extend_categories=True` in `kwargs`, which scvi-tools passes for a query, names that
+        the model has not seen follow those that it has.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If it holds a perturbation that the model has not seen.
+        ScreenError
+            If the doses cannot be read.
+        """
+        self.validate_field(adata_target)
+        names = list(state_registry[self.COLUMN_NAMES_KEY])
+        if kwargs.get("extend_categories", False):
+            names += self.unknown_names(adata_target, names)
+        dosage = self._read(adata_target, names)
+        adata_target.obsm[self.attr_key] = align_dosage(dosage, names)
+        return self._state(names)
+
+    def unknown_names(self, adata: AnnData, names: Sequence[str]) -> list[str]:
+        """List perturbations of `adata` that are not among `names`."""
+        self.validate_field(adata)
+        if self.perturbation_key is None:
+            return [name for name in self._read(adata).names if name not in set(names)]
+        known = {*self.control, *names}
+        labels = adata.obs[self.perturbation_key].dropna().astype(str).unique()
+        parts = {
+            part
+            for label in labels
+            for part in split_label(label.strip(), self.combination_delimiter, known)
+        }
+        return sorted(parts - known - {""})  # an empty part is an error of its own
+
+    def view_state_registry(self, state_registry: dict[str, Any]) -> rich.table.Table:
+        """Tabulate the names of the perturbations."""
+        table = rich.table.Table(title=f"{self.registry_key} State Registry")
+        table.add_column("Source Location", justify="center", style="dodger_blue1")
+        table.add_column("Perturbation", justify="center", style="green")
+        table.add_column("Dosage Column", justify="center", style="dark_violet")
+        source = (
+            f"adata.obsm[{self.dosage_key!r}]"
+            if self.perturbation_key is None
+            else f"adata.obs[{self.perturbation_key!r}]"
+        )
+        for index, name in enumerate(state_registry[self.COLUMN_NAMES_KEY]):
+            table.add_row("" if index else source, name, str(index))
+        return table
+
+    def _read(self, adata: AnnData, names: Sequence[str] | None = None) -> Dosage:
+        """Read the doses; `names` are those of the model, if there is one."""
+        if self.perturbation_key is None:
+            matrix = adata.obsm[self.dosage_key]
+            key = self.perturbation_names_uns_key
+            return dosage_from_matrix(
+                matrix,
+                # A query may store as a DataFrame what the model was given as an array.
+                None if key is None or isinstance(matrix, pd.DataFrame) else list(adata.uns[key]),
+                cells=adata.obs_names,
+                source=f"adata.obsm[{self.dosage_key!r}]",
+            )
+        return dosage_from_labels(
+            adata.obs[self.perturbation_key],
+            self.control,
+            self.combination_delimiter,
+            None if self.dosage_key is None else adata.obs[self.dosage_key],
+            names,
+        )
+
+    def _state(self, names: list[str]) -> dict[str, Any]:
+        return {
+            self.COLUMN_NAMES_KEY: names,
+            self.CONTROL_KEY: list(self.control),
+            self.DELIMITER_KEY: self.combination_delimiter,
+            "perturbation_key": self.perturbation_key,
+            "dosage_key": self.dosage_key,
+            "perturbation_names_uns_key": self.perturbation_names_uns_key,
+        }
+
+    def _check_cells(self, dosage: Dosage) -> None:
+        n_perturbations = dosage.matrix.getnnz(axis=1)
+        if not n_perturbations.any():
+            raise ScreenError(
+                "Every cell is a control: all doses of "
+                f"{listed(dosage.names)} are 0. Nothing can be learned of perturbations."
+            )
+        if n_perturbations.all():
+            remedy = (
+                "If a label marks control cells, pass it as `control`."
+                if self.perturbation_key is not None and not self.control
+                else "Effects are then told only from one another."
+            )
+            self._warn(f"No cell is a control: every one has some dose. {remedy}")
+        n_cells = dosage.matrix.getnnz(axis=0)
+        rare = np.asarray(dosage.names)[n_cells < 2]
+        if rare.size:
+            self._warn(
+                f"Perturbations with fewer than two cells ({rare.size}): {listed(rare)}. What is "
+                "learned of them is little more than the prior; consider dropping their cells."
+            )
+
+    @staticmethod
+    def _warn(message: str) -> None:
+        warnings.warn(message, UserWarning, stacklevel=scvi.settings.warnings_stacklevel)
+
+
+def _require(key: str | None, holder: Any, where: str, argument: str, hint: str = "") -> None:
+    if key not in holder:
+        raise ScreenError(
+            f"{where} has no {key!r} ({argument}); it holds "
+            f"{listed(holder.keys(), limit=10) or 'nothing'}.{hint}"
+        )

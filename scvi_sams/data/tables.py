@@ -1,0 +1,148 @@
+"""Tables of expression, conditions x genes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from scvi_sams._exceptions import ScreenError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "ProfileTable",
+    "aligned_profiles",
+    "dense",
+    "profile_frame",
+    "ratio",
+    "relative_to",
+    "row_correlation",
+    "row_of_genes",
+    "standard_error_frames",
+]
+
+
+ProfileTable: TypeAlias = ad.AnnData | pd.DataFrame
+"""Conditions x genes: effects or mean expression, in ``X`` of an AnnData or as a DataFrame."""
+
+# Tables are often in single precision: a difference below this share of the value is rounding.
+_SINGLE_PRECISION = 1e-6
+
+
+def dense(matrix: Any) -> NDArray[np.float64]:
+    """Array in double precision, whatever the storage."""
+    return np.asarray(matrix.toarray() if sp.issparse(matrix) else matrix, dtype=np.float64)
+
+
+def profile_frame(table: ProfileTable, name: str, layer: str | None = None) -> pd.DataFrame:
+    """Table as a DataFrame in double precision; `name` is what error messages call it."""
+    if isinstance(table, ad.AnnData):
+        if layer is not None and layer not in table.layers:
+            raise ScreenError(
+                f"`{name}` has no layer {layer!r}, only {', '.join(table.layers) or 'X'}."
+            )
+        values = dense(table.X if layer is None else table.layers[layer])
+        frame = pd.DataFrame(values, index=table.obs_names, columns=table.var_names)
+    elif isinstance(table, pd.DataFrame):
+        if layer is not None:
+            raise ScreenError(f"`{name}` is a DataFrame, which has no layer {layer!r}.")
+        frame = table.astype(np.float64)
+    else:
+        raise TypeError(f"`{name}` must be an AnnData or a DataFrame, not {type(table).__name__}.")
+    for what, names in (("condition", frame.index), ("gene", frame.columns)):
+        if names.has_duplicates:
+            raise ScreenError(
+                f"`{name}` has the {what} {names[names.duplicated()][0]!r} twice: keep one."
+            )
+    return frame
+
+
+def aligned_profiles(
+    predicted: ProfileTable, observed: ProfileTable, other: str = "observed"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both tables as DataFrames with the conditions and genes of `predicted`, in its order."""
+    values, truth = profile_frame(predicted, "predicted"), profile_frame(observed, other)
+    for what, names, known in (
+        ("conditions", values.index, truth.index),
+        ("genes", values.columns, truth.columns),
+    ):
+        if (missing := names.difference(known)).size:
+            raise ScreenError(
+                f"{missing.size} {what} of `predicted` are not in `{other}`, the first "
+                f"{missing[0]!r}: leave them out of `predicted`."
+            )
+    return values, truth.loc[values.index, values.columns]
+
+
+def row_of_genes(row: pd.Series, genes: pd.Index, name: str) -> NDArray[np.float64]:
+    """Values of one profile (a Series named by genes) in the order of `genes`."""
+    if (missing := genes.difference(row.index)).size:
+        raise ScreenError(
+            f"`{name}` lacks {missing.size} genes of `predicted`, the first {missing[0]!r}."
+        )
+    return row.loc[genes].to_numpy(dtype=np.float64)
+
+
+def relative_to(
+    frame: pd.DataFrame, reference: NDArray[np.float64] | float
+) -> NDArray[np.float64]:
+    """Difference from a profile; exactly 0 where nothing but rounding is left."""
+    values = frame.to_numpy()
+    difference = values - reference
+    return np.where(np.abs(difference) <= _SINGLE_PRECISION * np.abs(reference), 0.0, difference)
+
+
+def row_correlation(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pearson correlation of each row with its counterpart, NaN where one is constant."""
+    centred, norms = [], []
+    for values in (left, right):
+        deviation = values - values.mean(axis=1, keepdims=True)
+        norm = np.linalg.norm(deviation, axis=1)
+        # The mean of equal numbers is off by rounding, which is no variation.
+        norms.append(np.where(norm > 1e-12 * np.linalg.norm(values, axis=1), norm, 0.0))
+        centred.append(deviation)
+    return ratio((centred[0] * centred[1]).sum(axis=1), norms[0] * norms[1])
+
+
+def ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quotient, NaN where the denominator is not positive."""
+    nan = np.full_like(numerator, np.nan)
+    return np.divide(numerator, denominator, out=nan, where=denominator > 0)
+
+
+def standard_error_frames(
+    observed: ProfileTable, standard_error: ProfileTable | str, like: pd.DataFrame
+) -> tuple[pd.DataFrame, NDArray[np.float64]]:
+    """Standard errors in the order of `like`, and the part that the controls have in each gene."""
+    if isinstance(standard_error, str):
+        if not isinstance(observed, ad.AnnData):
+            raise ScreenError(
+                "`observed` is a DataFrame: pass `standard_error` as one as well, or None."
+            )
+        errors = profile_frame(observed, "observed", layer=standard_error)
+    else:
+        errors = profile_frame(standard_error, "standard_error")
+    for what, names, known in (
+        ("conditions", like.index, errors.index),
+        ("genes", like.columns, errors.columns),
+    ):
+        if (missing := names.difference(known)).size:
+            raise ScreenError(
+                f"`standard_error` lacks {missing.size} {what} of `predicted`, the first "
+                f"{missing[0]!r}."
+            )
+    errors = errors.loc[like.index, like.columns]
+    control = np.zeros(errors.shape[1])
+    if isinstance(observed, ad.AnnData) and "control_standard_error" in observed.var:
+        control = row_of_genes(observed.var["control_standard_error"], errors.columns, "observed")
+    if (bad := errors.isna().any(axis=1) | (errors < 0).any(axis=1)).any():
+        raise ScreenError(
+            f"Condition {bad.index[bad.argmax()]!r} has no standard error, as it has one cell, or "
+            f"a negative one: leave it out, or pass standard_error=None."
+        )
+    return errors, control

@@ -1,0 +1,533 @@
+"""What the modules of the family share: decoder, likelihood, and the local loss."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import nn
+
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams.module.doses import HillDraws, add_gene_effects
+from scvi_sams.module.likelihood import observation_distribution, observation_log_likelihood
+from scvi_sams.module.networks import (
+    ExpressionDecoder,
+    PotentialEncoder,
+    covariates_of,
+    network_covariates,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from scvi_sams.module.closed_form import ClosedFormInference
+    from scvi_sams.module.doses import GeneEffects
+    from scvi_sams.module.likelihood import Dispersion, GeneLikelihood, Observation
+    from scvi_sams.module.networks import BasalPosterior, Decoded
+    from scvi_sams.module.posteriors import PerturbationEffects
+
+__all__ = ["CellPopulation", "FamilyMember", "GlobalDraws", "PerturbationVAEModule"]
+
+
+class CellPopulation(NamedTuple):
+    """Basal states of cells and what else the decoder asks for.
+
+    Attributes
+    ----------
+    basal
+        Basal states in the frame of the masks, shape ``(n_cells, n_latent)``.
+    library
+        Library sizes or size factors, shape ``(n_cells, 1)``.
+    batch_index, cat_covs, cont_covs
+        Covariates, shapes ``(n_cells, 1)``, ``(n_cells, n_categorical)`` and
+        ``(n_cells, n_continuous)``, or ``None`` where there are none.
+    """
+
+    basal: Tensor
+    library: Tensor
+    batch_index: Tensor | None = None
+    cat_covs: Tensor | None = None
+    cont_covs: Tensor | None = None
+
+    def covariates(self) -> dict[str, Tensor | None]:
+        """Keyword arguments of the generative model besides the latent state."""
+        fields = self._asdict()
+        del fields["basal"]
+        return fields
+
+
+class GlobalDraws(NamedTuple):
+    """Draws from the posterior of perturbations, the same for every cell.
+
+    Attributes
+    ----------
+    n_samples
+        Number of draws.
+    effects
+        Latent effects of perturbations (and pairs), shape ``(n_samples, n_rows, n_latent)``.
+    rows
+        Which perturbations (and pairs) those are, sorted, shape ``(n_rows,)``.
+    direct
+        Log fold changes of target genes, shape ``(n_samples, n_perturbations)``.
+    hill
+        Parameters of dose responses, each of shape ``(n_samples, n_perturbations)``.
+    """
+
+    n_samples: int
+    effects: Tensor | None = None
+    rows: Tensor | None = None
+    direct: Tensor | None = None
+    hill: HillDraws | None = None
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """Effects of perturbations or pairs, shape ``(n_samples, len(rows), n_latent)``."""
+        if self.effects is None or self.rows is None:
+            raise ValueError("These draws hold no effects.")
+        return self.effects[:, torch.searchsorted(self.rows, rows)]
+
+    def subset(self, start: int, stop: int) -> GlobalDraws:
+        """Some of the draws."""
+        kept = slice(start, stop)
+        return GlobalDraws(
+            len(range(*kept.indices(self.n_samples))),
+            None if self.effects is None else self.effects[kept],
+            self.rows,
+            None if self.direct is None else self.direct[kept],
+            None if self.hill is None else HillDraws(*(field[kept] for field in self.hill)),
+        )
+
+
+class FamilyMember(BaseModuleClass):
+    """Interface of a member of the family: what all cells share, and how it moves a cell.
+
+    Training plan and read-outs use a module through these methods and those of scvi-tools.
+    """
+
+    @property
+    @abstractmethod
+    def n_global_elements(self) -> int:
+        """Numbers in one draw of what all cells share."""
+
+    @abstractmethod
+    def sample_globals(self, n_samples: int, perturbations: Tensor | None = None) -> GlobalDraws:
+        """Draw what all cells share from its posterior.
+
+        Parameters
+        ----------
+        n_samples
+            Number of draws.
+        perturbations
+            Those that will be asked for, sorted, shape ``(n,)``; all by default.
+        """
+
+    @abstractmethod
+    def decode_condition(
+        self,
+        population: CellPopulation,
+        dosage: Tensor,
+        draws: GlobalDraws,
+        one_draw_a_cell: bool = False,
+    ) -> Observation:
+        """Distribution of the genes of a population of cells under a condition.
+
+        Parameters
+        ----------
+        population
+            Basal states and covariates of cells.
+        dosage
+            Doses of the condition, shape ``(1, n_perturbations)``.
+        draws
+            Draws of what all cells share.
+        one_draw_a_cell
+            Give the k-th draw to the k-th cell only.
+
+        Returns
+        -------
+        Of shape ``(n_samples, n_cells, n_genes)``, or ``(n_cells, n_genes)`` with one draw a
+        cell.
+        """
+
+    @abstractmethod
+    def sample_basal(self, inference_outputs: dict[str, Any]) -> Tensor:
+        """Draw the basal states of cells from their posterior, shape ``(n_cells, n_latent)``."""
+
+    @abstractmethod
+    def log_importance_weights(self, tensors: dict[str, Tensor], draws: GlobalDraws) -> Tensor:
+        """Importance weights of cells, shape ``(n_particles, n_cells)``."""
+
+    @abstractmethod
+    def kl_basal(self, inference_outputs: dict[str, Any]) -> Tensor:
+        """Divergence of the latent state of cells from its prior, shape ``(n_cells,)``."""
+
+    def global_divergences(self, of_effects: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Divergences of what all cells share from its prior, scalars in nats by name.
+
+        Parameters
+        ----------
+        of_effects
+            Those of masks and embeddings, where they are known.
+        """
+        return {}
+
+    def global_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the posterior of what all cells share that are learned by gradient."""
+        return []
+
+    def zero_frozen_gradients(self) -> None:
+        """Keep training from moving perturbations that are frozen."""
+
+    def observe(self, inference_outputs: dict[str, Any]) -> None:
+        """Take in a minibatch for inference without gradients, where a member has it."""
+
+
+_CEILING_MARGIN = 1.25  # a cell may hold more counts per size factor than any that was read
+_N_DISPERSION_CELLS = 8  # the dispersion is shared by all cells; see the likelihood
+
+
+class PerturbationVAEModule(FamilyMember):
+    """Base of the modules: encoder and decoder of one cell, and what is measured in it.
+
+    A member of the family says how perturbations enter (:meth:`inference`,
+    :meth:`decode_condition`, :meth:`log_importance_weights`). The loss is the local part of the
+    negative bound; the training plan adds :meth:`global_divergences`.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_perturbations
+        Number of perturbations.
+    n_batch, n_cats_per_cov, n_continuous_cov
+        Batches, categories of each further categorical covariate, continuous covariates.
+    n_hidden, n_latent, n_layers, dropout_rate
+        Size of the networks; dropout is in the encoder only.
+    encode_covariates
+        Whether the encoder sees the covariates too.
+    gene_likelihood, dispersion
+        Distribution of what is measured, and what shares its dispersion.
+    basal_posterior
+        See :class:`~scvi_sams.module.PotentialEncoder`.
+    n_side_input
+        Doses that encoder and decoder see as they are.
+    use_size_factor_key
+        Whether libraries are size factors that are given, which need not be the sums of the
+        counts.
+    """
+
+    latent_distribution = "normal"
+    closed_form: ClosedFormInference | None
+    effects: PerturbationEffects | None
+
+    n_training_cells: Tensor
+    initialized: Tensor
+    counts_per_cell: Tensor
+    library_ceiling: Tensor
+
+    def __init__(
+        self,
+        n_input: int,
+        n_perturbations: int,
+        *,
+        n_batch: int = 1,
+        n_cats_per_cov: Sequence[int] | None = None,
+        n_continuous_cov: int = 0,
+        n_hidden: int = 400,
+        n_latent: int = 40,
+        n_layers: int = 1,
+        dropout_rate: float = 0.05,
+        encode_covariates: bool = False,
+        gene_likelihood: GeneLikelihood = "nb",
+        dispersion: Dispersion = "gene",
+        basal_posterior: BasalPosterior = "correlated",
+        n_side_input: int = 0,
+        use_size_factor_key: bool = False,
+    ) -> None:
+        super().__init__()
+        self.closed_form, self.effects = None, None
+        self.n_latent = n_latent
+        self.n_perturbations = n_perturbations
+        self.n_batch = n_batch
+        self.encode_covariates = encode_covariates
+        self.gene_likelihood: GeneLikelihood = gene_likelihood
+        self.dispersion: Dispersion = dispersion
+        self.use_size_factor_key = use_size_factor_key and self.is_count_model
+        covariates: dict[str, Any] = {
+            "n_cat_list": [n_batch, *(n_cats_per_cov or ())],
+            "n_cont": n_continuous_cov,
+        }
+        self.encoder = PotentialEncoder(
+            n_input,
+            n_latent,
+            basal_posterior=basal_posterior,
+            n_layers=n_layers,
+            n_hidden=n_hidden,
+            dropout_rate=dropout_rate,
+            n_side_input=n_side_input,
+            log_transform=self.is_count_model,
+            **(covariates if encode_covariates else {}),
+        )
+        self.decoder = ExpressionDecoder(
+            n_latent + n_side_input,
+            n_input,
+            n_layers=n_layers,
+            n_hidden=n_hidden,
+            zero_inflated=gene_likelihood == "zinb",
+            **covariates,
+        )
+        shape = (n_input, n_batch) if dispersion == "gene-batch" else (n_input,)
+        self.px_r = nn.Parameter(torch.zeros(shape), requires_grad=gene_likelihood != "poisson")
+        self.register_buffer("n_training_cells", torch.tensor(0))
+        self.register_buffer("initialized", torch.tensor(False))
+        self.register_buffer("counts_per_cell", torch.tensor(0.0))
+        self.register_buffer("library_ceiling", torch.tensor(1.0))
+
+    @property
+    def is_count_model(self) -> bool:
+        """Whether what is measured is counts."""
+        return self.gene_likelihood != "normal"
+
+    @torch.no_grad()
+    def initialize(
+        self,
+        mean: Tensor,
+        input_mean: Tensor,
+        input_std: Tensor,
+        library_mean: Tensor | None = None,
+        largest_share: Tensor | None = None,
+    ) -> None:
+        """Set the scale of the encoder's input and the decoder's bias from training data.
+
+        Parameters
+        ----------
+        mean
+            Mean of each gene, shape ``(n_genes,)``.
+        input_mean, input_std
+            Mean and standard deviation of what the encoder standardises, ``log1p(counts)`` or
+            the features themselves, shape ``(n_genes,)``.
+        library_mean, largest_share
+            Mean size factor, and the largest ratio of a cell's counts to its size factor,
+            scalars, where size factors are given.
+        """
+        self.encoder.input_mean.copy_(input_mean)
+        self.encoder.input_std.copy_(input_std.clamp(min=1e-3))
+        if self.is_count_model:
+            # Relative to the mean gene, a gene that was never seen starts at a ten-thousandth.
+            share = mean / mean.mean() + 1e-4
+            log_share = (share / share.sum()).log()
+            if library_mean is not None and largest_share is not None:
+                self.library_ceiling.copy_(_CEILING_MARGIN * largest_share)
+                of_ceiling = mean.sum() / (library_mean * self.library_ceiling)
+                log_share = log_share + torch.logit(of_ceiling)
+            self.decoder.logits.bias.copy_(log_share)
+            self.counts_per_cell.copy_(mean.sum())
+        else:
+            self.decoder.logits.bias.copy_(mean)
+            log_std = self.encoder.input_std.log()
+            self.px_r.copy_(log_std if self.px_r.dim() == 1 else log_std.unsqueeze(1))
+            self.counts_per_cell.fill_(torch.inf)
+        self.initialized.fill_(True)
+
+    # -- scvi-tools interface ------------------------------------------------------------------
+
+    def _get_inference_input(
+        self, tensors: dict[str, Tensor], full_forward_pass: bool = False
+    ) -> dict[str, Any]:
+        return {
+            "x": tensors[REGISTRY_KEYS.X_KEY],
+            "dosage": tensors[SAMS_REGISTRY_KEYS.PERTURBATION_KEY],
+            "library": tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY),
+            **covariates_of(tensors),
+        }
+
+    def _get_generative_input(
+        self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any]
+    ) -> dict[str, Any]:
+        return {
+            "z": inference_outputs["z"],
+            "library": inference_outputs["library"],
+            "gene_effects": inference_outputs.get("gene_effects"),
+            "side_input": inference_outputs.get("side_input"),
+            **covariates_of(tensors),
+        }
+
+    def _library(self, x: Tensor, library: Tensor | None) -> Tensor:
+        """Library sizes: those given, the total counts, or one where there are no counts."""
+        if library is not None:
+            return library
+        return x.sum(1, keepdim=True) if self.is_count_model else torch.ones_like(x[:, :1])
+
+    def _encoder_covariates(
+        self, batch_index: Tensor | None, cat_covs: Tensor | None, cont_covs: Tensor | None
+    ) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
+        if not self.encode_covariates:
+            return (), None
+        return network_covariates(batch_index, cat_covs, cont_covs)
+
+    def _to_network(self, z: Tensor, batch_index: Tensor | None) -> Tensor:
+        """Latent states in the frame of the networks."""
+        return z
+
+    def forward(
+        self,
+        tensors: dict[str, Tensor],
+        *,
+        generative_kwargs: dict[str, Any] | None = None,
+        compute_loss: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        """Run inference, generation and, by default, the loss, as scvi-tools' modules do.
+
+        A training step leaves out the distribution of what is measured: the loss is worked out
+        from the logits, and nothing else reads it.
+
+        Parameters
+        ----------
+        tensors
+            A minibatch.
+        generative_kwargs
+            Arguments of :meth:`generative`.
+        compute_loss
+            Whether to return the loss too.
+        **kwargs
+            Further arguments of :meth:`scvi.module.base.BaseModuleClass.forward`.
+        """
+        if self.training and compute_loss:
+            generative_kwargs = {"give_distribution": False} | (generative_kwargs or {})
+        return super().forward(
+            tensors, generative_kwargs=generative_kwargs, compute_loss=compute_loss, **kwargs
+        )
+
+    @auto_move_data
+    def generative(
+        self,
+        z: Tensor,
+        library: Tensor,
+        batch_index: Tensor | None = None,
+        cat_covs: Tensor | None = None,
+        cont_covs: Tensor | None = None,
+        gene_effects: GeneEffects | None = None,
+        side_input: Tensor | None = None,
+        transform_batch: int | Tensor | None = None,
+        give_distribution: bool = True,
+    ) -> dict[str, Any]:
+        """Decode latent states.
+
+        Parameters
+        ----------
+        z
+            Full states, in the frame of the masks where there is one, shape
+            ``(..., n_cells, n_latent)``.
+        library
+            Size factors, shape ``(n_cells, 1)``.
+        batch_index, cat_covs, cont_covs
+            Covariates, shapes ``(n_cells, 1)``, ``(n_cells, n_categorical)`` and
+            ``(n_cells, n_continuous)``.
+        gene_effects
+            Log fold changes of single genes to add.
+        side_input
+            Doses that the decoder sees, shape ``(n_cells, n_perturbations)``.
+        transform_batch
+            Decode all cells as if they came from this batch.
+        give_distribution
+            Whether to form ``px``.
+
+        Returns
+        -------
+        ``px`` (distribution of what is measured; ``px.scale`` is normalised expression of
+        counts), ``decoded`` and ``log_dispersion``, the first two of shape
+        ``(..., n_cells, n_genes)``.
+        """
+        if transform_batch is not None and batch_index is not None:
+            batch_index = torch.ones_like(batch_index) * transform_batch
+        categories, cont = network_covariates(batch_index, cat_covs, cont_covs)
+        u = self._to_network(z, batch_index)
+        if side_input is not None:
+            u = torch.cat([u, side_input.expand(*u.shape[:-1], side_input.shape[-1])], -1)
+        decoded: Decoded = self.decoder(u, *categories, cont=cont)
+        if self.use_size_factor_key:
+            decoded = decoded._replace(ceiling=self.library_ceiling)
+        if gene_effects is not None:
+            decoded = decoded._replace(logits=add_gene_effects(decoded.logits, gene_effects))
+        log_dispersion = self._log_dispersion(batch_index)
+        outputs = {"decoded": decoded, "log_dispersion": log_dispersion}
+        if give_distribution:
+            outputs["px"] = observation_distribution(
+                self.gene_likelihood, decoded, log_dispersion, library
+            )
+        return outputs
+
+    def _log_dispersion(self, batch_index: Tensor | None) -> Tensor:
+        if self.px_r.dim() == 1:
+            return self.px_r
+        if batch_index is None:
+            return self.px_r[:, 0]
+        return self.px_r.T[batch_index.squeeze(-1).long()]
+
+    def _log_likelihood(
+        self,
+        generative_outputs: dict[str, Any],
+        x: Tensor,
+        library: Tensor,
+        nonzero: Tensor | None = None,
+    ) -> Tensor:
+        return observation_log_likelihood(
+            self.gene_likelihood,
+            generative_outputs["decoded"],
+            generative_outputs["log_dispersion"],
+            x,
+            library,
+            _N_DISPERSION_CELLS if self.training else None,
+            nonzero,
+        )
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+        kl_weight: float | Tensor = 1.0,
+    ) -> LossOutput:
+        """Local part of the negative bound, a mean over the cells of a minibatch."""
+        reconstruction = -self._log_likelihood(
+            generative_outputs,
+            tensors[REGISTRY_KEYS.X_KEY],
+            inference_outputs["library"],
+            tensors.get(SAMS_REGISTRY_KEYS.NONZERO_COUNTS_KEY),
+        )
+        kl_basal = self.kl_basal(inference_outputs)
+        if reconstruction.dim() > 1:  # particles
+            reconstruction = reconstruction.mean(0)
+        if kl_basal.dim() > 1:
+            kl_basal = kl_basal.mean(0)
+        return LossOutput(
+            loss=(reconstruction + kl_weight * kl_basal).mean(),
+            reconstruction_loss=reconstruction,
+            kl_local={"kl_basal": kl_basal},
+        )
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        tensors: dict[str, Tensor],
+        n_samples: int = 1,
+        generative_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """Draw counts from the posterior predictive distribution of given cells.
+
+        Returns
+        -------
+        Shape ``(n_cells, n_genes)``, with a last axis of ``n_samples`` if there are several.
+        """
+        _, outputs = self.forward(
+            tensors,
+            inference_kwargs={"n_samples": n_samples},
+            generative_kwargs=generative_kwargs,
+            compute_loss=False,
+        )
+        counts = outputs["px"].sample()
+        return counts.cpu() if n_samples == 1 else counts.permute(1, 2, 0).cpu()

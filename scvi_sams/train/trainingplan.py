@@ -1,0 +1,502 @@
+"""Parameters by what their optimiser must know of them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scvi import REGISTRY_KEYS, settings
+from scvi.train import TrainingPlan
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from scvi_sams._exceptions import TrainingDivergedError
+from scvi_sams.train.distributed import (
+    add_over_processes,
+    equalise_globals,
+    largest_over_processes,
+    leave_globals_alone,
+    mean_over_processes,
+    n_processes,
+    pool_statistics,
+    seed_own_noise,
+)
+from scvi_sams.train.global_updates import is_query, summarise_globals, update_globals
+from scvi_sams.train.guard import AdaptiveClipping, DivergenceGuard, describe_divergence
+from scvi_sams.train.schedules import (
+    cosine_learning_rate,
+    default_warmups,
+    linear_warmup,
+    share_done,
+)
+
+if TYPE_CHECKING:
+    from scvi.module.base import LossOutput
+    from torch import Tensor
+
+    from scvi_sams.module import PerturbationVAEModule
+
+__all__ = ["EpochMeans", "SAMSTrainingPlan", "initialize_from", "parameter_groups"]
+
+
+def parameter_groups(module: PerturbationVAEModule, global_lr: float) -> list[dict[str, Any]]:
+    """Networks, and a second group of global latents where gradients train these.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    global_lr
+        Learning rate of the global latents. They are never decayed: their priors do that.
+    """
+    shared = {id(parameter) for parameter in module.global_parameters()}
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in shared]}]
+    if len(groups[0]["params"]) < len(trainable):
+        latents = [p for p in trainable if id(p) in shared]
+        groups.append({"params": latents, "lr": global_lr, "weight_decay": 0.0})
+    return groups
+
+
+@torch.no_grad()
+def initialize_from(dataloader: Any, module: PerturbationVAEModule, n_cells: int) -> None:
+    """Initialise a module from the first training cells that a loader gives.
+
+    Where several processes train together, each reads its part of these cells.
+    """
+    total = input_total = input_squares = library_total = largest_share = torch.zeros(())
+    n_read = 0
+    n_own_cells = -(-n_cells // n_processes())
+    for batch in dataloader:
+        counts = batch[REGISTRY_KEYS.X_KEY]
+        counts = (counts if counts.layout == torch.strided else counts.to_dense()).double()
+        inputs = torch.log1p(counts) if module.is_count_model else counts
+        total = total + counts.sum(0)
+        input_total = input_total + inputs.sum(0)
+        input_squares = input_squares + inputs.square().sum(0)
+        if module.use_size_factor_key:
+            library = batch[REGISTRY_KEYS.SIZE_FACTOR_KEY].double().flatten()
+            library_total = library_total + library.sum()
+            largest_share = torch.maximum(largest_share, (counts.sum(1) / library).max())
+        n_read += len(counts)
+        if n_read >= n_own_cells:
+            break
+    if n_processes() > 1:
+        read = total.new_tensor(n_read)
+        library_total, largest_share = library_total.to(total), largest_share.to(total)
+        add_over_processes([read, total, input_total, input_squares, library_total])
+        largest_over_processes(largest_share)
+        n_read = int(read)
+    input_mean = input_total / n_read
+    variance = (input_squares / n_read - input_mean.square()).clamp(min=0)
+    libraries = (library_total / n_read, largest_share) if module.use_size_factor_key else ()
+    module.initialize(total / n_read, input_mean, variance.sqrt(), *libraries)
+
+
+class EpochMeans:
+    """What scvi-tools logs at every step, summed and read once an epoch.
+
+    The logging would cost as much as a step of these small networks. A step counts only once it
+    is accepted, so that one that diverged can be left out.
+    """
+
+    def __init__(self) -> None:
+        self._step: dict[str, Tensor] = {}
+        self._n_cells_of_step = 0
+        self._sums: dict[str, Tensor | float] = {}
+        self._n_cells = 0
+
+    def offer(self, output: LossOutput) -> None:
+        """Note what a step found; it takes the place of one that was not accepted."""
+        n_cells = output.n_obs_minibatch
+        self._step = {
+            "train_loss": output.loss.detach() * n_cells,
+            "reconstruction_loss_train": output.reconstruction_loss_sum.detach(),
+            "kl_local_train": output.kl_local_sum.detach(),
+            "kl_global_train": output.kl_global_sum.detach() * n_cells,
+        }
+        self._n_cells_of_step = n_cells
+
+    def accept(self) -> None:
+        """Let the last step count."""
+        for name, value in self._step.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._n_cells += self._n_cells_of_step
+
+    def read(self, n_training_cells: int) -> dict[str, Tensor | float]:
+        """Means by scvi-tools' names, and begin the next epoch; empty without a step.
+
+        Parameters
+        ----------
+        n_training_cells
+            Training cells, over which the global terms of the bound are spread.
+        """
+        if not self._n_cells:
+            return {}
+        means = {name: total / self._n_cells for name, total in self._sums.items()}
+        means["elbo_train"] = (
+            means["reconstruction_loss_train"]
+            + means["kl_local_train"]
+            + means["kl_global_train"] / n_training_cells
+        )
+        self._sums, self._n_cells = {}, 0
+        return means
+
+
+_MAX_RESTARTS = 5
+
+
+class SAMSTrainingPlan(TrainingPlan):
+    """Train the networks by gradient and the global latents by either engine.
+
+    Adds to the local loss of the module the divergences of masks and embeddings, divided by the
+    number of training cells, so that the loss is the negative bound per cell. Validation uses the
+    training number too (scvi-tools divides by that of the validation cells).
+
+    Every schedule is a function of the share of steps done. Training starts as a plain VAE; the
+    masks are switched on after ``mask_warmup_fraction`` of it. From then on the closed-form engine
+    updates frame, masks and effects every ``global_update_every`` steps.
+
+    Several processes (``strategy="ddp_find_unused_parameters_true"``) train one model: gradients
+    are averaged and the closed-form updates see the cells of all processes, so that parameters
+    and global latents stay equal. A step then takes in ``batch_size`` cells of each process.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    lr
+        Learning rate of the networks at its peak.
+    global_lr_factor
+        Learning rate of masks and embeddings, relative to ``lr``; gradient engine only. The
+        gradient of one perturbation is diluted by all cells that do not carry it.
+    eps
+        Epsilon of Adam. scvi-tools' 0.01 would freeze the global latents.
+    weight_decay
+        Weight decay of the networks; never applied to masks and embeddings.
+    kl_warmup_fraction, min_kl_weight
+        The weight on the divergence of the basal state rises from ``min_kl_weight`` to one over
+        this share of training; 0.8 by default for screens of fewer than 1,000 counts a cell, 0.4
+        for others. In shallow cells a plain VAE at full weight has no latent for a perturbation
+        of few cells; in deep ones a slow rise splits one mechanism over several latents.
+        ``n_epochs_kl_warmup`` or ``n_steps_kl_warmup``, if given, take the place of the share.
+    mask_warmup_fraction
+        Share of training before the masks are switched on; 0.4 by default for shallow screens,
+        0.5 for others, 0 for the gradient engine.
+    kl_global_weight
+        Weight on the divergences of the global latents.
+    global_update_every
+        Steps between two closed-form updates.
+    n_initialization_cells
+        Training cells read for the scale of the encoder's input and the decoder's bias.
+    clip_factor
+        Gradients are clipped to this multiple of their running mean norm, unless
+        ``gradient_clip_val`` is passed to ``train``.
+    n_particles
+        Draws of the latents that the gradient is averaged over.
+    **kwargs
+        Further arguments of :class:`scvi.train.TrainingPlan`.
+
+    Raises
+    ------
+    TrainingDivergedError
+        If the loss diverged more often than restarts from a snapshot could mend.
+    """
+
+    module: PerturbationVAEModule
+
+    def __init__(
+        self,
+        module: PerturbationVAEModule,
+        *,
+        lr: float = 4e-3,
+        global_lr_factor: float = 10.0,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        kl_warmup_fraction: float | None = None,
+        min_kl_weight: float = 0.01,
+        n_epochs_kl_warmup: int | None = None,
+        n_steps_kl_warmup: int | None = None,
+        mask_warmup_fraction: float | None = None,
+        kl_global_weight: float = 1.0,
+        global_update_every: int = 20,
+        n_initialization_cells: int = 20_000,
+        clip_factor: float = 2.0,
+        n_particles: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        self.kl_warmup_fraction = kl_warmup_fraction
+        self._n_steps = 0
+        self._warm_start = False
+        super().__init__(
+            module,
+            lr=lr,
+            eps=eps,
+            weight_decay=weight_decay,
+            min_kl_weight=min_kl_weight,
+            n_epochs_kl_warmup=n_epochs_kl_warmup,
+            n_steps_kl_warmup=n_steps_kl_warmup,
+            **kwargs,
+        )
+        self.global_lr_factor = global_lr_factor
+        self.mask_warmup_fraction = mask_warmup_fraction
+        self.kl_global_weight = kl_global_weight
+        self.global_update_every = global_update_every
+        self.n_initialization_cells = n_initialization_cells
+        self.n_particles = n_particles
+        self.clipping = AdaptiveClipping(clip_factor)
+        self.guard = DivergenceGuard()
+        self.n_restarts = 0
+        self._epoch_means = EpochMeans()
+        self._global_terms: dict[str, Tensor] | None = None
+        self._last_terms: dict[str, Tensor] = {}
+
+    # -- schedules -----------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        """Share of the training steps done."""
+        return share_done(self.global_step, self._n_steps)
+
+    @property
+    def kl_weight(self) -> Tensor:
+        """Weight on the divergence of the basal state."""
+        if self.n_epochs_kl_warmup is not None or self.n_steps_kl_warmup is not None:
+            return super().kl_weight
+        weight = 1.0
+        if self.kl_warmup_fraction is None:  # not known before training starts
+            weight = self.min_kl_weight
+        elif not self._warm_start:
+            weight = linear_warmup(self.progress, self.kl_warmup_fraction, self.min_kl_weight)
+        return torch.tensor(self.max_kl_weight * weight, device=self.device)
+
+    def initialize_val_metrics(self) -> None:
+        """Scale the global terms of the validation bound by the training cells."""
+        (
+            self.elbo_val,
+            self.rec_loss_val,
+            self.kl_local_val,
+            self.kl_global_val,
+            self.val_metrics,
+        ) = self._create_elbo_metric_components(mode="validation", n_total=self.n_obs_training)
+        self.elbo_val.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Two groups of parameters, and a learning rate that follows the share of steps."""
+        groups = parameter_groups(self.module, self.lr * self.global_lr_factor)
+        if self.optimizer_name == "Adam":
+            optimizer = torch.optim.Adam(
+                groups,
+                lr=self.lr,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                fused=self.device.type in {"cpu", "cuda"},
+            )
+        else:
+            optimizer = self.get_optimizer_creator()(groups)
+        if self.reduce_lr_on_plateau:
+            plateau = ReduceLROnPlateau(
+                optimizer,
+                patience=self.lr_patience,
+                factor=self.lr_factor,
+                threshold=self.lr_threshold,
+                min_lr=self.lr_min,
+                threshold_mode="abs",
+            )
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": plateau, "monitor": self.lr_scheduler_metric},
+            }
+        self._n_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, self._learning_rate_factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _learning_rate_factor(self, step: int) -> float:
+        return cosine_learning_rate(step, self._n_steps) * 0.5**self.n_restarts
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Compute the loss of a minibatch; what it found is logged once an epoch."""
+        if self.on_step:
+            return super().training_step(batch, batch_idx)
+        self.loss_kwargs["kl_weight"] = self.kl_weight
+        inference_kwargs = {"n_samples": self.n_particles} if self.n_particles > 1 else None
+        _, _, output = self.forward(
+            batch, loss_kwargs=self.loss_kwargs, inference_kwargs=inference_kwargs
+        )
+        self._epoch_means.offer(output)
+        return output.loss
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, LossOutput]:
+        """Run the module and add the divergences of the global latents to its loss."""
+        inference_outputs, generative_outputs, local = super().forward(*args, **kwargs)
+        if self.training:
+            self.module.observe(inference_outputs)
+        terms = self._global_divergences() or {"kl_global": torch.zeros_like(local.loss)}
+        kl_global = torch.stack(list(terms.values())).sum()
+        loss = local.loss + self.kl_global_weight * kl_global / self.n_obs_training
+        self._last_terms = {
+            "reconstruction loss": local.reconstruction_loss_sum,
+            "KL divergence of the basal state": local.kl_local_sum,
+            "KL divergence of masks and embeddings": kl_global,
+        }
+        return (
+            inference_outputs,
+            generative_outputs,
+            replace(local, loss=loss, kl_global=terms, kl_global_sum=None),
+        )
+
+    def _global_divergences(self) -> dict[str, Tensor]:
+        """The global terms; those of effects do not change between closed-form updates."""
+        effects = self.module.effects
+        if effects is None or self.module.closed_form is None:
+            return self.module.global_divergences()
+        if self._global_terms is None:
+            with torch.no_grad():
+                self._global_terms = effects.kl_divergence()
+        return self.module.global_divergences(self._global_terms)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to a multiple of the running mean norm; skip the step if it is not finite."""
+        if gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.clipping(parameters)
+
+    # -- hooks ---------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Say what the processes of a distributed training need not send at every step."""
+        leave_globals_alone(self, self.module)
+
+    def on_fit_start(self) -> None:
+        """Give every process noise of its own; one process keeps the stream of its seed."""
+        seed_own_noise(settings.seed, self.global_rank)
+
+    def on_train_start(self) -> None:
+        """Read what the module must know of the training cells before the first step."""
+        self._n_steps = int(self.trainer.estimated_stepping_batches)
+        module, effects = self.module, self.module.effects
+        if self.global_step == 0:
+            self._warm_start = effects is not None and bool(effects.masks_on)
+        if effects is None or not bool(effects.frozen.all()):  # else their bound stays as it is
+            module.n_training_cells.fill_(self.n_obs_training)
+        if not module.initialized:
+            initialize_from(self.trainer.train_dataloader, module, self.n_initialization_cells)
+        kl_warmup, mask_warmup = default_warmups(
+            float(module.counts_per_cell), module.closed_form is not None
+        )
+        if self.kl_warmup_fraction is None:
+            self.kl_warmup_fraction = kl_warmup
+        if self.mask_warmup_fraction is None:
+            self.mask_warmup_fraction = mask_warmup
+        self._global_terms = None
+        equalise_globals(module)
+        self._defer_statistics(n_processes() > 1)
+        self.guard.keep(module, self._optimizer)
+
+    def on_train_end(self) -> None:
+        """Let the last cells that the processes saw into the running statistics."""
+        pool_statistics(self.module, int(self.module.n_training_cells))
+        self._defer_statistics(False)
+
+    def on_after_backward(self) -> None:
+        """Leave the known perturbations of a query as they are."""
+        if is_query(self.module):
+            self.module.zero_frozen_gradients()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Guard against divergence, then update the global latents if it is time."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        loss = float(mean_over_processes(loss))  # so that all processes decide alike
+        if self.guard.is_divergent(loss):
+            self._restart(loss)
+            return
+        self._epoch_means.accept()
+        # Before the update, so that a restart undoes one that went wrong.
+        self.guard.keep(self.module, self._optimizer)
+        if update_globals(
+            self.module,
+            step=self.global_step,
+            n_steps=self._n_steps,
+            every=self.global_update_every,
+            mask_warmup_fraction=self.mask_warmup_fraction or 0.0,
+            seed=settings.seed or 0,
+        ):
+            self._global_terms = None
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of the epoch and the state of the global latents."""
+        means = self._epoch_means.read(self.n_obs_training)
+        for name, value in means.items():
+            self.log(name, value, prog_bar=name == "train_loss", sync_dist=self.use_sync_dist)
+        if means:
+            self.log("kl_weight", self.kl_weight, sync_dist=self.use_sync_dist)
+        if self.module.effects is None:
+            return
+        with torch.no_grad():
+            terms = self._global_divergences()
+        for name, value in (terms | summarise_globals(self.module.effects)).items():
+            self.log(name, value, on_step=False, on_epoch=True, sync_dist=self.use_sync_dist)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a resumed run must know."""
+        checkpoint["sams_training"] = {
+            "n_restarts": self.n_restarts,
+            "warm_start": self._warm_start,
+            "gradient_norm": self.clipping.mean_norm,
+            "guard": self.guard.state_dict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written."""
+        state = checkpoint["sams_training"]
+        self.n_restarts = state["n_restarts"]
+        self._warm_start = state["warm_start"]
+        self.clipping.mean_norm = state["gradient_norm"]
+        self.guard.load_state_dict(state["guard"])
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizers(use_pl_optimizer=False)
+
+    def _defer_statistics(self, deferred: bool) -> None:
+        """Let this process keep what it sees aside until all pool it, or no longer."""
+        if self.module.closed_form is not None:
+            self.module.closed_form.statistics.defer(deferred)
+
+    def _restart(self, loss: float) -> None:
+        """Go back to the last healthy state with half the learning rate."""
+        found = describe_divergence(loss, self._last_terms)
+        where = f"epoch {self.current_epoch + 1} (step {self.global_step})"
+        if self.n_restarts == _MAX_RESTARTS:
+            raise TrainingDivergedError(
+                f"Training diverged in {where}: {found}, after {_MAX_RESTARTS} restarts with "
+                f"smaller learning rates. Try a smaller learning rate "
+                f"(plan_kwargs={{'lr': {self.lr / 4:.2g}}}), the residual guide "
+                "(basal_posterior='residual'), or look for cells with extreme counts."
+            )
+        self.guard.restore(self.module, self._optimizer)
+        self._defer_statistics(n_processes() > 1)  # drops what diverged steps saw
+        self.n_restarts += 1
+        if self.reduce_lr_on_plateau:  # otherwise the schedule does it
+            for group in self._optimizer.param_groups:
+                group["lr"] *= 0.5
+        self._global_terms = None
+        warnings.warn(
+            f"Training diverged in {where}: {found}. Restored the last healthy state and halved "
+            "the learning rate.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
