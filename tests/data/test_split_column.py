@@ -123,7 +123,7 @@ class TestEverySplit:
         screen.write_h5ad(tmp_path / "screen.h5ad")
         read = ad.read_h5ad(tmp_path / "screen.h5ad")
         record = read.uns[SPLITS_UNS_KEY]["split"]
-        split = getattr(scvi_sams.data, record["kind"])
+        split = getattr(scvi_sams.evaluation, record["kind"])
         again = split(read, **record["arguments"], seed=int(record["seed"]))
         assert list(again) == list(column)
 
