@@ -11,7 +11,7 @@ import numpy as np
 
 from scvi_sams._exceptions import listed, nearest
 from scvi_sams.cli._errors import CommandError
-from scvi_sams.data import dosage_from_conditions
+from scvi_sams.data import Conditions
 
 if TYPE_CHECKING:
     import argparse
@@ -77,12 +77,12 @@ def held_out_conditions(
     for word in words:
         label = word
         if word not in categories:  # written otherwise, such as B+A
-            matrix, _ = dosage_from_conditions(
+            matrix = Conditions.from_request(
                 [word], perturbations, args.control, args.combination_delimiter
-            )
+            ).matrix
             if matrix.nnz == 0:
                 raise CommandError(f"{_OPTION}: {word!r} is a control, which training needs")
-            (label,) = dosage_from_conditions(
+            (label,) = Conditions.from_request(
                 matrix, perturbations, args.control, args.combination_delimiter
             ).labels
         if label not in categories:

@@ -14,9 +14,9 @@ import pandas as pd
 from scipy import sparse
 
 import scvi_sams
-from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams.cli._errors import CommandError
-from scvi_sams.data import dosage_from_conditions
+from scvi_sams.data import Conditions
+from scvi_sams.data.field import registered_dosage
 
 if TYPE_CHECKING:
     import argparse
@@ -108,7 +108,7 @@ def condition_labels(
     -------
     Labels of the cells, and doses (categories x perturbations).
     """
-    dosage = model.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+    dosage = registered_dosage(model.adata_manager)
     bounds = zip(dosage.indptr[:-1], dosage.indptr[1:], strict=True)
     rows = [(dosage.indices[a:b].tobytes(), dosage.data[a:b].tobytes()) for a, b in bounds]
     codes, distinct = pd.factorize(pd.Series(rows, dtype=object))
@@ -116,7 +116,7 @@ def condition_labels(
     np.minimum.at(first, codes, np.arange(len(rows)))
     first = first[dosage[first].getnnz(axis=1) > 0]
     doses = sparse.csr_matrix(dosage[first])
-    labels = dosage_from_conditions(
+    labels = Conditions.from_request(
         doses, model.perturbation_names, args.control, args.combination_delimiter
     ).labels
 

@@ -1,11 +1,13 @@
-"""What cells received: labels, doses and matrices read into one form."""
+"""What cells, or the rows of a question, received: labels, doses and matrices in one form."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,95 +16,656 @@ from scipy import sparse
 from scvi_sams._exceptions import ScreenError, listed, nearest, unknown_perturbations
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = [
-    "CellConditions",
-    "ConditionDosage",
-    "Conditions",
-    "Dosage",
-    "align_dosage",
-    "as_labels",
-    "cell_conditions",
-    "checked_names",
-    "dosage_from_conditions",
-    "dosage_from_labels",
-    "dosage_from_matrix",
-    "find_conditions",
-    "obs_column",
-    "split_label",
-    "stack_rows",
-]
+    DosageMatrix: TypeAlias = np.ndarray | sparse.spmatrix | sparse.sparray | pd.DataFrame
+
+__all__ = ["Conditions", "ConditionsLike", "as_labels", "obs_column", "split_label"]
+
+ConditionsLike: TypeAlias = (
+    "str | int | Mapping[str, float] | Iterable[str | int | Mapping[str, float]] "
+    "| np.ndarray | sparse.spmatrix | sparse.sparray | pd.DataFrame"
+)
+"""One condition or several: labels, ``{name: dose}`` dicts, or a dosage matrix."""
+
+# How a missing value is written, whatever the case, once a column went through `astype(str)`.
+_MISSING = frozenset({"", "nan", "<na>", "none", "na", "n/a", "nat", "null"})
 
 
-class Dosage(NamedTuple):
-    """How much of each perturbation each cell received.
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """The distinct conditions of cells, or of the rows of a question, and who has which.
 
-    Examples
-    --------
-    >>> matrix, names = dosage_from_matrix(pd.DataFrame({"KLF1": [1.0, 0.0], "JAK2": [0.5, 0.0]}))
-    >>> names
-    ['KLF1', 'JAK2']
-    >>> matrix.toarray().tolist()
-    [[1.0, 0.5], [0.0, 0.0]]
-    """
-
-    matrix: sparse.csr_matrix
-    """Doses, cells x perturbations: float32, finite, 0 or more, sorted and without stored zeros.
-
-    A control cell is an empty row. A `csr_matrix` and not a `csr_array`, which the sparse loaders
-    of scvi-tools refuse.
-    """
-    names: list[str]
-    """Name of each column."""
-
-
-def dosage_from_matrix(
-    matrix: np.ndarray | sparse.spmatrix | sparse.sparray | pd.DataFrame,
-    names: Sequence[str] | None = None,
-    *,
-    cells: Sequence[str] | None = None,
-    source: str = "the dosage matrix",
-) -> Dosage:
-    """Read the dosage matrix from an array, a SciPy sparse matrix or array, or a DataFrame.
+    Labels that mean the same are one condition: ``"A+B"``, ``"B+A"`` and ``"A+B+control"``.
 
     Parameters
     ----------
-    matrix
-        Doses, cells x perturbations. It is copied.
-    names
-        Name of each column; a DataFrame has its own.
-    cells
-        Name of each row, for error messages. The default is the index of a DataFrame, or numbers.
-    source
-        What to call `matrix` in error messages.
-
-    Raises
-    ------
-    ScreenError
-        If names are absent, repeated or of another number than the columns, there is no column, or
-        a dose is not a number, negative, NaN or infinite.
+    perturbations
+        Names of the perturbations.
+    index
+        Perturbations of each condition by their positions in ``perturbations``, increasing, then
+        padded with 0: int32, shape ``(n_conditions, K)`` with the most of any condition as K.
+    dose
+        Their doses, positive, then padded with 0: float32, shape ``(n_conditions, K)``. All are 0
+        for a control.
+    labels
+        Label of each condition, such as ``"A+B"``, or ``"A:1+B:0.5"`` where a dose is not 1.
+    codes
+        Condition of each cell or row, shape ``(n_rows,)``.
+    controls
+        Labels that mean no perturbation.
+    delimiter
+        What joins the parts of a label; None where a label is one perturbation.
 
     Examples
     --------
-    >>> dosage_from_matrix(np.array([[0.0, 0.5], [0.0, 0.0]]), names=["A", "B"]).matrix.nnz
-    1
+    >>> conditions = Conditions.from_labels(["NT", "B+A", "A+B", "A"], "NT")
+    >>> [conditions.labels[code] for code in conditions.codes]
+    ['NT', 'A+B', 'A+B', 'A']
+    >>> conditions.cell_index.tolist(), conditions.cell_dose.tolist()
+    ([[0, 0], [0, 1], [0, 1], [0, 0]], [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
     """
+
+    perturbations: list[str]
+    index: NDArray[np.int32]
+    dose: NDArray[np.float32]
+    labels: list[str]
+    codes: NDArray[np.intp]
+    controls: tuple[str, ...] = ()
+    delimiter: str | None = "+"
+
+    # -- reading -------------------------------------------------------------------------------
+
+    @classmethod
+    def from_labels(
+        cls,
+        labels: pd.Series | Sequence[object] | np.ndarray,
+        control: object = None,
+        delimiter: str | None = "+",
+        doses: pd.Series | Sequence[float | str] | np.ndarray | None = None,
+        perturbations: Sequence[str] | None = None,
+    ) -> Conditions:
+        """Read one label a cell, such as ``"control"`` or ``"KLF1+CEBPA"``.
+
+        Parameters
+        ----------
+        labels
+            One label a cell: perturbations joined by ``delimiter``, in any number and order. A
+            part that is a control label counts as nothing, a repeated part counts twice. The name
+            and index of a Series (an obs column) appear in error messages.
+        control
+            Label or labels of unperturbed cells, or None where no label means that.
+        delimiter
+            What joins the parts of a label; None takes every label as one perturbation.
+        doses
+            One dose a cell: a number, or text with one number for each part in the order of the
+            label (``"1.0+0.5"``; control parts may be left out). By default each part has a dose
+            of 1, or the one that follows a known name: ``"A:0.5"``, where ``perturbations`` are
+            given. Doses of control cells are not read.
+        perturbations
+            Perturbations that are known. The default is every part that occurs, sorted.
+
+        Returns
+        -------
+        Conditions
+            Conditions sorted by label, which has its parts in alphabetical order.
+
+        Raises
+        ------
+        ScreenError
+            If a label is missing or has an empty part, no cell has a control label, every cell is
+            a control (unless ``perturbations`` are given), or a dose is negative, not finite, or
+            does not match the parts of its label.
+        UnknownPerturbationError
+            If a part is not among ``perturbations``.
+
+        Examples
+        --------
+        >>> read = Conditions.from_labels(["NT", "A", "A+B"], "NT", doses=["", "2", "1.0+0.5"])
+        >>> read.cell_matrix.toarray().tolist()
+        [[0.0, 0.0], [2.0, 0.0], [1.0, 0.5]]
+        """
+        labels = pd.Series(labels)
+        controls = as_labels(control)
+        column = "the labels" if labels.name is None else f"column {labels.name!r}"
+        # Everything below works on the distinct labels (thousands), never on cells (millions).
+        categorical = labels.astype("category").cat.remove_unused_categories()
+        codes = categorical.cat.codes.to_numpy()
+        texts = [str(category).strip() for category in categorical.cat.categories]
+        whole = {*controls, *(perturbations or ())}
+        _check_present(labels.index, codes, texts, whole, column)
+        parts = [split_label(text, delimiter, whole) for text in texts]
+        if faulty := [
+            text
+            for text, pieces in zip(texts, parts, strict=True)
+            if any(_is_missing(piece, whole) for piece in pieces)
+        ]:
+            raise ScreenError(
+                f"Labels with an empty part in {column}: {listed(faulty)}. Correct them, or set "
+                f"the delimiter, which is {delimiter!r}; None takes every label as one "
+                "perturbation."
+            )
+        written = [[(piece, 1.0) for piece in pieces] for pieces in parts]
+        if perturbations is None:
+            occurring = {piece for pieces in parts for piece in pieces}
+            _check_controls(controls, occurring, labels, column)
+            names = sorted(occurring.difference(controls))
+            if not names:
+                raise ScreenError(
+                    f"No perturbation in {column}: the labels are all control "
+                    f"({listed(controls)})."
+                )
+        else:
+            names = _checked_names(perturbations)
+            if doses is None:
+                written = [[_read_part(piece, whole) for piece in pieces] for pieces in parts]
+            if unknown := {name for row in written for name, _ in row}.difference(whole):
+                raise unknown_perturbations(sorted(unknown), names)
+        column_of = {name: position for position, name in enumerate(names)}
+        if doses is None:
+            row_of_cell: NDArray[np.integer] = codes
+            rows = [[(column_of[n], dose) for n, dose in row if n in column_of] for row in written]
+        else:
+            doses = pd.Series(doses)
+            if len(doses) != len(labels):
+                raise ScreenError(f"There are {len(labels)} labels but {len(doses)} doses.")
+            row_of_cell, pairs = _distinct_pairs(codes, doses)
+            rows = _dosed_rows(
+                pairs, parts, column_of, delimiter, texts, labels.index, row_of_cell
+            )
+        index, dose = _padded(_stacked(rows, len(names)))
+        return cls._distinct(names, index, dose, controls, delimiter)._of(row_of_cell)
+
+    @classmethod
+    def from_obs(
+        cls,
+        adata: AnnData,
+        perturbation_key: str,
+        control: object = None,
+        delimiter: str | None = "+",
+        dosage_key: str | None = None,
+    ) -> Conditions:
+        """Read the columns of an AnnData.
+
+        Parameters
+        ----------
+        adata
+            The screen, cells x genes.
+        perturbation_key, control, delimiter
+            As in ``setup_anndata``.
+        dosage_key
+            Column of ``adata.obs`` with doses, which then tell conditions apart.
+
+        Returns
+        -------
+        Conditions
+            As of :meth:`from_labels`.
+
+        Raises
+        ------
+        ScreenError
+            If a column is absent, or labels or doses cannot be read.
+
+        Examples
+        --------
+        >>> import anndata
+        >>> obs = pd.DataFrame({"guide": ["NT", "B+A"]}, index=["c1", "c2"])
+        >>> Conditions.from_obs(anndata.AnnData(obs=obs), "guide", "NT").labels
+        ['A+B', 'NT']
+        """
+        labels = obs_column(adata, perturbation_key)
+        doses = None if dosage_key is None else obs_column(adata, dosage_key)
+        return cls.from_labels(labels, control, delimiter, doses)
+
+    @classmethod
+    def from_matrix(
+        cls,
+        matrix: DosageMatrix,
+        perturbations: Sequence[str] | None = None,
+        control: object = None,
+        delimiter: str | None = "+",
+        *,
+        cells: Sequence[str] | None = None,
+        source: str = "the dosage matrix",
+    ) -> Conditions:
+        """Read a dosage matrix: an array, a SciPy sparse matrix or array, or a DataFrame.
+
+        Parameters
+        ----------
+        matrix
+            Doses, cells x perturbations.
+        perturbations
+            Name of each column; a DataFrame has its own.
+        control, delimiter
+            For the labels of conditions.
+        cells
+            Name of each row, for error messages. The default is the index of a DataFrame, or
+            numbers.
+        source
+            What to call ``matrix`` in error messages.
+
+        Returns
+        -------
+        Conditions
+            As of :meth:`from_labels`.
+
+        Raises
+        ------
+        ScreenError
+            If names are absent, repeated or of another number than the columns, there is no
+            column, or a dose is not a number, negative, NaN or infinite.
+
+        Examples
+        --------
+        >>> matrix = pd.DataFrame({"KLF1": [1.0, 0.0], "JAK2": [0.5, 0.0]})
+        >>> Conditions.from_matrix(matrix, control="NT").labels
+        ['JAK2:0.5+KLF1:1', 'NT']
+        """
+        dosage, names = _read_matrix(matrix, perturbations, cells, source)
+        return cls._distinct(names, *_padded(dosage), as_labels(control), delimiter)
+
+    @classmethod
+    def from_request(
+        cls,
+        conditions: ConditionsLike,
+        perturbations: Sequence[str],
+        control: object = None,
+        delimiter: str | None = "+",
+    ) -> Conditions:
+        """Read what a user asks for, whether or not any cell was measured under it.
+
+        Parameters
+        ----------
+        conditions
+            One condition or several, each a label (``"A"``, ``"A+B"``, ``"A:1+B:0.5"``, a control
+            label) or a dict of doses such as ``{"A": 1.0, "B": 0.5}`` (an empty one is a control).
+            Or a dosage matrix, conditions x ``perturbations``; a DataFrame may have fewer columns,
+            in any order, and its index, unless it is only numbers, labels the conditions.
+        perturbations
+            Perturbations of the model.
+        control
+            Label or labels that mean no perturbation.
+        delimiter
+            What joins the parts of a label.
+
+        Returns
+        -------
+        Conditions
+            Conditions in the order in which they were first asked for, under the label given or
+            one made from the doses. What is asked twice, as ``"A+B"`` and ``"B+A"``, is one
+            condition of two rows.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a condition names a perturbation that is not in ``perturbations``.
+        ScreenError
+            If there is no condition, one is of another type, a dose is negative or not finite, or
+            a matrix does not have one column for each name.
+
+        Examples
+        --------
+        >>> asked = Conditions.from_request(["NT", "B+A", {"A": 1, "B": 0.5}], ["A", "B"], "NT")
+        >>> asked.labels
+        ['NT', 'B+A', 'A:1+B:0.5']
+        >>> asked.matrix.toarray().tolist()
+        [[0.0, 0.0], [1.0, 1.0], [1.0, 0.5]]
+        """
+        names, controls = list(perturbations), as_labels(control)
+        labels: list[str | None]
+        if _is_matrix(conditions):
+            own_names = None if isinstance(conditions, pd.DataFrame) else names
+            rows = np.atleast_2d(conditions) if isinstance(conditions, np.ndarray) else conditions
+            read = cls.from_matrix(rows, own_names, source="the matrix of conditions").align(names)
+            index, dose = read.cell_index, read.cell_dose
+            labels = _index_labels(conditions, len(index))
+        else:
+            one = isinstance(conditions, str | Mapping | Integral | np.bool_)
+            several: Any = [conditions] if one else conditions
+            known = {*controls, *names}
+            asked = [_read_condition(c, known, controls, delimiter) for c in several]
+            if not asked:
+                raise ScreenError("There is no condition: name at least one, such as 'A'.")
+            labels = [label for label, _ in asked]
+            column_of = {name: position for position, name in enumerate(names)}
+            doses = [[(n, dose) for n, dose in row if n not in controls] for _, row in asked]
+            if unknown := {name for row in doses for name, _ in row}.difference(column_of):
+                raise unknown_perturbations(sorted(unknown), names)
+            index, dose = _padded(
+                _stacked([[(column_of[n], d) for n, d in row] for row in doses], len(names))
+            )
+        return cls._distinct(names, index, dose, controls, delimiter, labels)
+
+    # -- reading out ---------------------------------------------------------------------------
+
+    @property
+    def is_control(self) -> NDArray[np.bool_]:
+        """Whether each condition is a control; ``is_control[codes]`` says it of the cells."""
+        return (self.dose == 0).all(axis=1)
+
+    @property
+    def n_cells(self) -> NDArray[np.intp]:
+        """Cells (rows) of each condition."""
+        return np.bincount(self.codes, minlength=len(self.labels))
+
+    @cached_property
+    def parts(self) -> list[dict[str, float]]:
+        """Perturbations of each condition in alphabetical order, with their doses."""
+        return _parts(self.perturbations, self.index, self.dose)
+
+    @cached_property
+    def matrix(self) -> sparse.csr_matrix:
+        """Doses, conditions x perturbations: sorted, without stored zeros."""
+        return padded_to_csr(self.index, self.dose, len(self.perturbations))
+
+    @property
+    def cell_matrix(self) -> sparse.csr_matrix:
+        """Doses, cells x perturbations."""
+        return self.matrix[self.codes]
+
+    @property
+    def cell_index(self) -> NDArray[np.int32]:
+        """Positions of the perturbations of each cell, padded with 0, cells x K."""
+        return self.index[self.codes]
+
+    @property
+    def cell_dose(self) -> NDArray[np.float32]:
+        """Doses of each cell, padded with 0, cells x K."""
+        return self.dose[self.codes]
+
+    @property
+    def cell_labels(self) -> list[str]:
+        """Label of each cell (row)."""
+        return [self.labels[code] for code in self.codes]
+
+    def align(self, perturbations: Sequence[str]) -> Conditions:
+        """The same conditions among other perturbations.
+
+        Parameters
+        ----------
+        perturbations
+            Names, of which those here are some, in any order.
+
+        Returns
+        -------
+        Conditions
+            Conditions, with their codes, in the order here.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a perturbation here is not among ``perturbations``.
+
+        Examples
+        --------
+        >>> Conditions.from_labels(["A", "B"]).align(["B", "C", "A"]).matrix.toarray().tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+        """
+        names = list(perturbations)
+        column_of = {name: position for position, name in enumerate(names)}
+        if unknown := [name for name in self.perturbations if name not in column_of]:
+            raise unknown_perturbations(unknown, names)
+        position = np.array([column_of[name] for name in self.perturbations], dtype=np.int32)
+        index = np.where(self.dose > 0, position[self.index], np.int32(len(names)))
+        order = np.argsort(index, axis=1)
+        index, dose = (np.take_along_axis(a, order, axis=1) for a in (index, self.dose))
+        return replace(self, perturbations=names, index=np.where(dose > 0, index, 0), dose=dose)
+
+    def find(self, wanted: Iterable[object]) -> list[int]:
+        """Find the codes of conditions that a user names, in any order of their parts.
+
+        Parameters
+        ----------
+        wanted
+            Labels, such as ``"B+A"`` or ``"A:0.5"``.
+
+        Returns
+        -------
+        list of int
+            Codes, increasing, each once.
+
+        Raises
+        ------
+        ScreenError
+            If one has no cells, or is a control.
+
+        Examples
+        --------
+        >>> Conditions.from_labels(["A", "A+B", "B"]).find(["B + A"])
+        [1]
+        """
+        code_of = {frozenset(parts.items()): code for code, parts in enumerate(self.parts)}
+        known = {*self.controls, *self.perturbations}
+        codes, unknown = set(), []
+        for label in as_labels(wanted):
+            doses: Counter[str] = Counter()
+            for name, dose in _read_label(label, known, self.delimiter):
+                if name not in self.controls:
+                    doses[name] += dose  # type: ignore[assignment]
+            if not doses:
+                raise ScreenError(
+                    f"{label!r} is the control, which is needed for training: name conditions "
+                    "with a perturbation."
+                )
+            key = frozenset((name, float(np.float32(dose))) for name, dose in doses.items())
+            if key in code_of:
+                codes.add(code_of[key])
+            else:
+                unknown.append(label)
+        if unknown:
+            close = nearest(unknown[0], self.labels)
+            raise ScreenError(
+                f"No cell has the conditions {listed(unknown)}."
+                + (f" Did you mean {listed(close)}?" if close else "")
+            )
+        return sorted(codes)
+
+    # -- shared steps --------------------------------------------------------------------------
+
+    @classmethod
+    def _distinct(
+        cls,
+        names: list[str],
+        index: NDArray[np.int32],
+        dose: NDArray[np.float32],
+        controls: list[str],
+        delimiter: str | None,
+        labels: Sequence[str | None] | None = None,
+    ) -> Conditions:
+        """Take the distinct rows: sorted by label, or as they come where labels are given."""
+        first, codes = _distinct_rows(index, dose)
+        index, dose = index[first], dose[first]
+        taken = set(names)
+        found = [
+            _written_label(parts, controls, delimiter, taken)
+            for parts in _parts(names, index, dose)
+        ]
+        order = np.arange(len(found))
+        if labels is None:
+            order = np.array(sorted(order, key=found.__getitem__), dtype=np.intp)
+        else:
+            found = [labels[row] or made for row, made in zip(first, found, strict=True)]
+        code_of = np.empty(len(order), dtype=np.intp)
+        code_of[order] = np.arange(len(order))
+        return cls(
+            names,
+            index[order],
+            dose[order],
+            [found[row] for row in order],
+            code_of[codes],
+            tuple(controls),
+            delimiter,
+        )
+
+    def _of(self, row_of_cell: NDArray[np.integer]) -> Conditions:
+        """Pass on the conditions of rows to the cells that have these rows."""
+        return replace(self, codes=self.codes[row_of_cell])
+
+
+def as_labels(labels: object) -> list[str]:
+    """Make a list of one label, several or none; numbers are written out.
+
+    Examples
+    --------
+    >>> as_labels("control"), as_labels(["NT", 0]), as_labels(False), as_labels(None)
+    (['control'], ['NT', '0'], ['False'], [])
+    """
+    if labels is None:
+        return []
+    several = labels if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
+    return [str(label).strip() for label in several]
+
+
+def split_label(label: str, delimiter: str | None, whole: Collection[str] = ()) -> list[str]:
+    """Split a label into its parts, unless it is, as it stands, one of the names in `whole`.
+
+    Examples
+    --------
+    >>> split_label("KLF1 + CEBPA", "+"), split_label("HLA+B", "+", whole={"HLA+B"})
+    (['KLF1', 'CEBPA'], ['HLA+B'])
+    """
+    if not delimiter or label in whole:
+        return [label]
+    return [part.strip() for part in label.split(delimiter)]
+
+
+def obs_column(adata: AnnData, key: str) -> pd.Series:
+    """Take a column of `adata.obs`, or say what there is."""
+    if key not in adata.obs:
+        close = nearest(key, map(str, adata.obs.columns))
+        raise ScreenError(
+            f"There is no column {key!r} in adata.obs. "
+            + (f"Did you mean {listed(close)}?" if close else f"It has {listed(adata.obs)}.")
+        )
+    return adata.obs[key]
+
+
+def padded_to_csr(
+    index: NDArray[np.integer], dose: NDArray[np.floating], n_perturbations: int
+) -> sparse.csr_matrix:
+    """Doses, rows x perturbations, from padded columns of increasing positions."""
+    given = dose > 0
+    starts = np.concatenate([[0], np.cumsum(given.sum(axis=1))])
+    return sparse.csr_matrix(
+        (dose[given].astype(np.float32), index[given].astype(np.int32), starts.astype(np.int32)),
+        shape=(len(index), n_perturbations),
+    )
+
+
+# -- doses ---------------------------------------------------------------------------------------
+
+
+def _padded(dosage: sparse.csr_matrix) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Positions and doses of each row of a canonical matrix, as padded columns."""
+    length = np.diff(dosage.indptr)
+    width = max(1, int(length.max(initial=0)))
+    given = np.arange(width) < length[:, None]
+    index, dose = np.zeros(given.shape, np.int32), np.zeros(given.shape, np.float32)
+    index[given], dose[given] = dosage.indices, dosage.data
+    return index, dose
+
+
+def _distinct_rows(
+    index: NDArray[np.int32], dose: NDArray[np.float32]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Find the first of equal rows, as they come, and which of them each row is."""
+    codes = np.zeros(len(index), dtype=np.int64)
+    for column in (*index.T, *dose.T):  # by hashing, one column after another: no row is sorted
+        of_column, values = pd.factorize(column)
+        codes = pd.factorize(codes * max(1, len(values)) + of_column)[0]
+    first = np.empty(codes.max(initial=-1) + 1, dtype=np.intp)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # the last one written stays
+    return first, codes
+
+
+def _parts(
+    names: Sequence[str], index: NDArray[np.int32], dose: NDArray[np.float32]
+) -> list[dict[str, float]]:
+    return [
+        dict(sorted((names[i], d) for i, d in zip(positions, doses, strict=True) if d))
+        for positions, doses in zip(index.tolist(), dose.tolist(), strict=True)
+    ]
+
+
+def _written_label(
+    parts: Mapping[str, float],
+    controls: Sequence[str],
+    delimiter: str | None,
+    names: Collection[str],
+) -> str:
+    """Write doses as a label; a dose is shown only where one of them is not 1."""
+    if not parts:
+        return controls[0] if controls else "control"
+    joined = (delimiter or "+").join(parts)
+    is_another = len(parts) > 1 and joined in names
+    if all(dose == 1 for dose in parts.values()) and not is_another:
+        return joined
+    # The shortest digits that are read back as the same dose, without the sign of an exponent.
+    return (delimiter or "+").join(
+        f"{name}:{np.format_float_positional(np.float32(dose), trim='-')}"
+        for name, dose in parts.items()
+    )
+
+
+def _read_part(part: str, known: Collection[str]) -> tuple[str, float]:
+    """Read a part of a label: a name, or a known one with its dose (``"A:0.5"``)."""
+    name, _, text = part.rpartition(":")
+    if part not in known and name.strip() in known and 0 <= (dose := _number(text)) < np.inf:
+        return name.strip(), dose
+    return part, 1.0
+
+
+def _read_label(
+    label: str, known: Collection[str], delimiter: str | None
+) -> list[tuple[str, float]]:
+    """Read a label among known names, also one that was written here without a delimiter."""
+    parts = [_read_part(part, known) for part in split_label(label, delimiter or "+", known)]
+    if delimiter is None and not all(name in known for name, _ in parts):
+        return [(label, 1.0)]
+    return parts
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan
+
+
+def _stacked(rows: Sequence[Sequence[tuple[int, float]]], n_columns: int) -> sparse.csr_matrix:
+    """Stack rows of (column, dose) pairs; the doses of a column add up."""
+    indptr = np.cumsum([0, *(len(row) for row in rows)])
+    indices = np.array([column for row in rows for column, _ in row], dtype=np.int32)
+    doses = np.array([dose for row in rows for _, dose in row], dtype=np.float32)
+    return _canonical(sparse.csr_matrix((doses, indices, indptr), shape=(len(rows), n_columns)))
+
+
+def _canonical(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return matrix
+
+
+# -- matrices ------------------------------------------------------------------------------------
+
+
+def _read_matrix(
+    matrix: DosageMatrix, names: Sequence[str] | None, cells: Sequence[str] | None, source: str
+) -> tuple[sparse.csr_matrix, list[str]]:
+    """Check a dosage matrix, and bring it into canonical form."""
     if isinstance(matrix, pd.DataFrame):
-        if names is None:
-            names = list(matrix.columns)
-        if cells is None:
-            cells = matrix.index
+        names = list(matrix.columns) if names is None else names
+        cells = matrix.index if cells is None else cells
         matrix = _frame_values(matrix, source)
     if names is None:
         raise ScreenError(
             f"The columns of {source} have no names. Store it as a DataFrame whose columns are "
             "the perturbations, or name them (`perturbation_names_uns_key` in setup_anndata)."
         )
-    names = checked_names(names)
+    names = _checked_names(names)
     if not sparse.issparse(matrix):
         matrix = np.asarray(matrix)
         if matrix.ndim != 2 or not np.can_cast(matrix.dtype, np.float64, "same_kind"):
@@ -117,72 +680,17 @@ def dosage_from_matrix(
         )
     with np.errstate(over="ignore"):  # an overflow is reported below, as infinite
         dosage = _canonical(sparse.csr_matrix(matrix, dtype=np.float32, copy=True))
-    _check_doses(dosage, names, cells, source)
-    return Dosage(dosage, names)
-
-
-def align_dosage(dosage: Dosage, names: Sequence[str]) -> sparse.csr_matrix:
-    """Bring the columns of a dosage matrix into the order of `names`.
-
-    Parameters
-    ----------
-    dosage
-        Doses and the names of their columns, a subset of `names` in any order.
-    names
-        Columns wanted; those absent from `dosage` become zero.
-
-    Returns
-    -------
-    Doses, cells x `names`.
-
-    Raises
-    ------
-    UnknownPerturbationError
-        If a column of `dosage` is not in `names`.
-
-    Examples
-    --------
-    >>> dosage = dosage_from_matrix(np.eye(2), ["A", "B"])
-    >>> align_dosage(dosage, ["B", "C", "A"]).toarray().tolist()
-    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
-    """
-    column_of = {name: index for index, name in enumerate(names)}
-    if unknown := [name for name in dosage.names if name not in column_of]:
-        raise unknown_perturbations(unknown, names)
-    matrix = dosage.matrix
-    new_column = np.array([column_of[name] for name in dosage.names], dtype=matrix.indices.dtype)
-    return _canonical(
-        sparse.csr_matrix(
-            (matrix.data, new_column[matrix.indices], matrix.indptr),
-            shape=(matrix.shape[0], len(names)),
-            copy=True,
-        )
-    )
-
-
-def stack_rows(rows: Sequence[Sequence[tuple[int, float]]], n_columns: int) -> sparse.csr_matrix:
-    """Stack rows of (column, dose) pairs into a CSR matrix; the doses of a column add up."""
-    indptr = np.cumsum([0, *(len(row) for row in rows)])
-    indices = np.array([column for row in rows for column, _ in row], dtype=np.int32)
-    doses = np.array([dose for row in rows for _, dose in row], dtype=np.float32)
-    return _canonical(sparse.csr_matrix((doses, indices, indptr), shape=(len(rows), n_columns)))
-
-
-def checked_names(names: Sequence[str]) -> list[str]:
-    """Make a list of the names, none of which may be repeated."""
-    names = [str(name) for name in names]
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+    faulty = np.flatnonzero(~((dosage.data >= 0) & (dosage.data < np.inf)))
+    if faulty.size:
+        rows = np.unique(np.searchsorted(dosage.indptr, faulty, side="right") - 1)
+        columns = np.unique(dosage.indices[faulty])
         raise ScreenError(
-            f"Perturbation names that occur more than once: {listed(repeated)}. Rename these "
-            "columns, or add their doses up into one."
+            f"Doses must be finite numbers, 0 or more, but {source} holds "
+            f"{listed(dosage.data[faulty])} in cells "
+            f"{listed(rows if cells is None else np.asarray(cells)[rows])}, for "
+            f"{listed(np.asarray(names)[columns])}. Correct them or drop the cells."
         )
-    return names
-
-
-def _canonical(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-    matrix.sum_duplicates()
-    matrix.eliminate_zeros()
-    return matrix
+    return dosage, names
 
 
 def _frame_values(frame: pd.DataFrame, source: str) -> Any:
@@ -201,141 +709,59 @@ def _frame_values(frame: pd.DataFrame, source: str) -> Any:
     return frame.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _check_doses(
-    dosage: sparse.csr_matrix, names: Sequence[str], cells: Sequence[str] | None, source: str
+def _checked_names(names: Sequence[str]) -> list[str]:
+    """Make a list of the names, none of which may be repeated."""
+    names = [str(name) for name in names]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ScreenError(
+            f"Perturbation names that occur more than once: {listed(repeated)}. Rename these "
+            "columns, or add their doses up into one."
+        )
+    return names
+
+
+# -- labels of cells -----------------------------------------------------------------------------
+
+
+def _is_missing(text: str, known: Collection[str]) -> bool:
+    return text.casefold() in _MISSING and text not in known
+
+
+def _check_present(
+    cells: pd.Index,
+    codes: NDArray[np.integer],
+    texts: Sequence[str],
+    known: Collection[str],
+    column: str,
 ) -> None:
-    faulty = np.flatnonzero(~((dosage.data >= 0) & (dosage.data < np.inf)))
-    if faulty.size:
-        rows = np.unique(np.searchsorted(dosage.indptr, faulty, side="right") - 1)
-        columns = np.unique(dosage.indices[faulty])
+    faulty = [code for code, text in enumerate(texts) if _is_missing(text, known)]
+    missing = np.isin(codes, [-1, *faulty])
+    if missing.any():
+        spelt = f", written {listed(texts[code] for code in faulty)}" if faulty else ""
         raise ScreenError(
-            f"Doses must be finite numbers, 0 or more, but {source} holds "
-            f"{listed(dosage.data[faulty])} in cells "
-            f"{listed(rows if cells is None else np.asarray(cells)[rows])}, for "
-            f"{listed(np.asarray(names)[columns])}. Correct them or drop the cells."
+            f"Cells without a label in {column} ({missing.sum()}): {listed(cells[missing])}"
+            f"{spelt}. Drop them, or give them the control label if that is what they are."
         )
 
 
-# What a missing value has become once a column went through `astype(str)`.
-_MISSING_TEXT = frozenset({"nan", "<NA>"})
-
-
-def as_labels(labels: str | Iterable[str] | None) -> list[str]:
-    """Make a list of one label, several or none.
-
-    Examples
-    --------
-    >>> as_labels("control"), as_labels(["NT", "safe"]), as_labels(None)
-    (['control'], ['NT', 'safe'], [])
-    """
-    if labels is None:
-        return []
-    return [str(label).strip() for label in ([labels] if isinstance(labels, str) else labels)]
-
-
-def dosage_from_labels(
-    labels: pd.Series | Sequence[str],
-    control: str | Iterable[str] | None,
-    delimiter: str | None = "+",
-    doses: pd.Series | Sequence[float | str] | np.ndarray | None = None,
-    names: Sequence[str] | None = None,
-) -> Dosage:
-    """Read the dosage matrix from one label a cell, such as ``"control"`` or ``"KLF1+CEBPA"``.
-
-    Parameters
-    ----------
-    labels
-        One label a cell: perturbations joined by `delimiter`, in any number and order. A part that
-        is a control label counts as nothing, a repeated part counts twice. The name and index of a
-        Series (an obs column) appear in error messages.
-    control
-        Label or labels of unperturbed cells, or None where no label means that.
-    delimiter
-        What joins the parts of a label; None takes every label as one perturbation.
-    doses
-        One dose a cell: a number, or text with one number for each part in the order of the label
-        (``"1.0+0.5"``; control parts may be left out). The default is a dose of 1 for each part.
-        Doses of control cells are not read.
-    names
-        Columns of the matrix, as known to a model. The default is every part that occurs, sorted.
-
-    Returns
-    -------
-    The dosage matrix, one row a label, and its names.
-
-    Raises
-    ------
-    ScreenError
-        If a label is missing or has an empty part, no cell has a control label, every cell is a
-        control (unless `names` are given), or a dose is negative, not finite, or does not match
-        the parts of its label.
-    UnknownPerturbationError
-        If a part is not in `names`.
-
-    Examples
-    --------
-    >>> dosage = dosage_from_labels(["NT", "A", "A+B"], "NT", doses=["", "2", "1.0+0.5"])
-    >>> dosage.matrix.toarray().tolist()
-    [[0.0, 0.0], [2.0, 0.0], [1.0, 0.5]]
-    """
-    labels = pd.Series(labels)
-    controls = as_labels(control)
-    column = "the labels" if labels.name is None else f"column {labels.name!r}"
-
-    # Everything below works on the distinct labels (thousands), never on the cells (millions).
-    categorical = labels.astype("category").cat.remove_unused_categories()
-    codes = categorical.cat.codes.to_numpy()
-    texts = [str(category).strip() for category in categorical.cat.categories]
-    _check_present(labels.index, codes, texts, controls, column)
-
-    whole = {*controls, *(names or ())}
-    parts = [split_label(text, delimiter, whole) for text in texts]
-    if faulty := [text for text, pieces in zip(texts, parts, strict=True) if "" in pieces]:
-        raise ScreenError(
-            f"Labels with an empty part in {column}: {listed(faulty)}. Correct them, or set the "
-            f"delimiter, which is {delimiter!r}; None takes every label as one perturbation."
-        )
-    occurring = {part for pieces in parts for part in pieces}
-    if names is None:
-        _check_controls(controls, occurring, labels, column)
-        names = sorted(occurring.difference(controls))
-        if not names:
+def _check_controls(
+    controls: Sequence[str], occurring: Collection[str], labels: pd.Series, column: str
+) -> None:
+    for control in controls:
+        if control not in occurring:
+            counts = labels.value_counts().head(10).items()
+            frequent = ", ".join(f"{str(label)!r} ({count})" for label, count in counts if count)
+            close = nearest(control, occurring)
+            hint = f" Did you mean {listed(close)}?" if close else ""
             raise ScreenError(
-                f"No perturbation in {column}: the labels are all control ({listed(controls)})."
+                f"No cell has the control label {control!r} in {column}. Its most "
+                f"frequent labels (and their cells) are {frequent}.{hint} Pass the label of its "
+                "control cells as `control`."
             )
-    else:
-        names = checked_names(names)
-        if unknown := sorted(occurring.difference(controls, names)):
-            raise unknown_perturbations(unknown, names)
-
-    column_of: dict[str, int] = {name: index for index, name in enumerate(names)}
-    if doses is None:
-        row_of_cell = codes
-        rows = [[(column_of[p], 1.0) for p in pieces if p in column_of] for pieces in parts]
-    else:
-        doses = pd.Series(doses)
-        if len(doses) != len(labels):
-            raise ScreenError(f"There are {len(labels)} labels but {len(doses)} doses.")
-        row_of_cell, pairs = _distinct_pairs(codes, doses)
-        rows = _dosed_rows(pairs, parts, column_of, delimiter, texts, labels.index, row_of_cell)
-    return Dosage(stack_rows(rows, len(names))[row_of_cell], list(names))
-
-
-def split_label(label: str, delimiter: str | None, whole: Collection[str] = ()) -> list[str]:
-    """Split a label into its parts, unless it is, as it stands, one of the names in `whole`.
-
-    Examples
-    --------
-    >>> split_label("KLF1 + CEBPA", "+"), split_label("HLA+B", "+", whole={"HLA+B"})
-    (['KLF1', 'CEBPA'], ['HLA+B'])
-    """
-    if not delimiter or label in whole:
-        return [label]
-    return [part.strip() for part in label.split(delimiter)]
 
 
 def _distinct_pairs(
-    codes: NDArray[Any], doses: pd.Series
+    codes: NDArray[np.integer], doses: pd.Series
 ) -> tuple[NDArray[np.intp], list[tuple[int, Any]]]:
     """Find the distinct (label code, dose) pairs, and which of them each cell has."""
     dose_codes, values = pd.factorize(doses)
@@ -351,7 +777,7 @@ def _distinct_pairs(
 def _dosed_rows(
     pairs: Sequence[tuple[int, Any]],
     parts: Sequence[Sequence[str]],
-    column_of: dict[str, int],
+    column_of: Mapping[str, int],
     delimiter: str | None,
     texts: Sequence[str],
     cells: pd.Index,
@@ -396,145 +822,10 @@ def _split_doses(dose: object, delimiter: str | None) -> list[float]:
     return [whole]
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return np.nan
+# -- what a user asks for ------------------------------------------------------------------------
 
 
-def _check_present(
-    cells: pd.Index,
-    codes: NDArray[Any],
-    texts: Sequence[str],
-    controls: Collection[str],
-    column: str,
-) -> None:
-    text_missing = [t in _MISSING_TEXT and t not in controls for t in texts]
-    missing = (codes == -1) | np.isin(codes, np.flatnonzero(text_missing))
-    if missing.any():
-        raise ScreenError(
-            f"Cells without a label in {column} ({missing.sum()}): {listed(cells[missing])}. "
-            "Drop them, or give them the control label if that is what they are."
-        )
-
-
-def _check_controls(
-    controls: Sequence[str], occurring: Collection[str], labels: pd.Series, column: str
-) -> None:
-    for control in controls:
-        if control not in occurring:
-            counts = labels.value_counts().head(10).items()
-            frequent = ", ".join(f"{str(label)!r} ({count})" for label, count in counts if count)
-            close = nearest(control, occurring)
-            hint = f" Did you mean {listed(close)}?" if close else ""
-            raise ScreenError(
-                f"No cell has the control label {control!r} in {column}. Its most "
-                f"frequent labels (and their cells) are {frequent}.{hint} Pass the label of its "
-                "control cells as `control`."
-            )
-
-
-Conditions: TypeAlias = (
-    "str | Mapping[str, float] | Sequence[str | Mapping[str, float]] "
-    "| np.ndarray | sparse.spmatrix | sparse.sparray | pd.DataFrame"
-)
-"""One condition or several: labels, ``{name: dose}`` dicts, or a dosage matrix."""
-
-
-class ConditionDosage(NamedTuple):
-    """Doses and labels of conditions."""
-
-    matrix: sparse.csr_matrix
-    """Doses, conditions x perturbations, float32."""
-    labels: list[str]
-    """Label of each condition."""
-
-
-def dosage_from_conditions(
-    conditions: Conditions,
-    names: Sequence[str],
-    control_labels: str | Iterable[str] | None = None,
-    delimiter: str | None = "+",
-) -> ConditionDosage:
-    """Read conditions, whether or not any cell was measured under them.
-
-    Parameters
-    ----------
-    conditions
-        One condition or a sequence of them, each either a label as in `perturbation_key`
-        (``"A"``, ``"A+B"``, a control label), or a dict of doses such as ``{"A": 1.0, "B": 0.5}``
-        (an empty one is a control). Or a dosage matrix, conditions x `names`; a DataFrame may
-        have fewer columns than `names`, in any order, and its index, unless it is only numbers,
-        labels the conditions.
-    names
-        Perturbations of the model.
-    control_labels
-        Label or labels that mean no perturbation.
-    delimiter
-        What joins the parts of a label.
-
-    Returns
-    -------
-    Doses, conditions x `names`, and a label for each condition: the one given, else one made from
-    the doses, such as ``"A+B"``, or ``"A:1+B:0.5"`` where a dose is not 1.
-
-    Raises
-    ------
-    UnknownPerturbationError
-        If a condition names a perturbation that is not in `names`.
-    ScreenError
-        If there is no condition, one is of another type, a dose is negative or not finite, or a
-        matrix does not have one column for each name.
-
-    Examples
-    --------
-    >>> conditions = ["control", "A+B", {"A": 1.0, "B": 0.5}]
-    >>> matrix, labels = dosage_from_conditions(conditions, ["A", "B"], "control")
-    >>> labels
-    ['control', 'A+B', 'A:1+B:0.5']
-    >>> matrix.toarray().tolist()
-    [[0.0, 0.0], [1.0, 1.0], [1.0, 0.5]]
-    """
-    names = list(names)
-    controls = as_labels(control_labels)
-    if _is_matrix(conditions):
-        dosage = _read_matrix(conditions, names)
-        labels = _index_labels(conditions)
-        if labels is None:
-            labels = [_label_doses(row, controls, delimiter) for row in _row_doses(dosage)]
-        return ConditionDosage(dosage.matrix, labels)
-
-    if isinstance(conditions, str | Mapping):
-        conditions = [conditions]
-    doses, labels = [], []
-    for condition in conditions:
-        if isinstance(condition, str):
-            parts = split_label(condition.strip(), delimiter, {*controls, *names})
-            doses.append([(part, 1.0) for part in parts if part not in controls])
-            labels.append(condition)
-        elif isinstance(condition, Mapping):
-            row = {str(name): float(dose) for name, dose in condition.items()}
-            row = {name: dose for name, dose in row.items() if name not in controls}
-            _check_condition_doses(row)
-            doses.append(list(row.items()))
-            labels.append(_label_doses(row, controls, delimiter))
-        else:
-            raise ScreenError(
-                f"{condition!r} is no condition. Write a label such as 'A+B', a dict such as "
-                "{'A': 1.0}, or all conditions as one matrix (conditions x perturbations)."
-            )
-    if not labels:
-        raise ScreenError("There is no condition: name at least one, such as 'A' or 'A+B'.")
-
-    column_of = {name: index for index, name in enumerate(names)}
-    if unknown := sorted({name for row in doses for name, _ in row}.difference(column_of)):
-        raise unknown_perturbations(unknown, names)
-    rows = [[(column_of[name], dose) for name, dose in row] for row in doses]
-    return ConditionDosage(stack_rows(rows, len(names)), labels)
-
-
-def _is_matrix(conditions: Conditions) -> bool:
+def _is_matrix(conditions: ConditionsLike) -> bool:
     return (
         isinstance(conditions, pd.DataFrame)
         or sparse.issparse(conditions)
@@ -542,179 +833,27 @@ def _is_matrix(conditions: Conditions) -> bool:
     )
 
 
-def _read_matrix(matrix: Conditions, names: list[str]) -> Dosage:
-    source = "the matrix of conditions"
-    if isinstance(matrix, pd.DataFrame):
-        matrix = align_dosage(dosage_from_matrix(matrix, source=source), names)
-    elif isinstance(matrix, np.ndarray):
-        matrix = np.atleast_2d(matrix)
-    return dosage_from_matrix(matrix, names, source=source)
-
-
-def _index_labels(matrix: Conditions) -> list[str] | None:
+def _index_labels(matrix: Any, n_conditions: int) -> list[str | None]:
     if isinstance(matrix, pd.DataFrame) and not pd.api.types.is_numeric_dtype(matrix.index):
         return [str(label) for label in matrix.index]
-    return None
+    return [None] * n_conditions
 
 
-def _row_doses(dosage: Dosage) -> Iterator[dict[str, float]]:
-    matrix, names = dosage
-    for start, stop in pairwise(matrix.indptr):
-        columns, doses = matrix.indices[start:stop], matrix.data[start:stop]
-        yield {names[column]: float(dose) for column, dose in zip(columns, doses, strict=True)}
-
-
-def _label_doses(doses: Mapping[str, float], controls: list[str], delimiter: str | None) -> str:
-    """Write doses as a label; a dose is shown only where one of them is not 1."""
-    given = {name: dose for name, dose in doses.items() if dose}
-    if not given:
-        return controls[0] if controls else "control"
-    plain = all(dose == 1 for dose in given.values())
-    return (delimiter or "+").join(
-        name if plain else f"{name}:{dose:g}" for name, dose in given.items()
-    )
-
-
-def _check_condition_doses(doses: Mapping[str, float]) -> None:
-    if faulty := [f"{name}: {dose:g}" for name, dose in doses.items() if not 0 <= dose < np.inf]:
-        raise ScreenError(
-            f"Doses must be finite numbers, 0 or more, but the condition has {listed(faulty)}."
-        )
-
-
-class CellConditions(NamedTuple):
-    """Distinct conditions of a screen, and which of them each cell has."""
-
-    codes: NDArray[np.intp]
-    """One a cell: the row of the lists below."""
-    doses: list[dict[str, float]]
-    """Of each condition, its perturbations in alphabetical order with their doses; empty for
-    control."""
-    names: list[str]
-    """Of each condition: ``"A+B"``, or ``"A:1+B:0.5"`` if there is a column of doses."""
-
-    @property
-    def is_control(self) -> NDArray[np.bool_]:
-        """One a cell: whether it is a control."""
-        return np.array([not doses for doses in self.doses])[self.codes]
-
-
-def obs_column(adata: AnnData, key: str) -> pd.Series:
-    """Take a column of `adata.obs`.
-
-    Raises
-    ------
-    ScreenError
-        If there is none of that name.
-    """
-    if key not in adata.obs:
-        close = nearest(key, map(str, adata.obs.columns))
-        raise ScreenError(
-            f"There is no column {key!r} in adata.obs. "
-            + (f"Did you mean {listed(close)}?" if close else f"It has {listed(adata.obs)}.")
-        )
-    return adata.obs[key]
-
-
-def cell_conditions(
-    adata: AnnData,
-    perturbation_key: str,
-    control: str | Iterable[str] | None,
-    combination_delimiter: str | None = "+",
-    dosage_key: str | None = None,
-) -> CellConditions:
-    """Read the condition of each cell.
-
-    Labels that mean the same are one condition: ``"A+B"``, ``"B+A"`` and ``"A+B+control"``.
-
-    Parameters
-    ----------
-    adata
-        The screen, cells x genes.
-    perturbation_key, control, combination_delimiter
-        As in ``setup_anndata``.
-    dosage_key
-        Column of `adata.obs` with doses, which then tell conditions apart.
-
-    Returns
-    -------
-    The conditions, sorted by name.
-
-    Raises
-    ------
-    ScreenError
-        If a column is absent, or labels or doses cannot be read.
-
-    Examples
-    --------
-    >>> import anndata
-    >>> obs = pd.DataFrame({"guide": ["NT", "B+A", "A+B", "A"]}, index=list("abcd"))
-    >>> conditions = cell_conditions(anndata.AnnData(obs=obs), "guide", "NT")
-    >>> [conditions.names[code] for code in conditions.codes]
-    ['NT', 'A+B', 'A+B', 'A']
-    """
-    labels = obs_column(adata, perturbation_key)
-    doses = None if dosage_key is None else obs_column(adata, dosage_key)
-    matrix, names = dosage_from_labels(labels, control, combination_delimiter, doses)
-    # From here on distinct labels only: a screen has thousands of them and millions of cells.
-    columns = [labels.astype(str).rename("label")]
-    if doses is not None:
-        columns.append(doses.astype(str).rename("dose"))
-    groups = pd.concat(columns, axis=1).groupby(
-        [column.name for column in columns], sort=False, observed=True, dropna=False
-    )
-    group_of_cell = groups.ngroup().to_numpy()
-    _, first_cells = np.unique(group_of_cell, return_index=True)
-    control_name = next(iter(as_labels(control)), "control")
-    delimiter = combination_delimiter or "+"
-    found: dict[str, dict[str, float]] = {}
-    name_of_group = []
-    for cell in first_cells:
-        row = matrix[[cell]]
-        given = dict(sorted(zip((names[i] for i in row.indices), row.data.tolist(), strict=True)))
-        parts = given if doses is None else [f"{name}:{dose:g}" for name, dose in given.items()]
-        name = delimiter.join(parts) or control_name
-        found.setdefault(name, given)
-        name_of_group.append(name)
-    ordered = sorted(found)
-    code_of = {name: code for code, name in enumerate(ordered)}
-    codes = np.array([code_of[name] for name in name_of_group], dtype=np.intp)[group_of_cell]
-    return CellConditions(codes, [found[name] for name in ordered], ordered)
-
-
-def find_conditions(
-    wanted: Sequence[str],
-    conditions: CellConditions,
-    control: str | Iterable[str] | None,
-    combination_delimiter: str | None,
-) -> list[int]:
-    """Find the codes of conditions that a user names, in any order of their parts.
-
-    Raises
-    ------
-    ScreenError
-        If one has no cells, or is a control.
-    """
-    controls = as_labels(control)
-    perturbations = {part for doses in conditions.doses for part in doses}
-    code_of = {frozenset(doses): code for code, doses in enumerate(conditions.doses)}
-    codes, unknown = [], []
-    for label in map(str, wanted):
-        parts = split_label(label.strip(), combination_delimiter, {*controls, *perturbations})
-        key = frozenset(part for part in parts if part not in controls)
-        if not key:
+def _read_condition(
+    condition: object, known: Collection[str], controls: Collection[str], delimiter: str | None
+) -> tuple[str | None, list[tuple[str, float]]]:
+    """Read one condition: its label, if it has one, and its names with doses."""
+    if isinstance(condition, str | Integral | np.bool_):
+        label = str(condition).strip()
+        return label, _read_label(label, known, delimiter)
+    if isinstance(condition, Mapping):
+        row = [(str(name), float(dose)) for name, dose in condition.items()]
+        if faulty := [f"{n}: {d:g}" for n, d in row if not 0 <= d < np.inf and n not in controls]:
             raise ScreenError(
-                f"{label!r} is the control, which is needed for training: name conditions with a "
-                "perturbation."
+                f"Doses must be finite numbers, 0 or more, but the condition has {listed(faulty)}."
             )
-        if key in code_of:
-            codes.append(code_of[key])
-        else:
-            unknown.append(label)
-    if unknown:
-        close = nearest(unknown[0], conditions.names)
-        raise ScreenError(
-            f"No cell has the conditions {listed(unknown)}."
-            + (f" Did you mean {listed(close)}?" if close else "")
-        )
-    return sorted(set(codes))
+        return None, row
+    raise ScreenError(
+        f"{condition!r} is no condition. Write a label such as 'A+B', a dict such as "
+        "{'A': 1.0}, or all conditions as one matrix (conditions x perturbations)."
+    )

@@ -13,22 +13,16 @@ from scvi.data.fields import ObsmField
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed
-from scvi_sams.data.conditions import (
-    align_dosage,
-    as_labels,
-    dosage_from_labels,
-    dosage_from_matrix,
-    split_label,
-)
+from scvi_sams.data.conditions import Conditions, as_labels, split_label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
+    from scipy import sparse
+    from scvi.data import AnnDataManager
 
-    from scvi_sams.data.conditions import Dosage
-
-__all__ = ["PerturbationField"]
+__all__ = ["PerturbationField", "registered_conditions", "registered_dosage"]
 
 
 class PerturbationField(ObsmField):
@@ -81,7 +75,7 @@ class PerturbationField(ObsmField):
         perturbation_key: str | None = None,
         dosage_key: str | None = None,
         perturbation_names_uns_key: str | None = None,
-        control: str | Iterable[str] | None = None,
+        control: object = None,
         combination_delimiter: str | None = "+",
     ) -> None:
         super().__init__(SAMS_REGISTRY_KEYS.PERTURBATION_KEY, SAMS_REGISTRY_KEYS.DOSAGE_OBSM_KEY)
@@ -148,10 +142,10 @@ class PerturbationField(ObsmField):
             If no cell is a control, or a perturbation has fewer than two cells.
         """
         self.validate_field(adata)
-        dosage = self._read(adata)
-        self._check_cells(dosage)
-        adata.obsm[self.attr_key] = dosage.matrix
-        return self._state(dosage.names)
+        conditions = self._read(adata)
+        self._check_cells(conditions)
+        adata.obsm[self.attr_key] = conditions.cell_matrix
+        return self._state(conditions.perturbations)
 
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
@@ -173,15 +167,15 @@ class PerturbationField(ObsmField):
         names = list(state_registry[self.COLUMN_NAMES_KEY])
         if kwargs.get("extend_categories", False):
             names += self.unknown_names(adata_target, names)
-        dosage = self._read(adata_target, names)
-        adata_target.obsm[self.attr_key] = align_dosage(dosage, names)
+        conditions = self._read(adata_target, names).align(names)
+        adata_target.obsm[self.attr_key] = conditions.cell_matrix
         return self._state(names)
 
     def unknown_names(self, adata: AnnData, names: Sequence[str]) -> list[str]:
         """List perturbations of `adata` that are not among `names`."""
         self.validate_field(adata)
         if self.perturbation_key is None:
-            return [name for name in self._read(adata).names if name not in set(names)]
+            return [name for name in self._read(adata).perturbations if name not in set(names)]
         known = {*self.control, *names}
         labels = adata.obs[self.perturbation_key].dropna().astype(str).unique()
         parts = {
@@ -206,19 +200,21 @@ class PerturbationField(ObsmField):
             table.add_row("" if index else source, name, str(index))
         return table
 
-    def _read(self, adata: AnnData, names: Sequence[str] | None = None) -> Dosage:
+    def _read(self, adata: AnnData, names: Sequence[str] | None = None) -> Conditions:
         """Read the doses; `names` are those of the model, if there is one."""
         if self.perturbation_key is None:
             matrix = adata.obsm[self.dosage_key]
             key = self.perturbation_names_uns_key
-            return dosage_from_matrix(
+            return Conditions.from_matrix(
                 matrix,
                 # A query may store as a DataFrame what the model was given as an array.
                 None if key is None or isinstance(matrix, pd.DataFrame) else list(adata.uns[key]),
+                self.control,
+                self.combination_delimiter,
                 cells=adata.obs_names,
                 source=f"adata.obsm[{self.dosage_key!r}]",
             )
-        return dosage_from_labels(
+        return Conditions.from_labels(
             adata.obs[self.perturbation_key],
             self.control,
             self.combination_delimiter,
@@ -236,22 +232,22 @@ class PerturbationField(ObsmField):
             "perturbation_names_uns_key": self.perturbation_names_uns_key,
         }
 
-    def _check_cells(self, dosage: Dosage) -> None:
-        n_perturbations = dosage.matrix.getnnz(axis=1)
-        if not n_perturbations.any():
+    def _check_cells(self, conditions: Conditions) -> None:
+        if conditions.is_control.all():
             raise ScreenError(
                 "Every cell is a control: all doses of "
-                f"{listed(dosage.names)} are 0. Nothing can be learned of perturbations."
+                f"{listed(conditions.perturbations)} are 0. Nothing can be learned of "
+                "perturbations."
             )
-        if n_perturbations.all():
+        if not conditions.is_control.any():
             remedy = (
                 "If a label marks control cells, pass it as `control`."
                 if self.perturbation_key is not None and not self.control
                 else "Effects are then told only from one another."
             )
             self._warn(f"No cell is a control: every one has some dose. {remedy}")
-        n_cells = dosage.matrix.getnnz(axis=0)
-        rare = np.asarray(dosage.names)[n_cells < 2]
+        n_cells = conditions.n_cells @ (conditions.matrix > 0)
+        rare = np.asarray(conditions.perturbations)[n_cells < 2]
         if rare.size:
             self._warn(
                 f"Perturbations with fewer than two cells ({rare.size}): {listed(rare)}. What is "
@@ -261,6 +257,22 @@ class PerturbationField(ObsmField):
     @staticmethod
     def _warn(message: str) -> None:
         warnings.warn(message, UserWarning, stacklevel=scvi.settings.warnings_stacklevel)
+
+
+def registered_conditions(manager: AnnDataManager) -> Conditions:
+    """What the cells of a registered AnnData received."""
+    state = manager.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+    return Conditions.from_matrix(
+        registered_dosage(manager),
+        state[PerturbationField.COLUMN_NAMES_KEY],
+        state[PerturbationField.CONTROL_KEY],
+        state[PerturbationField.DELIMITER_KEY],
+    )
+
+
+def registered_dosage(manager: AnnDataManager) -> sparse.csr_matrix:
+    """Doses of the cells of a registered AnnData, cells x perturbations."""
+    return manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
 
 
 def _require(key: str | None, holder: Any, where: str, argument: str, hint: str = "") -> None:

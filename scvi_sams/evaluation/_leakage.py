@@ -15,7 +15,7 @@ from scipy import sparse
 
 from scvi_sams._exceptions import ScreenError, listed
 from scvi_sams.data.checks import check_counts
-from scvi_sams.data.conditions import cell_conditions, find_conditions, obs_column
+from scvi_sams.data.conditions import Conditions, obs_column
 from scvi_sams.evaluation._splits import (
     SPLIT_LABELS,
     SPLITS_UNS_KEY,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scvi_sams.data.conditions import CellConditions
 
 __all__ = [
     "CELLS_USED_UNS_KEY",
@@ -372,18 +371,18 @@ def check_leakage(
     conditions = None
     if perturbation_key is not None:
         doses = dosage_key if held_out_by == "dose" else None
-        conditions = cell_conditions(
+        conditions = Conditions.from_obs(
             adata, perturbation_key, control, combination_delimiter, doses
         )
     if held_out is not None:
         names = [held_out] if isinstance(held_out, str) else [str(name) for name in held_out]
         if held_out_by == "condition" and conditions is not None:
-            codes = find_conditions(names, conditions, control, combination_delimiter)
-            names = [conditions.names[code] for code in codes]
+            codes = conditions.find(names)
+            names = [conditions.labels[code] for code in codes]
 
     is_control = np.zeros(adata.n_obs, dtype=bool)
     if conditions is not None:
-        is_control = conditions.is_control
+        is_control = conditions.is_control[conditions.codes]
     units, unit_codes = _units(adata, held_out_by, conditions, batch_key, dosage_key)
     if held_out is not None and held_out_by != "condition":
         check_names(names, sorted(set().union(*units)), _plural(held_out_by), "held_out")
@@ -410,7 +409,7 @@ def check_leakage(
 def _units(
     adata: AnnData,
     held_out_by: HeldOutBy,
-    conditions: CellConditions | None,
+    conditions: Conditions | None,
     batch_key: str | None,
     dosage_key: str | None,
 ) -> tuple[list[set[str]], NDArray[np.intp]]:
@@ -429,7 +428,7 @@ def _units(
         )
     if held_out_by == "dose" and dosage_key is None:
         raise ScreenError("Held-out doses cannot be checked without `dosage_key`.")
-    rows = zip(conditions.names, conditions.doses, strict=True)
+    rows = zip(conditions.labels, conditions.parts, strict=True)
     if held_out_by == "condition":
         return [{name} if doses else set() for name, doses in rows], conditions.codes
     if held_out_by == "perturbation":
@@ -566,7 +565,7 @@ def _cells_used(
 
 
 def _controls(
-    labels: NDArray[np.object_], conditions: CellConditions | None, is_control: NDArray[np.bool_]
+    labels: NDArray[np.object_], conditions: Conditions | None, is_control: NDArray[np.bool_]
 ) -> _Finding:
     """Count the controls of each part, which may be shared."""
     if conditions is None:

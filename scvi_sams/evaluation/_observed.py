@@ -11,8 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.data import dosage_from_conditions
-from scvi_sams.data.conditions import cell_conditions
+from scvi_sams.data import Conditions
 from scvi_sams.data.tables import dense
 
 if TYPE_CHECKING:
@@ -297,19 +296,19 @@ class CellGroups:
         dosage_key: str | None = None,
     ) -> CellGroups:
         """Read conditions and batches from ``adata.obs``."""
-        found = cell_conditions(
+        found = Conditions.from_obs(
             adata, perturbation_key, control, combination_delimiter, dosage_key
         )
-        is_condition = np.array([bool(doses) for doses in found.doses])
+        is_condition = ~found.is_control
         code = np.where(is_condition, np.cumsum(is_condition) - 1, -1)
         batch, batches = _batches(adata, batch_key)
         return cls(
             adata,
-            pd.Index([found.names[k] for k in np.flatnonzero(is_condition)], dtype=object),
+            pd.Index([found.labels[k] for k in np.flatnonzero(is_condition)], dtype=object),
             code[found.codes],
             batches,
             batch,
-            [doses for doses in found.doses if doses],
+            [doses for doses in found.parts if doses],
             layer,
             None if size_factor_key is None else _obs_column(adata, size_factor_key),
         )
@@ -336,7 +335,7 @@ class CellGroups:
         is_condition = doses.getnnz(axis=1) > 0
         labels = []
         if is_condition.any():
-            labels = dosage_from_conditions(
+            labels = Conditions.from_request(
                 doses[is_condition],
                 names,
                 control,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scvi_sams.data import dosage_from_labels
+from scvi_sams.data import Conditions
 from scvi_sams.data.conditions import as_labels, split_label
 from scvi_sams.evaluation._observed import CellGroups, _obs_column
 from scvi_sams.evaluation._scorecard import ScoreSettings, score_cells
@@ -115,10 +115,10 @@ def score_predictions(
         scored = CellGroups.read(held_out, perturbation_key, control, *arguments)
     else:  # as where conditions are held out
         names = _parts(held_out, perturbation_key, combination_delimiter)
-        doses = dosage_from_labels(
-            held_out.obs[perturbation_key], None, combination_delimiter, names=names
+        doses = Conditions.from_labels(
+            held_out.obs[perturbation_key], None, combination_delimiter, perturbations=names
         )
-        scored = CellGroups.from_dosage(held_out, doses.matrix, names, control, *arguments)
+        scored = CellGroups.from_dosage(held_out, doses.cell_matrix, names, control, *arguments)
     return score_cells(
         predictions,
         scored,

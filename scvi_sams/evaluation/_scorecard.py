@@ -15,8 +15,8 @@ import scipy.sparse as sp
 import torch
 from scvi import REGISTRY_KEYS
 
-from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
+from scvi_sams.data.field import registered_dosage
 from scvi_sams.data.tables import dense, profile_frame
 from scvi_sams.evaluation._agreement import differential_expression_weights, perturbed_reference
 from scvi_sams.evaluation._baselines import (
@@ -800,7 +800,7 @@ def _registered_cells(
         obs=adata.obs.iloc[indices][[key for key in dict.fromkeys(keys) if key is not None]],
         var=pd.DataFrame(index=adata.var_names),
     )
-    dosage = manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+    dosage = registered_dosage(manager)
     return CellGroups.from_dosage(
         cells,
         sp.csr_matrix(dosage[indices]),

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_sams._exceptions import ScreenError, listed, nearest
-from scvi_sams.data.conditions import cell_conditions, find_conditions, obs_column
+from scvi_sams.data.conditions import Conditions, obs_column
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
-    from scvi_sams.data.conditions import CellConditions
 
 __all__ = [
     "HeldOutBy",
@@ -384,8 +383,8 @@ def split_batches(
                 "train_on_controls=True needs to know the control cells: give `perturbation_key` "
                 "and `control`."
             )
-        conditions = cell_conditions(adata, perturbation_key, control, combination_delimiter)
-        is_test &= ~conditions.is_control
+        conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
+        is_test &= ~conditions.is_control[conditions.codes]
     labels = np.where(is_test, "test", "train").astype(object)
     divide_training(labels, validation_size, validation_rng)
     return write_split(
@@ -458,11 +457,11 @@ def split_doses(
     ['train', 'train', 'train', 'test']
     """
     check_share(validation_size, "validation_size")
-    conditions = cell_conditions(
+    conditions = Conditions.from_obs(
         adata, perturbation_key, control, combination_delimiter, dosage_key
     )
     doses_of: dict[str, set[float]] = {}
-    for row in conditions.doses:
+    for row in conditions.parts:
         for name, dose in row.items():
             doses_of.setdefault(name, set()).add(dose)
     if isinstance(test_doses, str):
@@ -483,7 +482,7 @@ def split_doses(
                 f"No cell has the doses {', '.join(f'{dose:g}' for dose in absent)} in "
                 f"obs[{dosage_key!r}]."
             )
-    is_held_out = np.array([bool(held_out & row.items()) for row in conditions.doses])
+    is_held_out = np.array([bool(held_out & row.items()) for row in conditions.parts])
     labels = np.where(is_held_out[conditions.codes], "test", "train").astype(object)
     validation_rng = np.random.default_rng(seed)
     divide_training(labels, validation_size, validation_rng)
@@ -532,10 +531,10 @@ def perturbation_arguments(
 
 
 def labels_by_condition(
-    conditions: CellConditions, label_of_code: dict[int, str], default: str = "train"
+    conditions: Conditions, label_of_code: dict[int, str], default: str = "train"
 ) -> NDArray[np.object_]:
     """Label of each cell from that of its condition."""
-    by_code = np.full(len(conditions.names), default, dtype=object)
+    by_code = np.full(len(conditions.labels), default, dtype=object)
     for code, label in label_of_code.items():
         by_code[code] = label
     return by_code[conditions.codes]
@@ -599,10 +598,10 @@ def split_conditions(
     """
     check_share(validation_size, "validation_size")
     test_rng, validation_choice_rng, validation_rng = np.random.default_rng(seed).spawn(3)
-    conditions = cell_conditions(adata, perturbation_key, control, combination_delimiter)
-    code_of = {name: code for code, name in enumerate(conditions.names)}
+    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
+    code_of = {name: code for code, name in enumerate(conditions.labels)}
     perturbed = [
-        name for name, doses in zip(conditions.names, conditions.doses, strict=True) if doses
+        name for name, doses in zip(conditions.labels, conditions.parts, strict=True) if doses
     ]
 
     def codes(
@@ -612,7 +611,7 @@ def split_conditions(
             names = choose_names(wanted, among, "conditions", argument, rng)
             return [code_of[name] for name in names]
         names = [wanted] if isinstance(wanted, str) else list(wanted)
-        return find_conditions(names, conditions, control, combination_delimiter)
+        return conditions.find(names)
 
     test = codes(test_conditions, perturbed, "test_conditions", test_rng)
     label_of_code = dict.fromkeys(test, "test")
@@ -623,7 +622,7 @@ def split_conditions(
         )
         if both := sorted(set(test).intersection(validation)):
             raise ScreenError(
-                f"{conditions.names[both[0]]!r} is named in `test_conditions` and in "
+                f"{conditions.labels[both[0]]!r} is named in `test_conditions` and in "
                 "`validation_conditions`: leave it out of one."
             )
         label_of_code |= dict.fromkeys(validation, "validation")
@@ -643,7 +642,7 @@ def split_conditions(
             **perturbation_arguments(perturbation_key, control, combination_delimiter),
         },
         held_out_by="condition",
-        held_out=[conditions.names[code] for code in test],
+        held_out=[conditions.labels[code] for code in test],
     )
 
 
@@ -691,14 +690,14 @@ def split_perturbations(
     """
     check_share(validation_size, "validation_size")
     choice_rng, validation_rng = np.random.default_rng(seed).spawn(2)
-    conditions = cell_conditions(adata, perturbation_key, control, combination_delimiter)
-    names = sorted({name for doses in conditions.doses for name in doses})
+    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
+    names = sorted({name for doses in conditions.parts for name in doses})
     held_out = choose_names(
         test_perturbations, names, "perturbations", "test_perturbations", choice_rng
     )
     unseen = set(held_out)
     label_of_code = {
-        code: "test" for code, doses in enumerate(conditions.doses) if doses.keys() & unseen
+        code: "test" for code, doses in enumerate(conditions.parts) if doses.keys() & unseen
     }
     labels = labels_by_condition(conditions, label_of_code)
     divide_training(labels, validation_size, validation_rng)
@@ -777,12 +776,12 @@ def split_pairs(
     if n_seen not in {0, 1, 2}:
         raise ValueError(f"n_seen={n_seen}: a pair has 0, 1 or 2 perturbations that are seen.")
     choice_rng, validation_rng = np.random.default_rng(seed).spawn(2)
-    conditions = cell_conditions(adata, perturbation_key, control, combination_delimiter)
-    singles = {next(iter(doses)) for doses in conditions.doses if len(doses) == 1}
-    pairs = {code: set(doses) for code, doses in enumerate(conditions.doses) if len(doses) == 2}
+    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
+    singles = {next(iter(doses)) for doses in conditions.parts if len(doses) == 1}
+    pairs = {code: set(doses) for code, doses in enumerate(conditions.parts) if len(doses) == 2}
     if n_seen == 2:
         qualified = {
-            conditions.names[code]: code for code, parts in pairs.items() if parts <= singles
+            conditions.labels[code]: code for code, parts in pairs.items() if parts <= singles
         }
         if isinstance(held_out, int | float):
             names = choose_names(
@@ -794,8 +793,8 @@ def split_pairs(
             )
         else:
             wanted = [held_out] if isinstance(held_out, str) else list(held_out)
-            codes = find_conditions(wanted, conditions, control, combination_delimiter)
-            names = [conditions.names[code] for code in codes]
+            codes = conditions.find(wanted)
+            names = [conditions.labels[code] for code in codes]
             if faulty := [name for name in names if name not in qualified]:
                 raise ScreenError(
                     f"{faulty[0]!r} is no pair of which both perturbations are measured alone."
@@ -806,7 +805,7 @@ def split_pairs(
         names = choose_names(held_out, in_pairs, "perturbations of pairs", "held_out", choice_rng)
         label_of_code = {}
         unseen = set(names)
-        for code, doses in enumerate(conditions.doses):
+        for code, doses in enumerate(conditions.parts):
             if unseen_here := doses.keys() & unseen:
                 is_test = code in pairs and len(unseen_here) == 2 - n_seen
                 label_of_code[code] = "test" if is_test else "unused"
@@ -875,21 +874,21 @@ def count_seen_perturbations(
     [1]
     """
     labels = split_column(adata, split_key)
-    conditions = cell_conditions(adata, perturbation_key, control, combination_delimiter)
+    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
     seen = {
         name
         for code in np.unique(conditions.codes[labels == "train"])
-        for name in conditions.doses[code]
+        for name in conditions.parts[code]
     }
-    perturbed = [code for code, doses in enumerate(conditions.doses) if doses]
+    perturbed = [code for code, doses in enumerate(conditions.parts) if doses]
     columns = {
-        "n_perturbations": [len(conditions.doses[code]) for code in perturbed],
-        "n_seen": [len(conditions.doses[code].keys() & seen) for code in perturbed],
+        "n_perturbations": [len(conditions.parts[code]) for code in perturbed],
+        "n_seen": [len(conditions.parts[code].keys() & seen) for code in perturbed],
     }
     for label in SPLIT_LABELS:
-        cells = np.bincount(conditions.codes[labels == label], minlength=len(conditions.names))
+        cells = np.bincount(conditions.codes[labels == label], minlength=len(conditions.labels))
         columns[f"n_{label}"] = cells[perturbed].tolist()
-    index = pd.Index([conditions.names[code] for code in perturbed], name="condition")
+    index = pd.Index([conditions.labels[code] for code in perturbed], name="condition")
     return pd.DataFrame(columns, index=index)
 
 
@@ -957,7 +956,7 @@ def split_pairs_out_of_distribution(
     """
     check_share(training_fraction, "training_fraction")
     shuffle_rng, test_rng, validation_rng = np.random.default_rng(seed).spawn(3)
-    conditions = cell_conditions(adata, perturbation_key, control, combination_delimiter)
+    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
     pairs = shuffle_rng.permutation(_pair_codes(conditions, at_least=2))
     n_held_out = max(1, round(_HELD_OUT_SHARE * len(pairs)))
     seen, held_out = pairs[:-n_held_out], pairs[-n_held_out:]
@@ -979,7 +978,7 @@ def split_pairs_out_of_distribution(
             **perturbation_arguments(perturbation_key, control, combination_delimiter),
         },
         held_out_by="condition",
-        held_out=[conditions.names[code] for code in held_out],
+        held_out=[conditions.labels[code] for code in held_out],
     )
 
 
@@ -1035,7 +1034,7 @@ def split_pairs_by_training_cells(
     """
     check_share(training_fraction, "training_fraction")
     test_rng, fraction_rng, validation_rng = np.random.default_rng(seed).spawn(3)
-    conditions = cell_conditions(adata, perturbation_key, control, combination_delimiter)
+    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
     codes = conditions.codes
     is_pair = np.isin(codes, _pair_codes(conditions, at_least=1))
     is_test = is_pair & random_share(codes, _TEST_SHARE, test_rng)
@@ -1060,9 +1059,9 @@ def split_pairs_by_training_cells(
     )
 
 
-def _pair_codes(conditions: CellConditions, at_least: int) -> NDArray[np.intp]:
+def _pair_codes(conditions: Conditions, at_least: int) -> NDArray[np.intp]:
     """Codes of the conditions of several perturbations."""
-    codes = [code for code, doses in enumerate(conditions.doses) if len(doses) > 1]
+    codes = [code for code, doses in enumerate(conditions.parts) if len(doses) > 1]
     if len(codes) < at_least:
         raise ScreenError(
             f"There are {len(codes)} conditions of several perturbations, and the split needs at "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import scvi
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.data import PerturbationField, dosage_from_conditions
+from scvi_sams.data import Conditions, PerturbationField
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from anndata import AnnData
-    from scipy import sparse
     from scvi.data import AnnDataManager
 
-    from scvi_sams.data import Conditions
+    from scvi_sams.data import ConditionsLike
     from scvi_sams.module import PerturbationEffects, PerturbationVAEModule
 
 __all__ = ["SAMSModel"]
@@ -76,16 +75,15 @@ class SAMSModel:
         """State of a registered field, with or without the AnnData."""
         return self.registry["field_registries"][registry_key]["state_registry"]
 
-    def _parse_conditions(self, conditions: Conditions) -> tuple[sparse.csr_matrix, list[str]]:
-        """Doses of conditions (conditions x perturbations) and a label of each."""
+    def _parse_conditions(self, conditions: ConditionsLike) -> Conditions:
+        """Read conditions that a user asks for."""
         registry = self._perturbation_registry
-        parsed = dosage_from_conditions(
+        return Conditions.from_request(
             conditions,
             self.perturbation_names,
             registry[PerturbationField.CONTROL_KEY],
             registry[PerturbationField.DELIMITER_KEY],
         )
-        return parsed.matrix, parsed.labels
 
     def _provenance(self) -> dict[str, Any]:
         """What every file written from a prediction says of its origin."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scvi_sams.data import Conditions
+    from scvi_sams.data import ConditionsLike
     from scvi_sams.module.likelihood import Observation
 
 __all__ = ["DifferentialExpressionMixin"]
@@ -32,7 +32,7 @@ class DifferentialExpressionMixin(CounterfactualMixin):
     @torch.inference_mode()
     def get_differential_expression(
         self,
-        conditions: Conditions | None = None,
+        conditions: ConditionsLike | None = None,
         reference: str | dict[str, float] | None = None,
         delta: float = 0.25,
         fdr: float = 0.05,
@@ -118,9 +118,8 @@ class DifferentialExpressionMixin(CounterfactualMixin):
         dosage, labels = self._parse_distinct_conditions(
             self.perturbation_names if conditions is None else conditions
         )
-        reference_dosage, reference_labels = self._parse_conditions(
-            {} if reference is None else reference
-        )
+        against_what = self._parse_conditions({} if reference is None else reference)
+        reference_dosage, reference_labels = against_what.matrix, against_what.labels
         if len(reference_labels) != 1:
             raise ScreenError(f"reference={reference!r} is more than one condition: give one.")
         used = sparse.vstack([reference_dosage, dosage], "csr")

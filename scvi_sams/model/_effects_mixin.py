@@ -12,7 +12,7 @@ from scipy import stats
 from scvi_sams.model._base import SAMSModel
 
 if TYPE_CHECKING:
-    from scvi_sams.data import Conditions
+    from scvi_sams.data import ConditionsLike
     from scvi_sams.module import PerturbationEffects
 
 __all__ = ["EffectsMixin"]
@@ -113,7 +113,7 @@ class EffectsMixin(SAMSModel):
                 return self._perturbation_frame(effects.moments()[0])
         return self._perturbation_frame(effects.mask_probability() * effects.slab_mean)
 
-    def get_perturbation_shift(self, conditions: Conditions) -> pd.DataFrame:
+    def get_perturbation_shift(self, conditions: ConditionsLike) -> pd.DataFrame:
         """Expected shift of the latent state under conditions, measured or not.
 
         Parameters
@@ -137,11 +137,13 @@ class EffectsMixin(SAMSModel):
         >>> model.get_perturbation_shift(["KLF1", "KLF1+CEBPA"])  # doctest: +SKIP
         """
         self._require_effects("get_perturbation_shift")
-        dosage, labels = self._parse_conditions(conditions)
-        doses = torch.as_tensor(dosage.toarray(), device=self.device)
+        asked = self._parse_conditions(conditions)
+        doses = torch.as_tensor(asked.cell_matrix.toarray(), device=self.device)
         with torch.inference_mode():
             shift = self.module.expected_shift(doses)
-        return pd.DataFrame(shift.cpu().numpy(), index=labels, columns=self._latent_names)
+        return pd.DataFrame(
+            shift.cpu().numpy(), index=asked.cell_labels, columns=self._latent_names
+        )
 
     def get_interaction_mask(self) -> pd.DataFrame:
         """Probability that each measured pair moves each latent beyond the sum of its parts.

@@ -12,8 +12,8 @@ from anndata import AnnData
 from scipy import sparse
 from scvi.utils import track
 
-from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
+from scvi_sams.data.field import registered_dosage
 from scvi_sams.evaluation._observed import _log_expression
 from scvi_sams.model._counterfactual_mixin import COUNTS_PER, CounterfactualMixin
 from scvi_sams.model._measured_pairs import find_measured_pairs, pair_residuals, pairs_together
@@ -149,7 +149,7 @@ class PairDrawsMixin(CounterfactualMixin):
         if adata is None:  # the model was loaded without its cells
             return None
         manager = self.get_anndata_manager(adata, required=True)
-        dosage = manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+        dosage = registered_dosage(manager)
         measured = find_measured_pairs(dosage, seed, without=self._pairs_with_a_shift)
         pairs = _pairs_of(measured.dosage)
         if len(pairs) < LEAST_PAIRS:
@@ -207,7 +207,7 @@ class PairDrawsMixin(CounterfactualMixin):
         """Pairs that cells have together, by their positions; ``None`` without the AnnData."""
         if self.adata is None:
             return None
-        dosage = self.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+        dosage = registered_dosage(self.adata_manager)
         return set(pairs_together(dosage))
 
 

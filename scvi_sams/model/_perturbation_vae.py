@@ -8,8 +8,8 @@ import numpy as np
 from scvi import REGISTRY_KEYS
 from scvi.model.base import ArchesMixin, BaseModelClass, RNASeqMixin, VAEMixin
 
-from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, unknown_perturbations
+from scvi_sams.data.field import registered_dosage
 from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model._differential_expression_mixin import DifferentialExpressionMixin
 from scvi_sams.model._effects_mixin import EffectsMixin
@@ -146,7 +146,7 @@ class PerturbationVAE(
         curves = self.module.dose_response
         if curves is None or self.adata is None:
             return
-        dosage = self.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY).tocsc()
+        dosage = registered_dosage(self.adata_manager).tocsc()
         for column in range(dosage.shape[1]):
             doses = dosage.data[dosage.indptr[column] : dosage.indptr[column + 1]]
             if len(doses):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 import anndata as ad
@@ -13,8 +12,8 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.utils import track
 
-from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
+from scvi_sams.data.field import registered_dosage
 from scvi_sams.model._base import SAMSModel
 from scvi_sams.module import CellPopulation
 from scvi_sams.module.likelihood import expected_expression
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scvi_sams.data import Conditions
+    from scvi_sams.data import ConditionsLike
     from scvi_sams.module import GlobalDraws
 
 __all__ = ["PredictionMixin"]
@@ -36,7 +35,7 @@ class PredictionMixin(SAMSModel):
     @torch.inference_mode()
     def predict(
         self,
-        conditions: Conditions,
+        conditions: ConditionsLike,
         n_samples: int = 200,
         basal: Literal["prior", "control"] | AnnData | Sequence[int] = "prior",
         library_size: float | None = None,
@@ -117,15 +116,15 @@ class PredictionMixin(SAMSModel):
     # -- shared steps --------------------------------------------------------------------------
 
     def _parse_distinct_conditions(
-        self, conditions: Conditions
+        self, conditions: ConditionsLike
     ) -> tuple[sparse.csr_matrix, list[str]]:
-        dosage, labels = self._parse_conditions(conditions)
-        repeated = [label for label, number in Counter(labels).items() if number > 1]
+        asked = self._parse_conditions(conditions)
+        repeated = [asked.labels[code] for code in np.flatnonzero(asked.n_cells > 1)]
         if repeated:
             raise ScreenError(
                 f"Conditions must differ, but {', '.join(repeated)} repeats. Ask for each once."
             )
-        return dosage, labels
+        return asked.matrix, asked.labels
 
     def _population(
         self,
@@ -198,7 +197,7 @@ class PredictionMixin(SAMSModel):
 
     def _training_controls(self) -> np.ndarray:
         """Indices of the control cells that the model was trained on."""
-        dosage = self.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+        dosage = registered_dosage(self.adata_manager)
         controls = np.flatnonzero(np.asarray(dosage.sum(1)).ravel() == 0)
         if self.train_indices is not None:
             controls = np.intersect1d(controls, self.train_indices)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.data import dosage_from_conditions
+from scvi_sams.data import Conditions
+from scvi_sams.data.field import registered_dosage
 from scvi_sams.model._measured_pairs import pairs_together
 from scvi_sams.model._perturbation_vae import PerturbationVAE
 from scvi_sams.module import SAMSVAEModule
@@ -173,7 +173,7 @@ class SAMSVAE(PerturbationVAE):
         if interactions is True:
             if self.adata is None:
                 raise ScreenError("interactions=True needs the AnnData; name the pairs instead.")
-            dosage = self.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+            dosage = registered_dosage(self.adata_manager)
             pairs = pairs_together(dosage)
             if not pairs:
                 raise ScreenError(
@@ -181,7 +181,7 @@ class SAMSVAE(PerturbationVAE):
                 )
             return [(names[a], names[b]) for a, b in pairs]
         pairs_given = [(str(a), str(b)) for a, b in interactions]
-        dosage_from_conditions([{a: 1.0, b: 1.0} for a, b in pairs_given], names)
+        Conditions.from_request([{a: 1.0, b: 1.0} for a, b in pairs_given], names)
         return pairs_given
 
 

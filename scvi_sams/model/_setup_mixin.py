@@ -22,6 +22,7 @@ from scvi_sams.data import (
     check_features,
     check_size_factor,
 )
+from scvi_sams.data.field import registered_dosage
 from scvi_sams.model._base import SAMSModel
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class SetupMixin(SAMSModel):
         if kwargs.get("source_registry") is None:  # a screen of its own, not a query
             key = SAMS_REGISTRY_KEYS.PERTURBATION_KEY
             names = manager.get_state_registry(key).column_names
-            check_confounding(adata, manager.get_from_registry(key), names, batch_key)
+            check_confounding(adata, registered_dosage(manager), names, batch_key)
         cls.register_manager(manager)
 
     @classmethod

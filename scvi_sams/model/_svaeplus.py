@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
+from scvi_sams.data.field import registered_dosage
 from scvi_sams.model._perturbation_vae import PerturbationVAE
 from scvi_sams.module import SAMSVAEModule
 
@@ -167,7 +167,7 @@ class SVAEPlus(PerturbationVAE):
         manager = cls._get_most_recent_anndata_manager(adata)
         # The base does not know this argument, and a model is loaded with what is recorded here.
         manager.registry["setup_args"]["combinations"] = combinations
-        dosage = manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+        dosage = registered_dosage(manager)
         several = np.flatnonzero(dosage.getnnz(axis=1) > 1)
         if combinations == "own" and len(several):
             raise ScreenError(

@@ -12,7 +12,7 @@ from scvi import REGISTRY_KEYS
 from scvi.model.base import UnsupervisedTrainingMixin
 from scvi.utils import track
 
-from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams.data.field import registered_dosage
 from scvi_sams.data.matrices import DiskMatrix, is_on_disk
 from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan
 
@@ -156,7 +156,7 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
         All training cells stand in where there are no controls. No expression is kept.
         """
         train_indices = np.asarray(self.train_indices)
-        dosage = self.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+        dosage = registered_dosage(self.adata_manager)
         is_control = np.asarray(dosage.sum(1)).ravel() == 0
         controls = train_indices[is_control[train_indices]]
         reference = controls if len(controls) else train_indices

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scvi_sams.data import Conditions
+    from scvi_sams.data import ConditionsLike
     from scvi_sams.module.likelihood import Observation
 
 __all__ = ["TreatmentEffectMixin"]
@@ -32,7 +32,7 @@ class TreatmentEffectMixin(CounterfactualMixin):
     @torch.inference_mode()
     def get_average_treatment_effect(
         self,
-        conditions: Conditions | None = None,
+        conditions: ConditionsLike | None = None,
         reference: str | dict[str, float] | None = None,
         method: Literal["log_normalized", "mean"] | None = None,
         n_samples: int = 25,
@@ -106,7 +106,7 @@ class TreatmentEffectMixin(CounterfactualMixin):
         dosage, labels = self._parse_distinct_conditions(
             self.perturbation_names if conditions is None else conditions
         )
-        reference_dosage, _ = self._parse_conditions({} if reference is None else reference)
+        reference_dosage = self._parse_conditions({} if reference is None else reference).matrix
         population, _ = self._population(basal, n_cells, batch, None)
         used = sparse.vstack([reference_dosage, dosage], "csr")
         if n_samples < 1:

@@ -11,8 +11,8 @@ import pandas as pd
 from scipy import sparse, stats
 from scipy.special import expit
 
-from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import unknown_perturbations
+from scvi_sams.data.field import registered_dosage
 from scvi_sams.pl._figure import (
     BAND_ALPHA,
     CATEGORICAL_COLORS,
@@ -166,9 +166,7 @@ def _measured_doses(model: BaseModelClass, perturbations: list[str]) -> pd.DataF
     bounds = pd.DataFrame(columns=["min", "max"], dtype=float)
     if model.adata is None:
         return bounds
-    dosage = sparse.csc_matrix(
-        model.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
-    )
+    dosage = sparse.csc_matrix(registered_dosage(model.adata_manager))
     names = list(model.perturbation_names)
     for name in perturbations:
         given = dosage[:, names.index(name)].data

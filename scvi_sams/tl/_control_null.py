@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.data import dosage_from_labels
+from scvi_sams.data import Conditions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -119,7 +119,8 @@ def add_control_null(
                 f"{', '.join(map(repr, adata.obs.columns))}."
             )
     labels = adata.obs[perturbation_key]
-    dosage, names = dosage_from_labels(labels, control, combination_delimiter)
+    conditions = Conditions.from_labels(labels, control, combination_delimiter)
+    dosage, names = conditions.cell_matrix, conditions.perturbations
     if already := null_perturbations(names):
         raise ScreenError(
             f"adata.obs[{perturbation_key!r}] holds {already[0]!r} already: give the column of "

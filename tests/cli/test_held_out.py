@@ -9,14 +9,14 @@ from scipy import sparse
 
 from scvi_sams.cli._errors import CommandError
 from scvi_sams.cli._held_out import MIN_CELLS, held_out_conditions
-from scvi_sams.data import dosage_from_conditions
+from scvi_sams.data import Conditions
 
 NAMES = ["A", "B", "C", "D"]
 CONDITIONS = ["A", "A+B", "B", "B+C", "C", "D"]
 LABELS = pd.Categorical.from_codes(
     np.repeat([-1, 0, 1, 2, 3, 4, 5], [9, 5, 5, 5, MIN_CELLS - 1, 5, 5]), CONDITIONS
 )
-DOSES = dosage_from_conditions(CONDITIONS, NAMES).matrix
+DOSES = Conditions.from_request(CONDITIONS, NAMES).matrix
 
 
 def chosen(*words, seed=0, labels=LABELS, doses=DOSES):
