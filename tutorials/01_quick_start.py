@@ -84,18 +84,17 @@ scvi_sams.SAMSVAE.setup_anndata(
 scvi.settings.num_threads = 1  # scanpy has raised it, and many small steps are slower then
 model = scvi_sams.SAMSVAE(adata, n_latent=20)
 model.train(max_epochs=max_epochs)
-ax = scvi_sams.pl.training_history(model)
+ax = scvi_sams.pl.training_history(model.history)
 # %% [markdown]
 # The step in the middle is where the masks are switched on: before it the model is a plain VAE.
 #
 # ## Which perturbation moves what?
 #
 # Each row is a perturbation, each column a latent that some perturbation uses. Most entries are
-# exactly off. Latents that nobody uses are not shown; having more of them than needed costs
-# little.
+# exactly off. Latents that nobody uses come last; having more of them than needed costs little.
 
 # %%
-ax = scvi_sams.pl.mask_heatmap(model, values="effect")
+ax = scvi_sams.pl.mask_heatmap(model.get_perturbation_mask(), model.get_perturbation_effect())
 
 # %% [markdown]
 # Now as a table, called at a false discovery rate. `effect_mean` is in standard deviations of
@@ -161,9 +160,11 @@ effect.to_df()[genes].round(2)
 adata.obsm["X_basal"] = model.get_latent_representation(representation="basal")
 adata.obsm["X_sams"] = model.get_latent_representation()
 figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-for ax, representation in zip(axes, ("X_basal", "X_sams"), strict=True):
-    scvi_sams.pl.latent_umap(adata, representation, color="is_control", n_cells=2_000, ax=ax)
-    ax.set_title({"X_basal": "basal state", "X_sams": "with perturbation"}[representation])
+for ax, key in zip(axes, ("X_basal", "X_sams"), strict=True):
+    sc.pp.neighbors(adata, use_rep=key)
+    sc.tl.umap(adata, random_state=0)
+    sc.pl.umap(adata, color="is_control", ax=ax, show=False, frameon=False, size=20, **controls)
+    ax.set_title({"X_basal": "basal state", "X_sams": "with perturbation"}[key])
 figure.tight_layout()
 
 # %% [markdown]

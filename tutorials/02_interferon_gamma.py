@@ -149,10 +149,10 @@ active.sort_values("log_odds", ascending=False).head(10)[["log_odds", "q_value",
 # The heart of it. Each column is a latent, each row a knock-out that moves one.
 
 # %%
-ax = scvi_sams.pl.mask_heatmap(model, values="effect")
+effect = model.get_perturbation_effect()
+ax = scvi_sams.pl.mask_heatmap(model.get_perturbation_mask(), effect)
 
 # %%
-effect = model.get_perturbation_effect()
 mask = model.get_perturbation_mask() > 0.5
 shared = mask.loc[known].all()
 pathway_latents = list(shared.index[shared])

@@ -13,14 +13,16 @@
 # %% [markdown]
 # # A gallery of plots
 #
-# Every plot of [`scvi_sams.pl`](../api/plots), once, on a simulated screen. Each takes a model or
-# a table that a model returned, draws into the axes that it is given (`ax=`) or makes a figure,
-# and returns the axes, which are yours to change.
+# Every plot of [`scvi_sams.pl`](../api/plots), once, on a simulated screen. Each takes a table
+# that a model returned, draws into the axes that it is given (`ax=`) or makes a figure, and
+# returns the axes, which are yours to change.
 
 # %%
 import os
 
 import matplotlib.pyplot as plt
+import pandas as pd
+import scanpy as sc
 import scvi
 
 import scvi_sams
@@ -50,7 +52,7 @@ model.train(max_epochs=max_epochs, train_size=0.7, check_val_every_n_epoch=1)
 # {func}`~scvi_sams.pl.training_history`: has it converged, does it overfit?
 
 # %%
-ax = scvi_sams.pl.training_history(model)
+ax = scvi_sams.pl.training_history(model.history)
 
 # %% [markdown]
 # ## Masks and effects
@@ -59,7 +61,8 @@ ax = scvi_sams.pl.training_history(model)
 # left is for what you know about the perturbations: here the mechanism that was planted first.
 
 # %%
-ax = scvi_sams.pl.mask_heatmap(model)
+mask, effect = model.get_perturbation_mask(), model.get_perturbation_effect()
+ax = scvi_sams.pl.mask_heatmap(mask)
 
 # %%
 truth = adata.uns["truth"]
@@ -67,7 +70,7 @@ planted = {
     name: f"mechanism {row.argmax()}" if row.any() else "none"
     for name, row in zip(truth["perturbation_names"], truth["mask"] > 0, strict=True)
 }
-ax = scvi_sams.pl.mask_heatmap(model, values="effect", pathways=planted)
+ax = scvi_sams.pl.mask_heatmap(mask, effect, pathways=planted)
 
 # %% [markdown]
 # ## Genes of a latent
@@ -76,7 +79,7 @@ ax = scvi_sams.pl.mask_heatmap(model, values="effect", pathways=planted)
 
 # %%
 programs = model.get_gene_programs("typical")
-most_used = (model.get_perturbation_mask() > 0.5).sum().idxmax()
+most_used = (mask > 0.5).sum().idxmax()
 ax = scvi_sams.pl.gene_program(programs, most_used)
 
 # %% [markdown]
@@ -85,7 +88,7 @@ ax = scvi_sams.pl.gene_program(programs, most_used)
 # {func}`~scvi_sams.pl.effect_heatmap`: all conditions, the genes that change most.
 
 # %%
-strength = model.get_perturbation_effect().abs().sum(axis=1).sort_values(ascending=False)
+strength = effect.abs().sum(axis=1).sort_values(ascending=False)
 strong = list(strength.index[:15])
 effects = model.get_average_treatment_effect(strong, n_samples=20)
 ax = scvi_sams.pl.effect_heatmap(effects, n_genes=40, pathways=planted)
@@ -109,16 +112,21 @@ ax = scvi_sams.pl.model_vs_observed_effects(effects, observed)
 # %% [markdown]
 # ## Cells
 #
-# {func}`~scvi_sams.pl.latent_umap`: the latent space, coloured by a column of `obs`. More than
-# eight categories cannot be told apart by colour; those that stand out most are.
+# The latent space is for scanpy: neighbours, UMAP, clusters. Beside it the same of the basal
+# states, which perturbations do not move.
 
 # %%
+titles = {"X_sams": "basal state and perturbation", "X_basal": "basal state"}
+adata.obsm["X_sams"] = model.get_latent_representation()
+adata.obsm["X_basal"] = model.get_latent_representation(representation="basal")
+cells = sc.pp.subsample(adata, n_obs=2_000, copy=True)
+colored = cells.obs["perturbation"].where(cells.obs["perturbation"].isin([*strong[:6], "control"]))
+cells.obs["strongest"] = colored.cat.remove_unused_categories()
 figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-scvi_sams.pl.latent_umap(model, n_cells=2_000, ax=axes[0])
-adata.obs["counts in a cell"] = adata.layers["counts"].sum(axis=1)
-scvi_sams.pl.latent_umap(model, "basal", color="counts in a cell", n_cells=2_000, ax=axes[1])
-for ax, title in zip(axes, ("basal state and perturbation", "basal state"), strict=True):
-    ax.set_title(title, fontsize="medium")
+for ax, (key, title) in zip(axes, titles.items(), strict=True):
+    sc.pp.neighbors(cells, use_rep=key)
+    sc.tl.umap(cells)
+    sc.pl.umap(cells, color="strongest", title=title, na_in_legend=False, ax=ax, show=False)
 
 # %% [markdown]
 # ## Pairs
@@ -158,7 +166,11 @@ scvi_sams.SAMSVAE.setup_anndata(
 scvi.settings.num_threads = 1  # scanpy has raised it, and many small steps are slower then
 hill = scvi_sams.SAMSVAE(dosed, n_latent=12, dose_response="hill")
 hill.train(max_epochs=max_epochs)
-ax = scvi_sams.pl.dose_response(hill)
+strength = hill.get_perturbation_effect().abs().sum(axis=1)
+curves = hill.get_dose_response().loc[strength.nlargest(4).index]
+measured = dosed.obs.assign(dose=pd.to_numeric(dosed.obs["dose"], errors="coerce"))
+measured = measured.groupby("perturbation", observed=True)["dose"].agg(["min", "max"])
+ax = scvi_sams.pl.dose_response(curves, measured)
 
 # %% [markdown]
 # ## Into a paper

@@ -7,8 +7,10 @@ __all__ = ["CONDITION", "CONTROL", "print_report", "write_figures", "write_score
 import sys
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
+import scanpy as sc
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -19,7 +21,7 @@ from scvi_sams import pl
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import anndata as ad
+    import pandas as pd
     from matplotlib.axes import Axes
 
     import scvi_sams
@@ -33,6 +35,9 @@ CONTROL = "control"
 _SHOWN_PERTURBATIONS = 20
 _SHOWN_CONDITIONS = 5
 _SHOWN_GENES = 3
+_DRAWN_CELLS = 5_000
+_LEAST_COLORED = 3  # cells of a condition in the UMAP
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F4F24", "#000000")
 _DRAWN_MEASURES = ("pearson", "pearson_perturbed", "relative_squared_error")
 
 
@@ -49,17 +54,50 @@ def write_figures(
     out; without controls there is no such figure.
     """
     plt.switch_backend("agg")  # a batch machine has no display
-    latent = latent.copy()
-    latent.obsm["X_sams"] = latent.X
-    _save(pl.training_history(model), folder / "training.png")
-    _save(pl.latent_umap(latent, color=CONDITION), folder / "latent_umap.png")
-    _save(pl.mask_heatmap(model), folder / "masks.png")
+    strength = np.sqrt((model.get_perturbation_effect() ** 2).sum(axis=1))
+    _save(pl.training_history(model.history), folder / "training.png")
+    _save(_latent_umap(latent, strength), folder / "latent_umap.png")
+    _save(pl.mask_heatmap(model.get_perturbation_mask()), folder / "masks.png")
     for cells in ("held out", "training"):
         if (observed := measured[cells]) is not None:
             ax = pl.model_vs_observed_effects(ate, observed)
             ax.set_xlabel(f"effect in {cells} cells (log2 expression)")
             _save(ax, folder / "effects.png")
             break
+
+
+def _latent_umap(latent: ad.AnnData, strength: pd.Series) -> Axes:
+    """UMAP of the latent, the strongest perturbations in colour and the controls in grey."""
+    drawn = np.random.default_rng(0).permutation(latent.n_obs)[:_DRAWN_CELLS]
+    cells = ad.AnnData(np.asarray(latent.X)[drawn], obs=latent.obs[[CONDITION]].iloc[drawn])
+    sc.pp.neighbors(cells, n_neighbors=max(2, min(15, cells.n_obs - 1)), use_rep="X")
+    # From principal components: the spectral start fails where many cells share one state.
+    centred = cells.X - cells.X.mean(axis=0)
+    _, _, components = np.linalg.svd(centred, full_matrices=False)
+    start = np.pad(centred @ components[:2].T, ((0, 0), (0, max(0, 2 - len(components)))))
+    cells.obsm["X_start"] = (10 * start / np.abs(start).max().clip(1e-12)).astype(np.float32)
+    sc.tl.umap(cells, init_pos="X_start")
+    counts = cells.obs[CONDITION].value_counts()
+    alone = strength[strength.index.isin(counts.index[counts >= _LEAST_COLORED])]
+    colors = {CONTROL: "#909090"} | dict(zip(alone.nlargest(8).index, _COLORS, strict=False))
+    shown = cells.obs[CONDITION].cat.set_categories(list(colors))
+    cells.obs[CONDITION] = shown.cat.remove_unused_categories()
+    # Those without a colour lie below the others.
+    cells = cells[np.argsort(shown.notna(), kind="stable")]
+    ax = plt.figure(figsize=(6.0, 4.2), layout="constrained").subplots()
+    sc.pl.umap(
+        cells,
+        color=CONDITION,
+        palette=colors,
+        na_color="#E4E4E4",
+        na_in_legend=False,
+        size=60_000 / cells.n_obs,
+        sort_order=False,
+        title="strongest perturbations",
+        ax=ax,
+        show=False,
+    )
+    return ax
 
 
 def write_scorecard(folder: Path, card: Scorecard) -> None:

@@ -1,10 +1,9 @@
+"""Plots: each draws a table that a model or the evaluation returned, and returns the axes."""
+
 from scvi_sams.pl._dose_response import dose_response
-from scvi_sams.pl._effect_heatmap import effect_heatmap
-from scvi_sams.pl._effects import model_vs_observed_effects
+from scvi_sams.pl._effects import model_vs_observed_effects, pair_vs_additive_effects
 from scvi_sams.pl._gene_program import gene_program
-from scvi_sams.pl._latent_umap import latent_umap
-from scvi_sams.pl._mask_heatmap import mask_heatmap
-from scvi_sams.pl._pair_effects import pair_vs_additive_effects
+from scvi_sams.pl._heatmaps import effect_heatmap, mask_heatmap
 from scvi_sams.pl._scorecard import scorecard
 from scvi_sams.pl._training_history import training_history
 from scvi_sams.pl._volcano import volcano
@@ -13,7 +12,6 @@ __all__ = [
     "dose_response",
     "effect_heatmap",
     "gene_program",
-    "latent_umap",
     "mask_heatmap",
     "model_vs_observed_effects",
     "pair_vs_additive_effects",

@@ -7,36 +7,33 @@ __all__ = ["dose_response"]
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from scipy import sparse, stats
+from scipy import stats
 from scipy.special import expit
 
-from scvi_sams._exceptions import unknown_perturbations
-from scvi_sams.data.field import registered_dosage
+from scvi_sams._exceptions import listed
 from scvi_sams.pl._figure import (
     BAND_ALPHA,
     CATEGORICAL_COLORS,
     LINE_WIDTH,
     axes_or_new,
+    legend_beside,
+    literal,
     open_frame,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    import pandas as pd
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
-    from scvi.model.base import BaseModelClass
 
-_SHOWN = 4  # perturbations by default; more bands than these hide each other
 _BEYOND = 3.0  # times the largest, and below the smallest, measured dose
 _DECADES = 10.0  # times the EC50, on both sides, where no dose is known
 _N_QUANTILES = 64  # of each of the two parameters
 
 
 def dose_response(
-    model: BaseModelClass,
-    perturbations: Sequence[str] | None = None,
+    curves: pd.DataFrame,
+    measured: pd.DataFrame | None = None,
     credible_level: float = 0.95,
     ax: Axes | None = None,
 ) -> Axes:
@@ -48,70 +45,82 @@ def dose_response(
 
     Parameters
     ----------
-    model
-        A trained model made with ``dose_response="hill"``.
-    perturbations
-        Perturbations, eight at most; by default the four with the largest effects.
+    curves
+        One to eight rows of ``model.get_dose_response(credible_level)``, named by perturbation.
+    measured
+        Smallest and largest dose that was measured, in columns ``min`` and ``max``, by
+        perturbation: ``adata.obs.groupby("perturbation")["dose"].agg(["min", "max"])`` if no cell
+        received more than one.
     credible_level
-        Level of the intervals.
+        Level of the intervals in ``curves``.
     ax
         Axes to draw into; a new figure by default.
 
     Returns
     -------
-    The axes, with the dose on a logarithmic x axis. Curves are solid between the smallest and the
-    largest dose that was measured and dashed beyond; a dot is at the EC50. Of a model without its
-    AnnData, no dose is known, and curves are solid.
+    matplotlib.axes.Axes
+        The axes, with the dose on a logarithmic x axis. A dot is at the EC50. Curves are solid
+        between the doses that were measured and dashed beyond; where none is known, they are
+        solid.
 
     Raises
     ------
-    NotImplementedError
-        If shifts are linear in the dose (``dose_response="hill"`` is not on).
-    UnknownPerturbationError
-        If the model has not seen a perturbation.
     ValueError
-        If there are more perturbations than colours, none, or ``credible_level`` is not between 0
-        and 1.
+        If there are more perturbations than colours, or none, columns are missing, a measured
+        dose is not positive, or ``credible_level`` is not between 0 and 1.
 
     Examples
     --------
-    >>> model = SAMSVAE(adata, dose_response="hill")  # doctest: +SKIP
-    >>> model.train()  # doctest: +SKIP
-    >>> ax = scvi_sams.pl.dose_response(model, ["KLF1", "CEBPA"])  # doctest: +SKIP
+    >>> import pandas as pd, scvi_sams
+    >>> curves = pd.DataFrame(
+    ...     {"ec50": 1.0, "ec50_lower": 0.5, "ec50_upper": 2.0}
+    ...     | {"slope": 1.5, "slope_lower": 1.0, "slope_upper": 2.2},
+    ...     index=["KLF1"],
+    ... )
+    >>> measured = pd.DataFrame({"min": 0.1, "max": 10.0}, index=["KLF1"])
+    >>> ax = scvi_sams.pl.dose_response(curves, measured)
     """
-    table = model.get_dose_response(credible_level)
-    if perturbations is None:
-        strength = np.linalg.norm(model.get_perturbation_effect().loc[table.index], axis=1)
-        perturbations = list(table.index[np.argsort(-strength, kind="stable")[:_SHOWN]])
-    perturbations = [perturbations] if isinstance(perturbations, str) else list(perturbations)
-    if unknown := [name for name in perturbations if name not in table.index]:
-        raise unknown_perturbations(unknown, list(table.index))
-    if not 1 <= len(perturbations) <= len(CATEGORICAL_COLORS):
+    if not 1 <= len(curves) <= len(CATEGORICAL_COLORS):
         raise ValueError(
-            f"{len(perturbations)} perturbations: give 1 to {len(CATEGORICAL_COLORS)}, and draw "
-            "others into axes of their own."
+            f"{len(curves)} perturbations: choose 1 to {len(CATEGORICAL_COLORS)} with "
+            "curves.loc[[...]], and draw others into axes of their own."
         )
-    table = table.loc[perturbations]
-    measured = _measured_doses(model, perturbations)
-    low, high = _dose_range(table, measured)
+    if not 0 < credible_level < 1:
+        raise ValueError(f"credible_level={credible_level} is not between 0 and 1.")
+    needed = [f"{name}{end}" for name in ("ec50", "slope") for end in ("", "_lower", "_upper")]
+    if missing := [name for name in needed if name not in curves]:
+        raise ValueError(
+            f"`curves` has no column {', '.join(missing)}: give what get_dose_response() returned."
+        )
+    low, high = curves["ec50"].min() / _DECADES, curves["ec50"].max() * _DECADES
+    known = {} if measured is None else measured[["min", "max"]].to_dict("index")
+    known = {name: known[name] for name in curves.index if name in known}
+    if wrong := [name for name, dose in known.items() if not 0 < dose["min"] <= dose["max"]]:
+        raise ValueError(
+            f"`measured` has no positive range of doses for {listed(wrong)}: leave out cells "
+            "without a dose."
+        )
+    if known:
+        low = min(dose["min"] for dose in known.values()) / _BEYOND
+        high = max(dose["max"] for dose in known.values()) * _BEYOND
     doses = np.geomspace(low, high, 200)
 
     ax = axes_or_new(ax, (5.6, 3.6))
-    band = min(BAND_ALPHA, 2 * BAND_ALPHA / len(table))  # many lie over each other
-    for color, (name, row) in zip(CATEGORICAL_COLORS, table.iterrows(), strict=False):
+    band = min(BAND_ALPHA, 2 * BAND_ALPHA / len(curves))  # many lie over each other
+    for color, (name, row) in zip(CATEGORICAL_COLORS, curves.iterrows(), strict=False):
         lower, upper = _response_interval(doses, row, credible_level)
         ax.fill_between(doses, lower, upper, color=color, alpha=band, linewidth=0)
-        response = _response(doses, row["ec50"], row["slope"])
-        known = np.ones(len(doses), bool)
-        if name in measured.index:
-            known = (doses >= measured.loc[name, "min"]) & (doses <= measured.loc[name, "max"])
+        response = expit(row["slope"] * np.log(doses / row["ec50"]))
+        ends = known.get(name, {"min": low, "max": high})
+        inside = (doses >= ends["min"]) & (doses <= ends["max"])
         ax.plot(doses, response, color=color, linewidth=0.7 * LINE_WIDTH, linestyle=(0, (3, 2)))
+        ec50 = f"{row['ec50']:.2g} [{row['ec50_lower']:.2g}, {row['ec50_upper']:.2g}]"
         ax.plot(
             doses,
-            np.where(known, response, np.nan),
+            np.where(inside, response, np.nan),
             color=color,
             linewidth=1.3 * LINE_WIDTH,
-            label=f"{name}: {row['ec50']:.2g} [{row['ec50_lower']:.2g}, {row['ec50_upper']:.2g}]",
+            label=f"{literal(name)}: {ec50}",
         )
         if low <= row["ec50"] <= high:
             ax.plot(
@@ -127,21 +136,9 @@ def dose_response(
     ax.set(xscale="log", xlim=(low, high), ylim=(-0.02, 1.02))
     ax.set_xlabel("dose")
     ax.set_ylabel("share of the full shift")
-    ax.legend(
-        title=f"EC50 [{credible_level:.0%} interval]",
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-        fontsize="small",
-        title_fontsize="small",
-        alignment="left",
-    )
+    legend_beside(ax, f"EC50 [{credible_level:.0%} interval]")
     open_frame(ax)
     return ax
-
-
-def _response(doses: NDArray[np.floating], ec50: float, slope: float) -> NDArray[np.float64]:
-    return np.asarray(expit(slope * np.log(doses / ec50)))
 
 
 def _response_interval(
@@ -159,24 +156,3 @@ def _response_interval(
     tail = 50 * (1 - credible_level)
     lower, upper = np.percentile(expit(logits).reshape(len(doses), -1), [tail, 100 - tail], axis=1)
     return lower, upper
-
-
-def _measured_doses(model: BaseModelClass, perturbations: list[str]) -> pd.DataFrame:
-    """Smallest and largest positive dose of each perturbation in the model's AnnData, if any."""
-    bounds = pd.DataFrame(columns=["min", "max"], dtype=float)
-    if model.adata is None:
-        return bounds
-    dosage = sparse.csc_matrix(registered_dosage(model.adata_manager))
-    names = list(model.perturbation_names)
-    for name in perturbations:
-        given = dosage[:, names.index(name)].data
-        given = given[given > 0]
-        if given.size:
-            bounds.loc[name] = [given.min(), given.max()]
-    return bounds
-
-
-def _dose_range(table: pd.DataFrame, measured: pd.DataFrame) -> tuple[float, float]:
-    if measured.empty:
-        return table["ec50"].min() / _DECADES, table["ec50"].max() * _DECADES
-    return measured["min"].min() / _BEYOND, measured["max"].max() * _BEYOND

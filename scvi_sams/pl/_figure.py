@@ -1,4 +1,4 @@
-"""What the plots share: where they draw, sizes, and colours that a colour-blind reader knows."""
+"""Figure style: axes, sizes, text, legends, and colours that a colour-blind reader tells apart."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ __all__ = [
     "LABEL_SIZE",
     "LINE_WIDTH",
     "MAX_POINTS",
-    "NUMERIC_COLORS",
     "OTHER_COLOR",
     "PROBABILITY_COLORS",
     "REFERENCE_LINE",
     "axes_or_new",
+    "counted",
+    "equal_axes",
+    "legend_above",
+    "legend_beside",
+    "literal",
     "open_frame",
-    "others",
-    "square_axes",
 ]
 
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib import colormaps
-from matplotlib.colors import ListedColormap
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, with a brown for its yellow, which is too pale for a white page.
@@ -42,11 +44,8 @@ CATEGORICAL_COLORS = (
     "#000000",
 )
 OTHER_COLOR = "#D0D0D0"
-# Of what is above or below zero, of shares, of any other number.
 DIVERGING_COLORS = "RdBu_r"
 PROBABILITY_COLORS = "Blues"
-# Without its yellow end, of which single points do not show on a white page.
-NUMERIC_COLORS = ListedColormap(colormaps["viridis"](np.linspace(0, 0.82, 256)), "numeric")
 
 LABEL_SIZE = 7  # points; names of genes, perturbations and latents
 LINE_WIDTH = 1.5  # points
@@ -67,12 +66,33 @@ def axes_or_new(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
     return new
 
 
-def others(number: int) -> str:
-    """Label of those that have no colour of their own."""
-    return f"{number} other" if number == 1 else f"{number} others"
+def literal(name: object) -> str:
+    r"""Text from data as matplotlib shows it character by character.
+
+    A pair of ``$`` would be read as mathematics, a control character has no glyph, and a legend
+    leaves out what begins with an underscore.
+
+    Examples
+    --------
+    >>> print(literal("$alpha$"), literal("tab\there"))
+    \$alpha\$ tab\x09here
+    """
+    text = "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in str(name))
+    return f"{' ' * text.startswith('_')}{text}".replace("$", r"\$")
 
 
-def square_axes(ax: Axes, limits: tuple[float, float]) -> None:
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, whose plural takes an s.
+
+    Examples
+    --------
+    >>> counted(1, "latent"), counted(1_200, "gene")
+    ('1 latent', '1,200 genes')
+    """
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def equal_axes(ax: Axes, limits: tuple[float, float]) -> None:
     """Give both axes these limits, one scale and the same numbers."""
     ax.set(xlim=limits, ylim=limits, aspect="equal")
     for axis in (ax.xaxis, ax.yaxis):
@@ -82,3 +102,31 @@ def square_axes(ax: Axes, limits: tuple[float, float]) -> None:
 def open_frame(ax: Axes) -> None:
     """Leave the axes their lines at the left and at the bottom alone."""
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def legend_above(ax: Axes, handles: Sequence[Artist], **options: Any) -> None:
+    """Draw a legend in one row between the axes and their title."""
+    ax.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=len(handles),
+        columnspacing=1.0,
+        frameon=False,
+        fontsize="small",
+        **options,
+    )
+
+
+def legend_beside(ax: Axes, title: str, **options: Any) -> None:
+    """Draw a legend to the right of the axes."""
+    ax.legend(
+        title=title,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        fontsize="small",
+        title_fontsize="small",
+        alignment="left",
+        **options,
+    )

@@ -15,6 +15,7 @@ from scvi_sams.pl._figure import (
     LINE_WIDTH,
     OTHER_COLOR,
     axes_or_new,
+    literal,
     open_frame,
 )
 from scvi_sams.tl import top_genes
@@ -45,8 +46,9 @@ def gene_program(
 
     Returns
     -------
-    The axes, with the effect on x and genes on y, the most raised at the top. The title says what
-    the latent does in all, as far as ``obs`` has it.
+    matplotlib.axes.Axes
+        The axes, with the effect on x and genes on y, the most raised at the top. The title says
+        what the latent does in all, as far as ``obs`` has it.
 
     Raises
     ------
@@ -80,11 +82,11 @@ def gene_program(
     ax.axvline(0, color=OTHER_COLOR, linewidth=0.8, zorder=0)
     ax.hlines(rows, lower, upper, color=colors, linewidth=LINE_WIDTH)
     ax.scatter(effect, rows, s=20, c=colors, linewidths=0, zorder=3)
-    ax.set_yticks(rows, list(map(str, genes)), fontsize=LABEL_SIZE)
+    ax.set_yticks(rows, list(map(literal, genes)), fontsize=LABEL_SIZE)
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(len(genes) - 0.4, -0.6)
     ax.set_xlabel(_effect_label(programs, name))
-    ax.set_title("\n".join([name, *_summary(program)]), fontsize="medium")
+    ax.set_title("\n".join([literal(name), *_summary(program)]), fontsize="medium")
     open_frame(ax)
     ax.spines["left"].set_visible(False)
     return ax
@@ -92,7 +94,13 @@ def gene_program(
 
 def _effect_label(programs: ad.AnnData, name: str) -> str:
     units = str(programs.uns.get("scvi_sams", {}).get("units", ""))
-    scale = " (log2 expression)" if units.startswith("log2") else f" ({units})" if units else ""
+    scale = (
+        " (log2 expression)"
+        if units.startswith("log2")
+        else f" ({literal(units)})"
+        if units
+        else ""
+    )
     if "move" not in programs.obs:
         return f"effect{scale}"
     return f"effect{scale} of moving it by {programs.obs.loc[name, 'move']:+.2g} s.d."

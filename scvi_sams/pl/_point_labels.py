@@ -12,10 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox, IdentityTransform
 
-from scvi_sams.pl._figure import LABEL_SIZE
+from scvi_sams.pl._figure import LABEL_SIZE, literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from matplotlib.backend_bases import RendererBase
     from numpy.typing import NDArray
@@ -55,7 +55,7 @@ class PointLabels(Artist):
         self,
         x: NDArray[np.floating],
         y: NDArray[np.floating],
-        names: Sequence[str],
+        names: Iterable[str],
         avoid: NDArray[np.floating],
     ) -> None:
         super().__init__()
@@ -73,65 +73,51 @@ class PointLabels(Artist):
         self.boxes = {}
         if not self.get_visible() or self.axes is None:
             return
-        pixels = cast("float", renderer.points_to_pixels(1.0))
-        points = self.axes.transData.transform(self._points)
+        point = cast("float", renderer.points_to_pixels(1.0))
+        targets = self.axes.transData.transform(self._points)
         obstacles = self.axes.transData.transform(self._avoid)
-        frame = self.axes.get_window_extent(renderer).padded(-_INSET * pixels)
-        half = _HALF_POINT * pixels
-        taken = [Bbox([point - half, point + half]) for point in points]
-        for name, point in zip(self._names, points, strict=True):
-            text = Text(text=name, ha="center", va="center", fontsize=LABEL_SIZE)
+        frame = self.axes.get_window_extent(renderer).padded(-_INSET * point)
+        taken = [Bbox([target, target]).padded(_HALF_POINT * point) for target in targets]
+        for name, target in zip(self._names, targets, strict=True):
+            text = Text(text=literal(name), ha="center", va="center", fontsize=LABEL_SIZE)
             text.set_figure(self.axes.figure)
-            extent = text.get_window_extent(renderer)
-            size = np.array([extent.width, extent.height])
-            box = _best_box(point, size, pixels, frame, taken, obstacles)
-            if box is None:
+            size = np.array(text.get_window_extent(renderer).size)
+            free = [
+                box
+                for box in _places(target, size, point)
+                if (box.p0 >= frame.p0).all()
+                and (box.p1 <= frame.p1).all()
+                and not any(box.overlaps(other) for other in taken)
+            ]
+            if not free:
                 continue
+            box = min(free, key=lambda box: _covered(box, obstacles, _HALF_POINT * point / 2))
             taken.append(box)
             self.boxes[name] = box
-            center = (box.p0 + box.p1) / 2
-            end = np.clip(point, box.p0, box.p1)
-            if np.hypot(*(end - point)) > _LINE_FROM * pixels:
-                line = Line2D(*np.transpose([point, end]), color="0.5", linewidth=0.5)
+            end = np.clip(target, box.p0, box.p1)
+            if np.hypot(*(end - target)) > _LINE_FROM * point:
+                line = Line2D(*np.transpose([target, end]), color="0.5", linewidth=0.5)
                 line.set_transform(IdentityTransform())
                 line.set_figure(self.axes.figure)
                 line.draw(renderer)
             text.set_transform(IdentityTransform())
-            text.set_position(tuple(center))
+            text.set_position(tuple((box.p0 + box.p1) / 2))
             text.draw(renderer)
 
 
-def _best_box(
-    point: NDArray[np.float64],
-    size: NDArray[np.float64],
-    pixels: float,
-    frame: Bbox,
-    taken: Sequence[Bbox],
-    obstacles: NDArray[np.float64],
-) -> Bbox | None:
-    """Where a name of this size goes, all in pixels; `pixels` is how many make a point."""
-    best, least = None, np.inf
-    for offset in _offsets(size, pixels):
-        low, high = point + offset - size / 2, point + offset + size / 2
-        box = Bbox([low, high])
-        inside = (low >= frame.p0).all() and (high <= frame.p1).all()
-        if not inside or any(box.overlaps(other) for other in taken):
-            continue
-        reach = size / 2 + _HALF_POINT * pixels / 2
-        covered = (np.abs(obstacles - point - offset) < reach).all(axis=1).sum()
-        if covered < least:
-            best, least = box, covered
-        if covered == 0:
-            break
-    return best
-
-
-def _offsets(size: NDArray[np.float64], pixels: float) -> list[NDArray[np.float64]]:
-    """From the point to the middle of its name, the best first."""
+def _places(target: NDArray[np.float64], size: NDArray[np.float64], point: float) -> list[Bbox]:
+    """Where a name of this size in pixels may stand, the best places first."""
     angles = np.arange(_DIRECTIONS) * 2 * np.pi / _DIRECTIONS
     # Beside a point rather than above it, as names are wide.
     angles = angles[np.argsort(np.abs(np.sin(angles)).round(9), kind="stable")]
     directions = np.column_stack([np.cos(angles), np.sin(angles)])
-    return [
-        direction * (radius * pixels + size / 2) for radius in _RADII for direction in directions
+    centers = [
+        target + way * (radius * point + size / 2) for radius in _RADII for way in directions
     ]
+    return [Bbox([center - size / 2, center + size / 2]) for center in centers]
+
+
+def _covered(box: Bbox, obstacles: NDArray[np.float64], margin: float) -> int:
+    """How many points lie in a box or next to it."""
+    inside = (obstacles > box.p0 - margin) & (obstacles < box.p1 + margin)
+    return int(inside.all(axis=1).sum())

@@ -10,7 +10,14 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from scvi_sams.pl._figure import CATEGORICAL_COLORS, MAX_POINTS, axes_or_new, open_frame
+from scvi_sams.pl._figure import (
+    CATEGORICAL_COLORS,
+    MAX_POINTS,
+    axes_or_new,
+    legend_above,
+    literal,
+    open_frame,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,9 +44,10 @@ def scorecard(card: Scorecard, measure: str = "pearson_perturbed", ax: Axes | No
 
     Returns
     -------
-    The axes: predictors on y, models first; means over conditions with 95% intervals as large
-    marks, the conditions as small dots (extreme ones lie outside), and a dashed line at the
-    baseline that does best.
+    matplotlib.axes.Axes
+        The axes: predictors on y, models first; means over conditions with 95% intervals as large
+        marks, the conditions as small dots (extreme ones lie outside), and a dashed line at the
+        baseline that does best.
 
     Raises
     ------
@@ -96,7 +104,7 @@ def scorecard(card: Scorecard, measure: str = "pearson_perturbed", ax: Axes | No
         low, high = np.nanmin(shown), np.nanmax(shown)
         margin = 0.05 * (high - low) or 0.05
         ax.set_xlim(low - margin, high + margin)
-    ax.set_yticks(range(len(rows)), labels=[str(name) for name in rows.index])
+    ax.set_yticks(range(len(rows)), labels=[literal(name) for name in rows.index])
     ax.invert_yaxis()
     ax.xaxis.set_major_locator(MaxNLocator(6))
     heading = card.heading(measure)
@@ -108,15 +116,6 @@ def scorecard(card: Scorecard, measure: str = "pearson_perturbed", ax: Axes | No
     ]
     if best is not None:
         handles.append(Line2D([], [], label="best baseline", **_BEST))
-    ax.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        ncols=len(handles),
-        columnspacing=1.0,
-        handlelength=1.5,
-        frameon=False,
-        fontsize="small",
-    )
+    legend_above(ax, handles, handlelength=1.5)
     open_frame(ax)
     return ax

@@ -12,11 +12,13 @@ from matplotlib.ticker import MaxNLocator
 from scvi_sams.pl._figure import CATEGORICAL_COLORS, LINE_WIDTH, axes_or_new, open_frame
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
     from matplotlib.axes import Axes
-    from scvi.model.base import BaseModelClass
 
 
-def training_history(model: BaseModelClass, ax: Axes | None = None) -> Axes:
+def training_history(history: Mapping[str, pd.DataFrame], ax: Axes | None = None) -> Axes:
     """Plot the negative evidence lower bound of every epoch.
 
     The first tenth of the epochs, where the bound falls by orders of magnitude more than
@@ -24,39 +26,35 @@ def training_history(model: BaseModelClass, ax: Axes | None = None) -> Axes:
 
     Parameters
     ----------
-    model
-        A trained model. The bound on validation cells is drawn where it was computed.
+    history
+        ``model.history`` after training. The bound on validation cells is drawn where it was
+        computed.
     ax
         Axes to draw into; a new figure by default.
 
     Returns
     -------
-    The axes, with the epoch on x and nats a cell on y.
+    matplotlib.axes.Axes
+        The axes, with the epoch on x and nats a cell on y.
 
     Raises
     ------
     ValueError
-        If the model has no training history.
+        If there is no bound in the history.
 
     Examples
     --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500, n_genes=100)
-    >>> scvi_sams.SAMSVAE.setup_anndata(
-    ...     adata, perturbation_key="perturbation", control="control"
-    ... )
-    >>> model = scvi_sams.SAMSVAE(adata, n_latent=8)
-    >>> model.train(max_epochs=2, enable_progress_bar=False)
-    >>> ax = scvi_sams.pl.training_history(model)
+    >>> import pandas as pd, scvi_sams
+    >>> history = {"elbo_train": pd.DataFrame({"elbo_train": [900.0, 450.0, 420.0]})}
+    >>> ax = scvi_sams.pl.training_history(history)
     """
-    history = model.history or {}
     curves = {
         label: history[key].iloc[:, 0].dropna().astype(float)
         for key, label in (("elbo_train", "training"), ("elbo_validation", "validation"))
-        if key in history and history[key].iloc[:, 0].notna().any()
+        if key in (history or {}) and history[key].iloc[:, 0].notna().any()
     }
     if not curves:
-        raise ValueError("The model has no training history: call `train` first.")
+        raise ValueError("There is no bound in the history: give `model.history` after `train`.")
 
     ax = axes_or_new(ax, (5.0, 3.5))
     settled = []

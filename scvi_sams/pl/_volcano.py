@@ -7,6 +7,7 @@ __all__ = ["volcano"]
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from scvi_sams.pl._figure import (
     CATEGORICAL_COLORS,
@@ -14,12 +15,13 @@ from scvi_sams.pl._figure import (
     OTHER_COLOR,
     REFERENCE_LINE,
     axes_or_new,
+    legend_above,
+    literal,
     open_frame,
 )
 from scvi_sams.pl._point_labels import PointLabels
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
 _NEEDED = ("group1", "group2", "lfc_mean", "lfc_std", "delta")
@@ -46,16 +48,17 @@ def volcano(
     condition
         Condition, as in the column ``group1``; needed if the table has several.
     n_labels
-        Genes named, at most: of those called, the ones that change most. One without room for
-        its name has none.
+        Genes named, at most: of those called, the ones that change most, up and down in turn. One
+        without room for its name has none.
     ax
         Axes to draw into; a new figure by default.
 
     Returns
     -------
-    The axes, with the mean log2 fold change on x; genes called up and down are coloured, and
-    dashed lines stand at the change that is worth calling (``delta``). Genes that are not called
-    and are surer than all that are, being surely unchanged, are triangles at the top.
+    matplotlib.axes.Axes
+        The axes, with the mean log2 fold change on x; genes called up and down are coloured, and
+        dashed lines stand at the change that is worth calling (``delta``). Genes that are not
+        called and are surer than all that are, being surely unchanged, are triangles at the top.
 
     Raises
     ------
@@ -115,7 +118,7 @@ def volcano(
                 marker=marker,
                 linewidths=0,
                 rasterized=many,
-                label=f"{genes.sum():,} {name}" if marker == "o" else None,
+                label=f"{genes.sum():,} {name}",
             )
     delta = float(table["delta"].iloc[0])
     low, high = min(change.min(), -1.5 * delta), max(change.max(), 1.5 * delta)
@@ -126,28 +129,22 @@ def volcano(
     ax.set(xlim=(low - margin, high + margin), ylim=(-0.03 * top, 1.08 * top))
     ax.set_xlabel("log2 fold change, posterior mean")
     ax.set_ylabel("mean / s.d. of the posterior")
-    ax.set_title(f"{condition} vs {table['group2'].iloc[0]}", fontsize="medium", pad=20)
-    ax.legend(
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        ncols=3,
-        frameon=False,
-        fontsize="small",
-        handletextpad=0.1,
-        columnspacing=1.0,
-        borderaxespad=0.1,
-        markerscale=1.5,
-    )
+    versus = f"{literal(condition)} vs {literal(table['group2'].iloc[0])}"
+    ax.set_title(versus, fontsize="medium", pad=20)
+    legend_above(ax, ax.collections[-6::2], handletextpad=0.1, borderaxespad=0.1, markerscale=1.5)
     open_frame(ax)
-    strongest = np.argsort(np.where(called, -np.abs(change), np.inf), kind="stable")
-    strongest = strongest[: min(max(n_labels, 0), int(called.sum()))]
-    lines = np.linspace(0, top, 100)
-    avoid = np.column_stack(
+    # From both sides in turn, as one alone would crowd its names.
+    size = np.where(called, np.abs(change), -1.0)
+    rank = pd.Series(-size).groupby(change > 0).rank(method="first")
+    strongest = np.lexsort((-size, rank))
+    strongest = strongest[called[strongest]][: max(n_labels, 0)]
+    line = np.linspace(0, top, 100)
+    avoid = np.vstack(
         [
-            np.concatenate([change, np.full(100, -delta), np.full(100, delta)]),
-            np.concatenate([height, lines, lines]),
+            np.column_stack([change, height]),
+            *(np.column_stack([np.full(100, side), line]) for side in (-delta, delta)),
         ]
     )
-    names = [str(name) for name in table.index[strongest]]
+    names = table.index[strongest]
     ax.add_artist(PointLabels(change[strongest], height[strongest], names, avoid))
     return ax

@@ -8,7 +8,6 @@ from scipy import stats
 
 import scvi_sams
 from scvi_sams import pl
-from scvi_sams.pl._dose_response import _response_interval
 
 
 def _curves(ec50, slope, log_std=0.5, level=0.95):
@@ -20,9 +19,8 @@ def _curves(ec50, slope, log_std=0.5, level=0.95):
     return pd.DataFrame(columns, index=[f"GENE{row}" for row in range(len(ec50))])
 
 
-def test_curves_are_hill_curves_with_their_ec50_marked(known_readouts):
-    model = known_readouts(np.ones((2, 3)), curves=_curves([1.0, 10.0], [1.0, 2.0]))
-    ax = pl.dose_response(model)
+def test_curves_are_hill_curves_with_their_ec50_marked():
+    ax = pl.dose_response(_curves([1.0, 10.0], [1.0, 2.0]))
     for ec50, slope, line in zip([1.0, 10.0], [1.0, 2.0], ax.lines[1::3], strict=True):
         dose, share = line.get_data()
         np.testing.assert_allclose(share, dose**slope / (dose**slope + ec50**slope))
@@ -34,32 +32,47 @@ def test_curves_are_hill_curves_with_their_ec50_marked(known_readouts):
 @pytest.mark.parametrize("level", [0.5, 0.95])
 def test_the_interval_is_that_of_posterior_draws(level):
     rng = np.random.default_rng(0)
-    row = _curves([2.0], [1.5], level=level).iloc[0]
     ec50 = 2.0 * np.exp(0.5 * rng.standard_normal(200_000))
     slope = 1.5 * np.exp(0.5 * rng.standard_normal(200_000))
-    doses = np.array([0.1, 1.0, 2.0, 20.0])
-    lower, upper = _response_interval(doses, row, level)
+    band = pl.dose_response(_curves([2.0], [1.5], level=level), credible_level=level).collections[
+        0
+    ]
+    corners = pd.DataFrame(band.get_paths()[0].vertices, columns=["dose", "share"])
+    ends = corners.groupby("dose")["share"].agg(["min", "max"])
     tails = [(1 - level) / 2, (1 + level) / 2]
-    for dose, *ends in zip(doses, lower, upper, strict=True):
+    for dose, drawn in ends.iloc[5:-5:30].iterrows():  # the ends have a corner in the middle
         share = 1 / (1 + (ec50 / dose) ** slope)
-        np.testing.assert_allclose(ends, np.quantile(share, tails), atol=0.01)
+        np.testing.assert_allclose(drawn, np.quantile(share, tails), atol=0.01)
 
 
-def test_the_strongest_are_drawn_by_default(known_readouts):
-    model = known_readouts(np.diag(range(6)), curves=_curves(np.ones(6), np.ones(6)))
-    labels = [text.get_text()[:5] for text in pl.dose_response(model).get_legend().get_texts()]
-    assert labels == ["GENE5", "GENE4", "GENE3", "GENE2"]
+@pytest.mark.parametrize("wrong", [0.0, 1.0, np.nan])
+def test_what_cannot_be_drawn_is_refused(wrong):
+    curves = _curves(np.ones(9), np.ones(9))
+    with pytest.raises(ValueError, match=r"9 perturbations: choose 1 to 8 with curves\.loc"):
+        pl.dose_response(curves)
+    with pytest.raises(ValueError, match="credible_level"):
+        pl.dose_response(curves[:2], credible_level=wrong)
+    with pytest.raises(ValueError, match="no column slope: give what"):
+        pl.dose_response(curves[:2].drop(columns="slope"))
+    measured = pd.DataFrame({"min": [1.0, -wrong], "max": 2.0}, index=["GENE0", "GENE1"])
+    if not wrong > 0 or wrong == 1:
+        with pytest.raises(ValueError, match="no positive range of doses for 'GENE1'"):
+            pl.dose_response(curves[:2], measured)
 
 
-def test_what_cannot_be_drawn_is_refused(known_readouts):
-    model = known_readouts(np.ones((9, 1)), curves=_curves(np.ones(9), np.ones(9)))
-    with pytest.raises(scvi_sams.UnknownPerturbationError, match="GENE"):
-        pl.dose_response(model, ["GENE99"])
-    with pytest.raises(ValueError, match="9 perturbations: give 1 to 8"):
-        pl.dose_response(model, [f"GENE{row}" for row in range(9)])
+def test_curves_are_solid_where_doses_were_measured():
+    measured = pd.DataFrame({"min": [0.1], "max": [10.0]}, index=["GENE0"])
+    ax = Figure().subplots()
+    assert pl.dose_response(_curves([1.0, 1.0], [1.0, 2.0]), measured, ax=ax) is ax
+    dose, share = ax.lines[1].get_data()
+    solid = dose[np.isfinite(share)]
+    assert 0.1 <= solid.min() < 0.12
+    assert 8 < solid.max() <= 10
+    assert np.isfinite(ax.lines[4].get_ydata()).all()  # of which nothing is known
+    assert ax.get_xlim() == pytest.approx((0.1 / 3, 30))
 
 
-def test_curves_of_a_model_are_solid_where_doses_were_measured():
+def test_curves_of_a_model_are_drawn():
     adata = scvi_sams.datasets.simulated_screen(
         n_cells=200, n_genes=20, n_perturbations=3, n_pairs=0, doses=[0.1, 1.0, 10.0]
     )
@@ -68,15 +81,5 @@ def test_curves_of_a_model_are_solid_where_doses_were_measured():
     )
     model = scvi_sams.SAMSVAE(adata, n_latent=3, n_hidden=8, dose_response="hill")
     model.train(max_epochs=1, accelerator="cpu")
-    ax = Figure().subplots()
-    assert pl.dose_response(model, "P001", ax=ax) is ax
-    dose, share = ax.lines[1].get_data()
-    measured = dose[np.isfinite(share)]
-    assert 0.1 <= measured.min() < 0.12
-    assert 8 < measured.max() <= 10
-    assert ax.get_xlim() == pytest.approx((0.1 / 3, 30))
-
-
-def test_a_model_without_curves_says_so(trained_model):
-    with pytest.raises(NotImplementedError, match="hill"):
-        pl.dose_response(trained_model)
+    ax = pl.dose_response(model.get_dose_response())
+    assert len(ax.get_legend().get_texts()) == 3

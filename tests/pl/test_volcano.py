@@ -6,7 +6,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from scvi_sams import pl
-from scvi_sams.pl._point_labels import PointLabels
 from scvi_sams.tl import differential_expression_table
 
 _GENES = ["up", "down", "unsure", "none", "exact", "sure"]
@@ -25,13 +24,7 @@ def _points(ax, group, marker=0):
     return np.asarray(ax.collections[2 * group + marker].get_offsets())
 
 
-def _names(ax):
-    ax.figure.canvas.draw()
-    (labels,) = (artist for artist in ax.artists if isinstance(artist, PointLabels))
-    return labels.boxes
-
-
-def test_genes_are_drawn_and_coloured_by_their_calls():
+def test_genes_are_drawn_and_coloured_by_their_calls(name_boxes):
     table = _table()
     ax = pl.volcano(table)
     ratio = table["lfc_mean"].abs() / table["lfc_std"]
@@ -39,7 +32,7 @@ def test_genes_are_drawn_and_coloured_by_their_calls():
     np.testing.assert_allclose(_points(ax, 1), [[table.loc["down", "lfc_mean"], ratio["down"]]])
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
     assert legend == ["4 not called", "1 down", "1 up"]
-    assert set(_names(ax)) == {"up", "down"}
+    assert set(name_boxes(ax)) == {"up", "down"}
     assert ax.get_title() == "KLF1 vs control"
 
 
@@ -53,20 +46,20 @@ def test_what_is_surely_unchanged_does_not_squeeze_the_rest():
     assert [0.0, 0.0] in _points(ax, 0).tolist()
 
 
-def test_a_condition_of_several_is_chosen():
+def test_a_condition_of_several_is_chosen(name_boxes):
     table = pd.concat([_table("A"), _table("B", seed=1)])
     ax = pl.volcano(table, "B", n_labels=1)
     assert _points(ax, 2)[0, 0] == table.loc[table["group1"] == "B", "lfc_mean"]["up"]
-    assert set(_names(ax)) == {"up"}
+    assert set(name_boxes(ax)) == {"up"}
     for wrong in (None, "C"):
         with pytest.raises(ValueError, match="it has A, B"):
             pl.volcano(table, wrong)
 
 
-def test_no_calls_are_drawn_into_given_axes():
+def test_no_calls_are_drawn_into_given_axes(name_boxes):
     ax = Figure().subplots()
     assert pl.volcano(_table().loc[["unsure", "none", "exact"]], n_labels=0, ax=ax) is ax
-    assert _names(ax) == {}
+    assert name_boxes(ax) == {}
 
 
 @pytest.mark.parametrize("column", ["lfc_std", "is_de_fdr_0.05"])
