@@ -1,4 +1,4 @@
-"""Tables of expression, conditions x genes."""
+"""Tables of expression, conditions x genes, and log-normalised expression of cells."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import scipy.sparse as sp
 from scvi_sams._exceptions import ScreenError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 __all__ = [
     "ProfileTable",
     "aligned_profiles",
     "dense",
+    "log_expression_chunks",
     "profile_frame",
     "ratio",
     "relative_to",
@@ -29,6 +32,8 @@ __all__ = [
 
 ProfileTable: TypeAlias = ad.AnnData | pd.DataFrame
 """Conditions x genes: effects or mean expression, in ``X`` of an AnnData or as a DataFrame."""
+
+CELLS_PER_CHUNK = 20_000  # bounds the normalised copy of the counts; backed files work as well
 
 # Tables are often in single precision: a difference below this share of the value is rounding.
 _SINGLE_PRECISION = 1e-6
@@ -146,3 +151,32 @@ def standard_error_frames(
             f"a negative one: leave it out, or pass standard_error=None."
         )
     return errors, control
+
+
+def log_expression_chunks(
+    adata: ad.AnnData, layer: str | None, library: pd.Series | None = None, scale: float = 1e4
+) -> Iterator[tuple[slice, Any]]:
+    """Chunks of log2(1 + scale x / library), sparse if the counts are, with their rows."""
+    if layer is not None and layer not in adata.layers:
+        raise ScreenError(f"There is no layer {layer!r}, only {', '.join(adata.layers) or 'X'}.")
+    matrix = adata.X if layer is None else adata.layers[layer]
+    for start in range(0, adata.n_obs, CELLS_PER_CHUNK):
+        cells = slice(start, min(start + CELLS_PER_CHUNK, adata.n_obs))
+        counts = matrix[cells]
+        size = np.asarray(counts.sum(axis=1), dtype=float).ravel()
+        if library is not None:
+            size = library.iloc[cells].to_numpy(dtype=float, na_value=np.nan)
+        if not (valid := np.isfinite(size) & (size > 0)).all():
+            first = int(np.argmin(valid))
+            raise ScreenError(
+                f"Cell {adata.obs_names[start + first]!r} has library size {size[first]:g}: leave "
+                f"out cells without counts."
+            )
+        if sp.issparse(counts):
+            log_expression = sp.csr_matrix(counts, dtype=np.float64, copy=True)
+            log_expression.data *= np.repeat(scale / size, np.diff(log_expression.indptr))
+            np.log1p(log_expression.data, out=log_expression.data)
+            log_expression.data /= np.log(2)
+        else:
+            log_expression = np.log2(1 + np.asarray(counts) * (scale / size)[:, None])
+        yield cells, log_expression

@@ -15,7 +15,8 @@ import scipy.sparse as sp
 from anndata.utils import make_index_unique
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.evaluation._observed import _log_expression, _obs_column
+from scvi_sams.data.tables import log_expression_chunks
+from scvi_sams.evaluation._observed import _obs_column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -308,7 +309,7 @@ def _normalised(
     """Natural logarithms, sparse and in single precision, with the label and nothing else."""
     chunks = [
         sp.csr_matrix(chunk * np.log(2), dtype=np.float32)
-        for _, chunk in _log_expression(adata, layer, None, scale)
+        for _, chunk in log_expression_chunks(adata, layer, None, scale)
     ]
     return ad.AnnData(
         sp.vstack(chunks, "csr"),

@@ -11,10 +11,15 @@ import scipy.sparse as sp
 from scipy.stats import false_discovery_control, mannwhitneyu
 from sklearn.metrics import roc_auc_score
 
-from scvi_sams.data.tables import aligned_profiles, dense, profile_frame, ratio
+from scvi_sams.data.tables import (
+    aligned_profiles,
+    dense,
+    log_expression_chunks,
+    profile_frame,
+    ratio,
+)
 from scvi_sams.evaluation._observed import (
     _condition_groups,
-    _log_expression,
     _obs_column,
     observed_average_treatment_effect,
 )
@@ -86,7 +91,7 @@ def observed_differential_expression(
     )
     groups = _condition_groups(adata, perturbation_key, control, conditions, min_cells)
     library = None if size_factor_key is None else _obs_column(adata, size_factor_key)
-    chunks = [chunk for _, chunk in _log_expression(adata, layer, library, scale)]
+    chunks = [chunk for _, chunk in log_expression_chunks(adata, layer, library, scale)]
     expression = sp.vstack(chunks, "csr") if sp.issparse(chunks[0]) else np.vstack(chunks)
     p_values = np.ones(observed.shape)
     for start in range(0, adata.n_vars, _GENES_PER_BLOCK):

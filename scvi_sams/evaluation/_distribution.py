@@ -12,7 +12,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances_chunked
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.evaluation._observed import _log_expression, _obs_column
+from scvi_sams.data.tables import log_expression_chunks
+from scvi_sams.evaluation._observed import _obs_column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -156,7 +157,7 @@ class ExpressionPCA:
         self, adata: ad.AnnData, layer: str | None, size_factor_key: str | None
     ) -> Iterator[tuple[slice, Any]]:
         library = None if size_factor_key is None else _obs_column(adata, size_factor_key)
-        return _log_expression(adata, layer, library, self.scale)
+        return log_expression_chunks(adata, layer, library, self.scale)
 
 
 def energy_distance(x: ArrayLike, y: ArrayLike, unbiased: bool = False) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -12,10 +12,10 @@ import scipy.sparse as sp
 
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data import Conditions
-from scvi_sams.data.tables import dense
+from scvi_sams.data.tables import dense, log_expression_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,9 +25,6 @@ __all__ = [
     "batch_matched_treatment_effect",
     "observed_average_treatment_effect",
 ]
-
-
-_CELLS_PER_CHUNK = 20_000  # bounds the normalised copy of the counts; backed files work as well
 
 
 def observed_average_treatment_effect(
@@ -183,7 +180,7 @@ def _group_moments(
     member = sp.csc_matrix((np.ones(cells.size), (groups.row[cells], cells)), shape=shape)
     library = None if size_factor_key is None else _obs_column(adata, size_factor_key)
     total, squares = np.zeros((2, groups.n_cells.size, adata.n_vars))
-    for chunk, log_expression in _log_expression(adata, layer, library, scale):
+    for chunk, log_expression in log_expression_chunks(adata, layer, library, scale):
         total += dense(member[:, chunk] @ log_expression)
         squared = log_expression.power(2) if sp.issparse(log_expression) else log_expression**2
         squares += dense(member[:, chunk] @ squared)
@@ -194,35 +191,6 @@ def _group_moments(
     deviations[deviations <= 1e-12 * squares] = 0
     variance = np.where(n_cells > 1, deviations / np.maximum(n_cells - 1, 1), np.nan)
     return mean, variance
-
-
-def _log_expression(
-    adata: ad.AnnData, layer: str | None, library: pd.Series | None, scale: float
-) -> Iterator[tuple[slice, Any]]:
-    """Chunks of log2(1 + scale x / library), sparse if the counts are, with their rows."""
-    if layer is not None and layer not in adata.layers:
-        raise ScreenError(f"There is no layer {layer!r}, only {', '.join(adata.layers) or 'X'}.")
-    matrix = adata.X if layer is None else adata.layers[layer]
-    for start in range(0, adata.n_obs, _CELLS_PER_CHUNK):
-        cells = slice(start, min(start + _CELLS_PER_CHUNK, adata.n_obs))
-        counts = matrix[cells]
-        size = np.asarray(counts.sum(axis=1), dtype=float).ravel()
-        if library is not None:
-            size = library.iloc[cells].to_numpy(dtype=float, na_value=np.nan)
-        if not (valid := np.isfinite(size) & (size > 0)).all():
-            first = int(np.argmin(valid))
-            raise ScreenError(
-                f"Cell {adata.obs_names[start + first]!r} has library size {size[first]:g}: leave "
-                f"out cells without counts."
-            )
-        if sp.issparse(counts):
-            log_expression = sp.csr_matrix(counts, dtype=np.float64, copy=True)
-            log_expression.data *= np.repeat(scale / size, np.diff(log_expression.indptr))
-            np.log1p(log_expression.data, out=log_expression.data)
-            log_expression.data /= np.log(2)
-        else:
-            log_expression = np.log2(1 + np.asarray(counts) * (scale / size)[:, None])
-        yield cells, log_expression
 
 
 def _obs_column(adata: ad.AnnData, key: str) -> pd.Series:
@@ -480,7 +448,7 @@ class CellGroups:
         subset = self.adata if cells.size == self.adata.n_obs else self.adata[cells]
         library = None if self.library is None else self.library.iloc[cells]
         total, squares = np.zeros((2, n_rows, self.adata.n_vars))
-        for chunk, expression in _log_expression(subset, self.layer, library, self.scale):
+        for chunk, expression in log_expression_chunks(subset, self.layer, library, self.scale):
             total += dense(member[:, chunk] @ expression)
             if with_squares:
                 squared = expression.power(2) if sp.issparse(expression) else expression**2

@@ -14,7 +14,7 @@ from scvi.utils import track
 
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.field import registered_dosage
-from scvi_sams.evaluation._observed import _log_expression
+from scvi_sams.data.tables import log_expression_chunks
 from scvi_sams.model._counterfactual_mixin import COUNTS_PER, CounterfactualMixin
 from scvi_sams.model._measured_pairs import find_measured_pairs, pair_residuals, pairs_together
 from scvi_sams.tl import summarize_effects
@@ -196,7 +196,7 @@ class PairDrawsMixin(CounterfactualMixin):
         layer, key = arguments["layer"], arguments["size_factor_key"]
         if self.module.is_count_model:
             library = None if key is None else adata.obs[key]
-            yield from _log_expression(adata, layer, library, COUNTS_PER)
+            yield from log_expression_chunks(adata, layer, library, COUNTS_PER)
             return
         matrix = adata.X if layer is None else adata.layers[layer]
         for start in range(0, adata.n_obs, _CELLS_PER_CHUNK):

@@ -7,7 +7,8 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.evaluation import _observed, observed_average_treatment_effect
+from scvi_sams.data import tables
+from scvi_sams.evaluation import observed_average_treatment_effect
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ class TestObserved:
         expected = observe(screen).X
         screen.write_h5ad(tmp_path / "screen.h5ad")
         screen.layers["csc"], screen.layers["dense"] = screen.X.tocsc(), screen.X.toarray()
-        monkeypatch.setattr(_observed, "_CELLS_PER_CHUNK", 7)
+        monkeypatch.setattr(tables, "CELLS_PER_CHUNK", 7)
         for layer in (None, "csc", "dense"):
             np.testing.assert_allclose(observe(screen, layer=layer).X, expected, atol=1e-6)
         backed = ad.read_h5ad(tmp_path / "screen.h5ad", backed="r")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from scvi_sams.data.tables import log_expression_chunks
 from scvi_sams.evaluation import interaction_residuals, observed_average_treatment_effect
-from scvi_sams.evaluation._observed import _log_expression
 from scvi_sams.model._measured_pairs import find_measured_pairs, pair_residuals
 from scvi_sams.tl._pair_calibration import score_gradient
 from scvi_sams.tl._pairs import regress_pair
@@ -93,7 +93,7 @@ def test_against_observed_effects_and_resampled_cells(screen):
     gradients = [score_gradient(*effect) for effect in effects]
 
     def residuals_of(adata, groups):
-        chunks = _log_expression(adata, SETUP["layer"], None, 1e4)
+        chunks = log_expression_chunks(adata, SETUP["layer"], None, 1e4)
         return pair_residuals(groups, chunks, effects, gradients)
 
     found = residuals_of(screen, measured)
