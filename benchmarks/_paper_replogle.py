@@ -8,9 +8,7 @@ import anndata as ad
 import numpy as np
 
 from benchmarks._paper import with_counts
-from scvi_sams.datasets import tidy_scperturb
-from scvi_sams.datasets._cache import fetch
-from scvi_sams.datasets._public import _PERTPY
+from scvi_sams.datasets import fetch_screen, tidy_screen
 from scvi_sams.evaluation import observed_average_treatment_effect, select_genes, split_cells
 
 if TYPE_CHECKING:
@@ -36,13 +34,13 @@ def filtered_replogle(
     Without a path the file is downloaded, about 9 GB.
     """
     # The loader of the package would read all two million cells.
-    file = path or fetch(f"{_PERTPY}/replogle_2022_k562_gwps.h5ad")
+    file = path or fetch_screen("replogle_2022_k562_gwps")
     screen = ad.read_h5ad(file, backed="r")
     split_cells(screen, validation_size=0.16, test_size=0.2, seed=seed)
     chosen = perturbations or strong_perturbations(screen, n_perturbations)
     labels = screen.obs["perturbation"].astype(str)
     cells = np.flatnonzero(labels.isin([*chosen, *_CONTROLS]).to_numpy())
-    adata = tidy_scperturb(screen[cells].to_memory(), control=_CONTROLS, pair_delimiter=None)
+    adata = tidy_screen(screen[cells].to_memory(), "replogle_2022_k562_gwps")
     screen.file.close()
     del adata.layers["counts"]  # X has them
     adata = with_counts(adata)

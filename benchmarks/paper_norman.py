@@ -14,7 +14,7 @@ from benchmarks._paper import (
     run_rows,
     with_counts,
 )
-from scvi_sams.datasets import norman_2019
+from scvi_sams.datasets import public_screen
 from scvi_sams.evaluation import (
     select_genes,
     split_pairs_by_training_cells,
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--n-genes", type=int, default=5_000)
     arguments = arguments.parse_args(argv)
     prepare(arguments)
-    screen = norman_2019(arguments.path)
+    screen = public_screen("norman_2019", arguments.path)
     del screen.layers["counts"]  # X has them
     screen = with_counts(screen)
     runs = []

@@ -58,7 +58,7 @@ if panel.is_file():
     adata.obs["size_factor"] = adata.obs["total_umi_all_genes"].astype(float)
 else:
     try:
-        adata = scvi_sams.datasets.papalexi_2021()
+        adata = scvi_sams.datasets.public_screen("papalexi_2021")
         adata.obs["batch"] = adata.obs["replicate"]
     except scvi_sams.datasets.DatasetUnavailableError as error:
         print(f"A simulated screen stands in: {error}")

@@ -155,8 +155,8 @@ ranked[["first", "second", "surprise", "interaction_score", "class"]].round(2)
 #
 # Norman and colleagues {cite:p}`Norman2019` activated genes alone and in pairs in K562 cells. A
 # thin subset (3,375 cells, 150 counts each) is used where it is at hand. For the whole screen,
-# which is a better judge, take `scvi_sams.datasets.norman_2019()` in its place; the code stays
-# the same.
+# which is a better judge, take `scvi_sams.datasets.public_screen("norman_2019")` in its place;
+# the code stays the same.
 
 # %%
 if norman.is_file():

@@ -5,31 +5,34 @@ from __future__ import annotations
 __all__ = ["simulated_bereket_2023", "simulated_lopez_2023"]
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import anndata as ad
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.datasets._simulation_draws import (
+from scvi_sams.datasets._simulation import (
+    CELLS_PER_CHUNK,
     CONTROL,
+    annotated,
+    check_parameters,
     draw_conditions,
     draw_masks,
     draw_pairs,
     numbered_names,
+    scaled_rates,
 )
 from scvi_sams.evaluation._splits import write_split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import anndata as ad
     from numpy.random import Generator
     from numpy.typing import NDArray
 
 _NEGATIVE_SLOPE = 0.2  # of the leaky rectifier
-_CELLS_PER_CHUNK = 4096  # bounds the dense memory
+_NO_PAIRS = (np.arange(0), np.arange(0))
 
 
 def simulated_bereket_2023(
@@ -91,15 +94,17 @@ def simulated_bereket_2023(
 
     Returns
     -------
-    AnnData (cells x features) with real numbers (float32) in ``X``:
+    anndata.AnnData
+        Cells x features with real numbers (float32) in ``X``:
 
-    * ``obs["perturbation"]``: ``"control"``, ``"P001"`` or ``"P001+P014"``
-    * ``obsm["true_basal"]``, ``obsm["true_latent"]``: :math:`z^b` and :math:`z`, cells x latents
-    * ``uns["truth"]``: ``"mask"``, ``"embedding"`` and ``"effect"`` (their product), each
-      perturbations x latents, with ``"perturbation_names"``, ``"seed"`` and ``"parameters"``
+        * ``obs["perturbation"]``: ``"control"``, ``"P001"`` or ``"P001+P014"``
+        * ``obsm["true_basal"]``, ``obsm["true_latent"]``: :math:`z^b` and :math:`z`, cells x
+          latents
+        * ``uns["truth"]``: ``"mask"``, ``"embedding"`` and ``"effect"`` (their product), each
+          perturbations x latents, with ``"perturbation_names"``, ``"seed"`` and ``"parameters"``
 
-    The features are no counts: models need ``setup_anndata(..., is_count_data=False)`` and
-    ``gene_likelihood="normal"``.
+        The features are no counts: models need ``setup_anndata(..., is_count_data=False)`` and
+        ``gene_likelihood="normal"``.
 
     Raises
     ------
@@ -124,7 +129,7 @@ def simulated_bereket_2023(
     """
     # First of all, while the arguments are the only local names.
     parameters = {name: value for name, value in locals().items() if name != "seed"}
-    _check(parameters, n_pairs, n_perturbations, control_fraction + pair_fraction)
+    check_parameters(parameters)
     truth_rng, cell_rng = np.random.default_rng(seed).spawn(2)
 
     mask = draw_masks(truth_rng, n_perturbations, n_latent, mask_probability, inactive=0.0)
@@ -134,7 +139,6 @@ def simulated_bereket_2023(
     network = _draw_network(truth_rng, [n_latent, *[n_hidden] * n_hidden_layers, n_features])
 
     names = numbered_names("P", n_perturbations, min_width=3)
-    pairs = [f"{names[a]}+{names[b]}" for a, b in zip(first, second, strict=True)]
     shift = np.vstack([np.zeros((1, n_latent)), effect, effect[first] + effect[second]])
     condition = draw_conditions(
         cell_rng, n_cells, n_perturbations, n_pairs, control_fraction, pair_fraction
@@ -145,21 +149,14 @@ def simulated_bereket_2023(
     signal -= signal.mean(axis=0)
     signal *= np.sqrt(1 - noise_share) / np.maximum(signal.std(axis=0), np.finfo(float).tiny)
     features = signal + np.sqrt(noise_share) * cell_rng.standard_normal(signal.shape)
-    return _annotated(
+    truth = {"mask": mask, "embedding": embedding, "effect": effect}
+    return annotated(
         features.astype(np.float32),
-        "feature_",
-        [CONTROL, *names, *pairs],
+        names,
+        (first, second),
         condition,
-        basal,
-        latent,
-        {
-            "mask": mask,
-            "embedding": embedding,
-            "effect": effect,
-            "perturbation_names": np.array(names, dtype=object),
-            "seed": seed,
-            "parameters": parameters,
-        },
+        {"true_basal": basal, "true_latent": latent},
+        truth | {"seed": seed, "parameters": parameters},
     )
 
 
@@ -217,14 +214,15 @@ def simulated_lopez_2023(
 
     Returns
     -------
-    AnnData (cells x genes) with counts (CSR, float32) in ``X`` and ``layers["counts"]``:
+    anndata.AnnData
+        Cells x genes with counts (CSR, float32) in ``X`` and ``layers["counts"]``:
 
-    * ``obs["perturbation"]``: ``"control"`` or ``"P001"``
-    * ``obs["split"]``: ``"test"`` for cells of the interventions held out, else ``"train"``, as
-      if written by :func:`scvi_sams.evaluation.split_perturbations`
-    * ``obsm["true_basal"]``: the state less the shift, cells x latents
-    * ``obsm["true_latent"]``: the state :math:`z`, cells x latents
-    * ``uns["truth"]``: as of :func:`simulated_bereket_2023`
+        * ``obs["perturbation"]``: ``"control"`` or ``"P001"``
+        * ``obs["split"]``: ``"test"`` for cells of the interventions held out, else ``"train"``,
+          as if written by :func:`scvi_sams.evaluation.split_perturbations`
+        * ``obsm["true_basal"]``: the state less the shift, cells x latents
+        * ``obsm["true_latent"]``: the state :math:`z`, cells x latents
+        * ``uns["truth"]``: as of :func:`simulated_bereket_2023`
 
     Raises
     ------
@@ -247,7 +245,7 @@ def simulated_lopez_2023(
     """
     # First of all, while the arguments are the only local names.
     parameters = {name: value for name, value in locals().items() if name != "seed"}
-    _check(parameters, 0, n_perturbations, control_fraction)
+    check_parameters(parameters)
     if max_targets > n_latent:
         raise ScreenError(f"`max_targets` is {max_targets}, but there are {n_latent} latents.")
     if n_held_out >= n_perturbations:
@@ -269,29 +267,19 @@ def simulated_lopez_2023(
     basal = cell_rng.standard_normal((n_cells, n_latent))
     latent = basal + np.vstack([np.zeros((1, n_latent)), effect])[condition]
     chunks = []
-    for start in range(0, n_cells, _CELLS_PER_CHUNK):
-        logits = _decode(latent[start : start + _CELLS_PER_CHUNK], network)
-        rate = np.exp(logits - logits.max(axis=1, keepdims=True))
-        rate *= library_size / rate.sum(axis=1, keepdims=True)
+    for start in range(0, n_cells, CELLS_PER_CHUNK):
+        logits = _decode(latent[start : start + CELLS_PER_CHUNK], network)
+        rate = scaled_rates(logits, library_size)
         chunks.append(sp.csr_matrix(cell_rng.poisson(rate).astype(np.float32)))
-    counts = sp.vstack(chunks, format="csr")
-    adata = _annotated(
-        counts,
-        "gene_",
-        [CONTROL, *names],
+    truth = {"mask": mask, "embedding": embedding, "effect": effect}
+    adata = annotated(
+        sp.vstack(chunks, format="csr"),
+        names,
+        _NO_PAIRS,
         condition,
-        basal,
-        latent,
-        {
-            "mask": mask,
-            "embedding": embedding,
-            "effect": effect,
-            "perturbation_names": np.array(names, dtype=object),
-            "seed": seed,
-            "parameters": parameters,
-        },
+        {"true_basal": basal, "true_latent": latent},
+        truth | {"seed": seed, "parameters": parameters},
     )
-    adata.layers["counts"] = counts.copy()
     is_held_out = condition > n_perturbations - n_held_out
     write_split(
         adata,
@@ -324,52 +312,3 @@ def _decode(
         latent = latent @ weights
         latent = np.where(latent > 0, latent, _NEGATIVE_SLOPE * latent)
     return latent @ last
-
-
-def _annotated(
-    matrix: Any,
-    var_prefix: str,
-    conditions: list[str],
-    condition: NDArray[np.int64],
-    basal: NDArray[np.float64],
-    latent: NDArray[np.float64],
-    truth: dict[str, Any],
-) -> ad.AnnData:
-    labels = pd.Categorical.from_codes(condition, conditions).remove_unused_categories()
-    n_cells, n_features = matrix.shape
-    return ad.AnnData(
-        matrix,
-        obs=pd.DataFrame({"perturbation": labels}, index=numbered_names("cell_", n_cells)),
-        var=pd.DataFrame(index=numbered_names(var_prefix, n_features)),
-        obsm={"true_basal": basal, "true_latent": latent},
-        uns={"truth": truth},
-    )
-
-
-def _check(
-    parameters: dict[str, Any],
-    n_pairs: int,
-    n_perturbations: int,
-    not_single: float,
-) -> None:
-    """Refuse arguments out of range, by name."""
-    shares = {"mask_probability", "noise_share", "control_fraction", "pair_fraction"}
-    from_zero = {"n_pairs", "n_hidden_layers", "n_held_out", "embedding_scale", "shift_size"}
-    for name, value in parameters.items():
-        if name in shares:
-            if not 0 <= value <= 1:
-                raise ScreenError(f"`{name}` must be between 0 and 1, not {value}.")
-        elif name in from_zero:
-            if not value >= 0:
-                raise ScreenError(f"`{name}` must be 0 or more, not {value}.")
-        elif not value > 0:
-            raise ScreenError(f"`{name}` must be above 0, not {value}.")
-    if not_single > 1:
-        raise ScreenError(
-            "`control_fraction` and `pair_fraction` add up to more than 1: lower one of them."
-        )
-    if n_pairs > (n_possible := n_perturbations * (n_perturbations - 1) // 2):
-        raise ScreenError(
-            f"`n_pairs` is {n_pairs}, but {n_perturbations} perturbations make only "
-            f"{n_possible} pairs: lower `n_pairs` or raise `n_perturbations`."
-        )

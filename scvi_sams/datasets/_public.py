@@ -2,43 +2,69 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "dixit_2016",
-    "norman_2019",
-    "papalexi_2021",
-    "replogle_2022_k562_essential",
-    "replogle_2022_k562_gwps",
-    "replogle_2022_rpe1",
-    "srivatsan_2020_sciplex3",
-]
+__all__ = ["fetch_screen", "public_screen", "tidy_screen"]
 
+import re
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import anndata as ad
 import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 from anndata.io import read_elem
 
-from scvi_sams._exceptions import ScreenError
-from scvi_sams.datasets._cache import fetch
-from scvi_sams.datasets._tidy import tidy_dixit, tidy_papalexi, tidy_sciplex, tidy_scperturb
+from scvi_sams._exceptions import ScreenError, listed, nearest
+from scvi_sams.datasets._cache import fetch, is_whole
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Iterable
 
-_SCPERTURB = "https://zenodo.org/records/7041849/files"
-_PERTPY = "https://exampledata.scverse.org/pertpy"
+_CONTROL = "control"
+_CONTROLS = frozenset({_CONTROL, "non-targeting", "NT", "Vehicle"})
+_MISSING = frozenset({"", "nan", "None", "NA"})
+_GUIDE = re.compile(r"p[_-](?:sg)?(?P<target>[^_-]+)")
 
 
-def norman_2019(
+def public_screen(
+    name: str,
     path: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     progressbar: bool = True,
 ) -> ad.AnnData:
-    """Norman et al. 2019: activation of 105 genes and of 131 pairs of them in K562 cells.
+    """Load a published screen, all in one format.
 
     Parameters
     ----------
+    name
+        One of the following:
+
+        * ``"norman_2019"``: activation of 105 genes and of 131 pairs of them in 110,000 K562
+          cells; batches in ``obs["gemgroup"]`` (Science 365, 786, doi:10.1126/science.aax4438).
+        * ``"replogle_2022_k562_essential"``: interference with 2,000 essential genes in 310,000
+          K562 cells; batches in ``obs["batch"]`` (Cell 185, 2559,
+          doi:10.1016/j.cell.2022.05.013).
+        * ``"replogle_2022_rpe1"``: the same of 2,400 genes in 248,000 RPE1 cells.
+        * ``"replogle_2022_k562_gwps"``: the same of 9,900 genes in 2 million K562 cells. It takes
+          9 GB of disk and over 100 GB of memory; on a smaller machine read the file of
+          :func:`fetch_screen` with ``anndata.read_h5ad(path, backed="r")``, select cells, and
+          give them to :func:`tidy_screen`.
+        * ``"papalexi_2021"``: knock-outs of 25 genes in 20,700 stimulated THP-1 cells
+          (ECCITE-seq, the RNA of it); batches in ``obs["replicate"]`` (Nature Genetics 53, 322,
+          doi:10.1038/s41588-021-00778-2).
+        * ``"dixit_2016"``: knock-outs of transcription factors in K562 cells, several in a cell;
+          guides are collapsed to their targets, and intergenic guides are controls. Cells in
+          which no guide was found are called ``"control"`` in the source (Cell 167, 1853,
+          doi:10.1016/j.cell.2016.11.038).
+        * ``"srivatsan_2020_sciplex3"``: 188 drugs at four doses in A549, K562 and MCF7 cells, with
+          ``obs["dose"]`` (nM, 10 to 10,000, 0 for control) and ``obs["cell_line"]``; batches in
+          ``obs["replicate"]``. A ``"+"`` in the name of a drug is spelt out. A model whose shift
+          is linear in the dose wants it on a scale near 1, as
+          ``np.log1p(adata.obs["dose"]) / np.log1p(1e4)`` (Science 367, 45,
+          doi:10.1126/science.aax6234).
     path
         A file that is already on this machine; nothing is downloaded then.
     cache_dir
@@ -49,289 +75,246 @@ def norman_2019(
 
     Returns
     -------
-    AnnData of about 110,000 cells x 33,694 genes:
-
-    * ``X`` and ``layers["counts"]``: counts (CSR, float32)
-    * ``obs["perturbation"]``: ``"control"``, ``"A"`` or ``"A+B"``, the parts sorted
-    * ``obs["source_label"]``: the label as published
-    * ``obs["gemgroup"]``: the 10x lane, a batch
-    * every other column of the published file
+    anndata.AnnData
+        Cells x genes, as of :func:`tidy_screen`.
 
     Raises
     ------
     DatasetUnavailableError
         If the file cannot be downloaded. The message says what to do without a network.
     ScreenError
-        If the file differs from the one recorded at its first use, or is not the expected one.
+        If there is no such screen, or the file is not the one expected.
 
     Notes
     -----
-    Published in Science 365, 786 (2019), doi:10.1126/science.aax4438; the file is that of
-    scPerturb (Peidli et al., Nature Methods 2024). No checksum was published with it: size and
-    SHA-256 are recorded beside the file at its first use and checked from then on.
+    The files are those of scPerturb (Peidli et al., Nature Methods 2024) and, of Papalexi and
+    Replogle's genome-wide screen, of pertpy. No checksum was published with them: size and SHA-256
+    are recorded beside a file at its first use and checked from then on.
 
     Examples
     --------
     >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.norman_2019()  # doctest: +SKIP
+    >>> adata = scvi_sams.datasets.public_screen("norman_2019")  # doctest: +SKIP
     """
-    file = _locate(f"{_SCPERTURB}/NormanWeissman2019_filtered.h5ad", path, cache_dir, progressbar)
-    return tidy_scperturb(_read_h5ad(file))
+    source = _source(name)
+    if path is None:
+        file = fetch(source.url, cache_dir, progressbar)
+    elif (file := Path(path)).is_file():
+        if not is_whole(file):
+            raise ScreenError(f"{file} is not an HDF5 file, or is cut off.")
+    else:
+        raise ScreenError(f"`path` names no file: {path}. Without it, {source.url} is downloaded.")
+    return tidy_screen(_read(file), name)
 
 
-def replogle_2022_k562_essential(
-    path: str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progressbar: bool = True,
-) -> ad.AnnData:
-    """Replogle et al. 2022: interference with about 2,000 essential genes in K562 cells.
+def fetch_screen(
+    name: str, cache_dir: str | os.PathLike[str] | None = None, progressbar: bool = True
+) -> Path:
+    """Download the published file of a screen, unless it is in the cache.
 
     Parameters
     ----------
-    path, cache_dir, progressbar
-        As for :func:`norman_2019`.
+    name, cache_dir, progressbar
+        As for :func:`public_screen`.
 
     Returns
     -------
-    AnnData of about 310,000 cells, laid out as by :func:`norman_2019`; every cell has one
-    perturbation and ``obs["batch"]`` is the 10x lane.
+    pathlib.Path
+        The file, in the format of its source.
 
     Raises
     ------
     DatasetUnavailableError, ScreenError
-        As :func:`norman_2019`.
-
-    Notes
-    -----
-    Published in Cell 185, 2559 (2022), doi:10.1016/j.cell.2022.05.013; the file is scPerturb's.
+        As :func:`public_screen`.
 
     Examples
     --------
     >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.replogle_2022_k562_essential()  # doctest: +SKIP
+    >>> path = scvi_sams.datasets.fetch_screen("papalexi_2021")  # doctest: +SKIP
     """
-    url = f"{_SCPERTURB}/ReplogleWeissman2022_K562_essential.h5ad"
-    file = _locate(url, path, cache_dir, progressbar)
-    return tidy_scperturb(_read_h5ad(file), pair_delimiter=None)
+    return fetch(_source(name).url, cache_dir, progressbar)
 
 
-def replogle_2022_rpe1(
-    path: str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progressbar: bool = True,
-) -> ad.AnnData:
-    """Replogle et al. 2022: interference with about 2,400 essential genes in RPE1 cells.
+def tidy_screen(adata: ad.AnnData, name: str) -> ad.AnnData:
+    """Bring cells of a published file into the format of this package.
+
+    No cell and no column is dropped; what is missing in the source stays missing, with a warning.
 
     Parameters
     ----------
-    path, cache_dir, progressbar
-        As for :func:`norman_2019`.
+    adata
+        Cells x genes as read from the published file, raw counts in ``X``.
+    name
+        Screen, as for :func:`public_screen`.
 
     Returns
     -------
-    AnnData of about 248,000 cells, laid out as by :func:`replogle_2022_k562_essential`.
+    anndata.AnnData
+        A copy (cells x genes):
+
+        * ``X`` and ``layers["counts"]``: counts (CSR, float32)
+        * ``obs["perturbation"]``: ``"control"``, ``"A"`` or ``"A+B"``, the parts sorted
+        * ``obs["source_label"]``: the label as published
+        * every other column of the published file
 
     Raises
     ------
-    DatasetUnavailableError, ScreenError
-        As :func:`norman_2019`.
-
-    Notes
-    -----
-    Published in Cell 185, 2559 (2022), doi:10.1016/j.cell.2022.05.013; the file is scPerturb's.
+    ScreenError
+        If a column is missing, no cell is a control, or ``X`` holds anything but counts.
 
     Examples
     --------
+    >>> import anndata as ad
+    >>> import numpy as np
     >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.replogle_2022_rpe1()  # doctest: +SKIP
+    >>> adata = ad.AnnData(np.ones((2, 3), np.float32))
+    >>> adata.obs["perturbation"] = ["KLF1_CEBPA", "control"]
+    >>> list(scvi_sams.datasets.tidy_screen(adata, "norman_2019").obs["perturbation"])
+    ['CEBPA+KLF1', 'control']
     """
-    url = f"{_SCPERTURB}/ReplogleWeissman2022_rpe1.h5ad"
-    file = _locate(url, path, cache_dir, progressbar)
-    return tidy_scperturb(_read_h5ad(file), pair_delimiter=None)
+    source = _source(name)
+    for column in (source.label_key, *source.needed):
+        if column not in adata.obs:
+            raise ScreenError(
+                f"The file has no obs[{column!r}], only {', '.join(map(repr, adata.obs))}: is "
+                f"this the right file?"
+            )
+    labels = adata.obs[source.label_key].astype("category")
+    written = {
+        label: np.nan if str(label) in _MISSING else _condition(source.parts(str(label)))
+        for label in labels.cat.categories
+    }
+    conditions = labels.astype(object).map(written).astype("category")
+    if _CONTROL not in conditions.cat.categories:
+        raise ScreenError(
+            f"No cell of obs[{source.label_key!r}] is a control; the labels are "
+            f"{listed(labels.cat.categories)}. Is this the right file?"
+        )
+    if n_missing := int(conditions.isna().sum()):
+        warnings.warn(
+            f"{n_missing} of {adata.n_obs} cells have no label in the source and are neither "
+            f"control nor perturbed: leave them out with "
+            f'adata[adata.obs["perturbation"].notna()].copy().',
+            UserWarning,
+            stacklevel=2,
+        )
+    counts = _counts(adata)
+    obs = adata.obs.assign(source_label=labels, perturbation=conditions)
+    if "dose_value" in source.needed:
+        dose = pd.to_numeric(obs["dose_value"].astype(object), errors="coerce").astype(float)
+        obs["dose"] = dose.mask(obs["perturbation"] == _CONTROL, 0.0)
+        if n_without := int((obs["dose"].isna() & conditions.notna()).sum()):
+            warnings.warn(
+                f"{n_without} treated cells have no number in obs['dose_value']: leave them out "
+                f'with adata[adata.obs["dose"].notna()].copy().',
+                UserWarning,
+                stacklevel=2,
+            )
+        obs["cell_line"] = obs["cell_line"].astype("category")
+    return ad.AnnData(
+        counts,
+        obs=obs,
+        var=adata.var.copy(),
+        uns=dict(adata.uns),
+        obsm=dict(adata.obsm),
+        layers={"counts": counts.copy()},
+    )
 
 
-def replogle_2022_k562_gwps(
-    path: str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progressbar: bool = True,
-) -> ad.AnnData:
-    """Replogle et al. 2022: interference with about 9,900 genes in K562 cells, genome-wide.
+def _one(label: str) -> list[str]:
+    """A label that is one perturbation, whatever its characters."""
+    return [label]
 
-    Parameters
-    ----------
-    path, cache_dir, progressbar
-        As for :func:`norman_2019`.
 
-    Returns
-    -------
-    AnnData of about 2 million cells x 8,248 genes, laid out as by
-    :func:`replogle_2022_k562_essential`.
+def _pair(label: str) -> list[str]:
+    """Parts of a pair in scPerturb's format."""
+    return label.split("_")
 
-    Raises
-    ------
-    DatasetUnavailableError, ScreenError
-        As :func:`norman_2019`.
 
-    Notes
-    -----
-    A download of about 9 GB, and well over 100 GB of memory once read, for ``X`` and the layer
-    are two matrices. On a smaller machine read the file with ``anndata.read_h5ad(path,
-    backed="r")`` and select cells before tidying.
+def _guides(label: str) -> list[str]:
+    """Targets of Dixit's guides: of ``p_sgELK1_2`` it is ``ELK1``.
 
-    Published in Cell 185, 2559 (2022), doi:10.1016/j.cell.2022.05.013; the file is scPerturb's,
-    as hosted by scverse for pertpy.
-
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.replogle_2022_k562_gwps()  # doctest: +SKIP
+    Guides of one cell are separated by ``" + "``, or by ``"_"`` where their own names were
+    written with ``"-"``.
     """
-    url = f"{_PERTPY}/replogle_2022_k562_gwps.h5ad"
-    file = _locate(url, path, cache_dir, progressbar)
-    return tidy_scperturb(_read_h5ad(file), pair_delimiter=None)
+    guides = label.split(" + " if " + " in label or label.startswith("p_") else "_")
+    matches = ((guide, _GUIDE.match(guide)) for guide in guides)
+    targets = (match["target"] if match else guide for guide, match in matches)
+    return [_CONTROL if target.startswith("INTERGENIC") else target for target in targets]
 
 
-def papalexi_2021(
-    path: str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progressbar: bool = True,
-) -> ad.AnnData:
-    """Papalexi et al. 2021: knock-outs of 25 genes in stimulated THP-1 cells (ECCITE-seq).
+class _Source(NamedTuple):
+    """Where a screen is, and how its cells are labelled."""
 
-    Parameters
-    ----------
-    path, cache_dir, progressbar
-        As for :func:`norman_2019`; the file is an ``.h5mu``, of which the ``rna`` modality is
-        read.
+    url: str
+    parts: Callable[[str], list[str]]
+    """Perturbations that a label is made of."""
+    label_key: str = "perturbation"
+    needed: tuple[str, ...] = ()
+    """Further columns of ``obs``."""
 
-    Returns
-    -------
-    AnnData of about 20,700 cells, laid out as by :func:`norman_2019`; ``obs["replicate"]`` is
-    the batch. Columns that the file keeps for all modalities together, the target gene among
-    them, are joined to those of the RNA.
 
-    Raises
-    ------
-    DatasetUnavailableError, ScreenError
-        As :func:`norman_2019`.
+_SCPERTURB = "https://zenodo.org/records/7041849/files"
+_PERTPY = "https://exampledata.scverse.org/pertpy"
+_SOURCES = {
+    "norman_2019": _Source(f"{_SCPERTURB}/NormanWeissman2019_filtered.h5ad", _pair),
+    "replogle_2022_k562_essential": _Source(
+        f"{_SCPERTURB}/ReplogleWeissman2022_K562_essential.h5ad", _one
+    ),
+    "replogle_2022_rpe1": _Source(f"{_SCPERTURB}/ReplogleWeissman2022_rpe1.h5ad", _one),
+    "replogle_2022_k562_gwps": _Source(f"{_PERTPY}/replogle_2022_k562_gwps.h5ad", _one),
+    "papalexi_2021": _Source(f"{_PERTPY}/papalexi_2021.h5mu", _one, "gene_target"),
+    "dixit_2016": _Source(f"{_SCPERTURB}/DixitRegev2016.h5ad", _guides),
+    "srivatsan_2020_sciplex3": _Source(
+        f"{_SCPERTURB}/SrivatsanTrapnell2020_sciplex3.h5ad",
+        _one,
+        needed=("dose_value", "cell_line"),
+    ),
+}
 
-    Notes
-    -----
-    Published in Nature Genetics 53, 322 (2021), doi:10.1038/s41588-021-00778-2; the file is that
-    of pertpy.
 
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.papalexi_2021()  # doctest: +SKIP
+def _source(name: str) -> _Source:
+    if name not in _SOURCES:
+        close = nearest(name, _SOURCES) or list(_SOURCES)
+        raise ScreenError(f"There is no public screen {name!r}; there is {listed(close, 7)}.")
+    return _SOURCES[name]
+
+
+def _condition(parts: Iterable[str]) -> str:
+    """Write a condition as this package does: control parts left out, the others sorted.
+
+    Sorting gives a pair one name, whichever guide was read first. A ``"+"`` within a name (the
+    drug ``(+)-JQ1``) would read as a combination and is spelt out.
     """
-    file = _locate(f"{_PERTPY}/papalexi_2021.h5mu", path, cache_dir, progressbar)
-    with h5py.File(file) as handle:
+    names = sorted({part.replace("+", "plus") for part in parts if part not in _CONTROLS})
+    return "+".join(names) or _CONTROL
+
+
+def _read(path: Path) -> ad.AnnData:
+    """Read an h5ad, or the RNA of an h5mu."""
+    with h5py.File(path) as handle:
+        if path.suffix != ".h5mu":
+            # Dense counts in pieces, as Replogle's would not fit in memory.
+            as_sparse = ["X"] if isinstance(handle.get("X"), h5py.Dataset) else []
+            return ad.read_h5ad(path, as_sparse=as_sparse)
         if "mod/rna" not in handle:
-            raise ScreenError(f"{file} has no modality 'rna': is this the right file?")
+            raise ScreenError(f"{path} has no modality 'rna': is this the right file?")
         adata, shared = read_elem(handle["mod/rna"]), read_elem(handle["obs"])
     if isinstance(adata, dict):  # files of early mudata do not say that a modality is an AnnData
         adata = ad.AnnData(**adata)
+    # The target genes are in the table that all modalities share.
     adata.obs = adata.obs.join(shared[shared.columns.difference(adata.obs.columns)])
-    return tidy_papalexi(adata)
+    return adata
 
 
-def dixit_2016(
-    path: str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progressbar: bool = True,
-) -> ad.AnnData:
-    """Dixit et al. 2016: knock-outs of transcription factors in K562 cells, several in a cell.
-
-    Parameters
-    ----------
-    path, cache_dir, progressbar
-        As for :func:`norman_2019`.
-
-    Returns
-    -------
-    AnnData laid out as by :func:`norman_2019`, without a batch column. Guides are collapsed to
-    their targets, and intergenic guides count as control; ``obs["source_label"]`` has the guides.
-
-    Raises
-    ------
-    DatasetUnavailableError, ScreenError
-        As :func:`norman_2019`.
-
-    Notes
-    -----
-    scPerturb's file holds the experiment at high multiplicity of infection, and names cells in
-    which no guide was found ``"control"``; to be strict about controls, select on
-    ``obs["source_label"]``.
-
-    Published in Cell 167, 1853 (2016), doi:10.1016/j.cell.2016.11.038; the file is scPerturb's.
-
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.dixit_2016()  # doctest: +SKIP
-    """
-    file = _locate(f"{_SCPERTURB}/DixitRegev2016.h5ad", path, cache_dir, progressbar)
-    return tidy_dixit(_read_h5ad(file))
-
-
-def srivatsan_2020_sciplex3(
-    path: str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    progressbar: bool = True,
-) -> ad.AnnData:
-    """Srivatsan et al. 2020: 188 drugs at four doses in A549, K562 and MCF7 cells (sci-Plex 3).
-
-    Parameters
-    ----------
-    path, cache_dir, progressbar
-        As for :func:`norman_2019`.
-
-    Returns
-    -------
-    AnnData laid out as by :func:`norman_2019`, with ``obs["dose"]`` (nM, 0 for control),
-    ``obs["cell_line"]`` and, as batch, ``obs["replicate"]``.
-
-    Raises
-    ------
-    DatasetUnavailableError, ScreenError
-        As :func:`norman_2019`.
-
-    Notes
-    -----
-    Doses run from 10 to 10,000 nM. A model whose shift is linear in the dose wants them on a
-    scale near 1, for example ``np.log1p(adata.obs["dose"]) / np.log1p(1e4)``. Cells that were
-    assigned to no well have a missing label, and are kept with a warning. A ``"+"`` in the name
-    of a drug is spelt out: ``"(+)-JQ1"`` reads ``"(plus)-JQ1"``.
-
-    Published in Science 367, 45 (2020), doi:10.1126/science.aax6234; the file is scPerturb's.
-
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.srivatsan_2020_sciplex3()  # doctest: +SKIP
-    """
-    url = f"{_SCPERTURB}/SrivatsanTrapnell2020_sciplex3.h5ad"
-    file = _locate(url, path, cache_dir, progressbar)
-    return tidy_sciplex(_read_h5ad(file))
-
-
-def _locate(
-    url: str,
-    path: str | os.PathLike[str] | None,
-    cache_dir: str | os.PathLike[str] | None,
-    progressbar: bool,
-) -> Path:
-    """Path of the file: the user's own, or the one in the cache."""
-    if path is None:
-        return fetch(url, cache_dir, progressbar)
-    if not Path(path).is_file():
-        raise ScreenError(f"`path` names no file: {path}. Without it, {url} is downloaded.")
-    return Path(path)
-
-
-def _read_h5ad(path: Path) -> ad.AnnData:
-    """Read an h5ad; a dense matrix is read in pieces, for Replogle's would not fit in memory."""
-    with h5py.File(path) as handle:
-        dense = isinstance(handle["X"], h5py.Dataset)
-    return ad.read_h5ad(path, as_sparse=["X"] if dense else [])
+def _counts(adata: ad.AnnData) -> sp.csr_matrix:
+    """Bring ``X`` into CSR, and refuse it unless it holds counts."""
+    counts = sp.csr_matrix(adata.X, dtype=np.float32)
+    wrong = ~((counts.data >= 0) & (counts.data == np.floor(counts.data)))  # NaN included
+    if wrong.any():
+        cell = np.searchsorted(counts.indptr, np.argmax(wrong), side="right") - 1
+        raise ScreenError(
+            f"X holds values that are no counts, the first {counts.data[np.argmax(wrong)]:g} in "
+            f"cell {adata.obs_names[cell]!r}: use the file with the raw counts."
+        )
+    return counts

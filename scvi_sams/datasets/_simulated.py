@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-__all__ = ["simulated_screen"]
+__all__ = ["benchmark_screen", "simulated_screen"]
 
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.datasets._simulation_draws import (
-    CONTROL,
+from scvi_sams.datasets._simulation import (
+    CELLS_PER_CHUNK,
+    annotated,
+    check_parameters,
     draw_conditions,
-    draw_hill_curves,
-    draw_interactions,
     draw_masks,
     draw_pairs,
     numbered_names,
+    scaled_rates,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import anndata as ad
+    from numpy.random import Generator
     from numpy.typing import NDArray
 
 _N_HIDDEN = 64
-_CELLS_PER_CHUNK = 4096  # bounds the dense memory at 4096 x n_genes, whatever the screen's size
+_BENCHMARK: dict[str, Any] = {
+    "n_cells": 20_000,
+    "n_genes": 1_000,
+    "n_perturbations": 200,
+    "n_pairs": 60,
+    "n_latent": 20,
+    "mask_probability": 0.1,
+    "effect_size": 2.0,
+    "library_size": 8_000.0,
+    "n_batches": 1,
+}
+_SMALL = {"n_cells": 6_000, "n_genes": 500, "n_perturbations": 60, "n_pairs": 20, "n_latent": 10}
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "default": _BENCHMARK,
+    "weak": _BENCHMARK | {"effect_size": 1.0},
+    "shallow": _BENCHMARK | {"effect_size": 1.5, "library_size": 1_500.0},
+    "small": _BENCHMARK | _SMALL | {"mask_probability": 0.2},
+}
 
 
 def simulated_screen(
@@ -124,17 +143,18 @@ def simulated_screen(
 
     Returns
     -------
-    AnnData (cells x genes), whose counts (CSR, float32) are in ``X`` and ``layers["counts"]``:
+    anndata.AnnData
+        Cells x genes, whose counts (CSR, float32) are in ``X`` and ``layers["counts"]``:
 
-    * ``obs["perturbation"]``: ``"control"``, ``"P001"`` or ``"P001+P014"``
-    * ``obs["dose"]``, with ``doses``: ``""``, ``"0.3"`` or ``"0.3+10.0"``
-    * ``obs["replicate"]``: the batch
-    * ``obs["total_counts"]``: counts of the cell
-    * ``obsm["true_basal"]``: basal state (cells x latents)
-    * ``uns["truth"]``: ``"mask"``, ``"embedding"`` and ``"effect"`` (their product), each
-      perturbations x latents, with ``"perturbation_names"``, ``"seed"`` and ``"parameters"``;
-      ``"interaction"`` (pairs x latents, pairs named in ``"pair_names"``), ``"ec50"`` and
-      ``"slope"`` (of each perturbation) where they were asked for
+        * ``obs["perturbation"]``: ``"control"``, ``"P001"`` or ``"P001+P014"``
+        * ``obs["dose"]``, with ``doses``: ``""``, ``"0.3"`` or ``"0.3+10.0"``
+        * ``obs["replicate"]``: the batch
+        * ``obs["total_counts"]``: counts of the cell
+        * ``obsm["true_basal"]``: basal state (cells x latents)
+        * ``uns["truth"]``: ``"mask"``, ``"embedding"`` and ``"effect"`` (their product), each
+          perturbations x latents, with ``"perturbation_names"``, ``"seed"`` and
+          ``"parameters"``; ``"interaction"`` (pairs x latents, pairs named in ``"pair_names"``),
+          ``"ec50"`` and ``"slope"`` (of each perturbation) where they were asked for
 
     Raises
     ------
@@ -155,10 +175,12 @@ def simulated_screen(
     """
     # First of all, while the arguments are the only local names.
     parameters = {name: value for name, value in locals().items() if name != "seed"}
-    doses = parameters["doses"] = [float(dose) for dose in doses]
-    _check_parameters(parameters)
-    if not doses:
-        del parameters["doses"]  # an empty list does not survive an h5ad
+    doses = [float(dose) for dose in parameters.pop("doses")]
+    check_parameters(parameters)
+    if not all(0 < dose < np.inf for dose in doses):
+        raise ScreenError(f"`doses` must be positive and finite, not {doses}.")
+    if doses:
+        parameters["doses"] = doses  # an empty list does not survive an h5ad
     # What came later has a stream of its own, so that it changes nothing of what was there.
     truth_rng, cell_rng, extension_rng = np.random.default_rng(seed).spawn(3)
 
@@ -173,89 +195,120 @@ def simulated_screen(
     intercept = truth_rng.normal(-1.0, 1.2, n_genes)
     batch_shift = batch_effect_size * truth_rng.standard_normal((n_batches, n_genes))
     batch_shift[0] = 0.0
-
-    # Conditions in the order control, singles, pairs; a cell is a row number of this table.
-    conditions = [
-        CONTROL,
-        *names,
-        *(f"{names[a]}+{names[b]}" for a, b in zip(first, second, strict=True)),
-    ]
-    interaction = draw_interactions(
+    interaction = _draw_interactions(
         extension_rng, n_pairs, n_latent, interaction_fraction, effect_size
     )
-    shift = np.vstack(
-        [np.zeros((1, n_latent)), effect, effect[first] + effect[second] + interaction]
-    )
+    truth: dict[str, Any] = {"mask": mask, "embedding": embedding, "effect": effect}
+    truth |= {"seed": seed, "parameters": parameters}
+    if interaction_fraction > 0:
+        both = [f"{names[a]}+{names[b]}" for a, b in zip(first, second, strict=True)]
+        truth |= {"interaction": interaction, "pair_names": np.array(both, object)}
+
+    # Conditions in the order control, singles, pairs; a cell is a row number of these tables.
     condition = draw_conditions(
         cell_rng, n_cells, n_perturbations, n_pairs, control_fraction, pair_fraction
     )
     batch = cell_rng.integers(n_batches, size=n_cells)
     basal = cell_rng.standard_normal((n_cells, n_latent))
     library = cell_rng.lognormal(np.log(library_size), library_spread, (n_cells, 1))
-    extensions: dict[str, Any] = {}
-    if interaction_fraction > 0:
-        pair_names = conditions[1 + n_perturbations :]
-        extensions |= {"interaction": interaction, "pair_names": np.array(pair_names, object)}
-    cell_shift = shift[condition]
-    if len(doses):
-        # Members of each condition, with a row of zeros for none at the end.
-        members = np.full((len(conditions), 2), n_perturbations)
-        members[1 : 1 + n_perturbations, 0] = np.arange(n_perturbations)
-        members[1 + n_perturbations :] = np.column_stack([first, second])
-        members = members[condition]
-        ec50, slope = draw_hill_curves(extension_rng, n_perturbations, doses)
-        extensions |= {"ec50": ec50, "slope": slope}
+    of_pair = np.vstack([np.zeros((1 + n_perturbations, n_latent)), interaction])[condition]
+    # Members of each condition, with a row of zeros for none at the end.
+    members = np.full((1 + n_perturbations + n_pairs, 2), n_perturbations)
+    members[1 : 1 + n_perturbations, 0] = np.arange(n_perturbations)
+    members[1 + n_perturbations :] = np.column_stack([first, second])
+    members = members[condition]
+    parts = np.vstack([effect, np.zeros((1, n_latent))])[members]
+    if doses:
+        ec50, slope = _draw_hill_curves(extension_rng, n_perturbations, doses)
+        truth |= {"ec50": ec50, "slope": slope}
         dose = extension_rng.choice(doses, members.shape)
         h, half = np.append(slope, 1.0)[members], np.append(ec50, 1.0)[members]
         response = dose**h / (dose**h + half**h)
-        parts = np.vstack([effect, np.zeros((1, n_latent))])[members]
-        cell_shift = (response[:, :, None] * parts).sum(1)
-        of_pair = np.vstack([np.zeros((1 + n_perturbations, n_latent)), interaction])[condition]
-        cell_shift += response.prod(1, keepdims=True) * of_pair
+        parts *= response[:, :, None]
+        of_pair = of_pair * response.prod(axis=1, keepdims=True)
+    shift = parts.sum(axis=1) + of_pair
 
     chunks = []
-    for start in range(0, n_cells, _CELLS_PER_CHUNK):
-        rows = slice(start, start + _CELLS_PER_CHUNK)
-        projected = (basal[rows] + cell_shift[rows]) @ w_in
+    for start in range(0, n_cells, CELLS_PER_CHUNK):
+        rows = slice(start, start + CELLS_PER_CHUNK)
+        projected = (basal[rows] + shift[rows]) @ w_in
         logits = (np.tanh(projected) + 0.2 * projected) @ w_out
         logits += intercept + batch_shift[batch[rows]]
-        rate = np.exp(logits - logits.max(axis=1, keepdims=True))
-        rate *= library[rows] / rate.sum(axis=1, keepdims=True)
         # A Poisson with a gamma rate is the negative binomial.
-        rate = cell_rng.gamma(inverse_dispersion, rate / inverse_dispersion)
+        rate = scaled_rates(logits, library[rows]) / inverse_dispersion
+        rate = cell_rng.gamma(inverse_dispersion, rate)
         chunks.append(sp.csr_matrix(cell_rng.poisson(rate).astype(np.float32)))
     counts = sp.vstack(chunks, format="csr")
+    adata = annotated(counts, names, (first, second), condition, {"true_basal": basal}, truth)
+    if doses:
+        adata.obs["dose"] = _dose_texts(dose, members < n_perturbations)
+    adata.obs["replicate"] = pd.Categorical.from_codes(
+        batch, numbered_names("replicate_", n_batches)
+    )
+    adata.obs["total_counts"] = np.asarray(counts.sum(axis=1)).ravel()
+    return adata
 
-    obs = pd.DataFrame(
-        {
-            "perturbation": pd.Categorical.from_codes(
-                condition, conditions
-            ).remove_unused_categories(),
-            "replicate": pd.Categorical.from_codes(batch, numbered_names("replicate_", n_batches)),
-            "total_counts": np.asarray(counts.sum(axis=1)).ravel(),
-        },
-        index=numbered_names("cell_", n_cells),
-    )
-    if len(doses):
-        obs.insert(1, "dose", _dose_texts(dose, members < n_perturbations))
-    return ad.AnnData(
-        counts,
-        obs=obs,
-        var=pd.DataFrame(index=numbered_names("gene_", n_genes)),
-        layers={"counts": counts.copy()},
-        obsm={"true_basal": basal},
-        uns={
-            "truth": {
-                "mask": mask,
-                "embedding": embedding,
-                "effect": effect,
-                "perturbation_names": np.array(names, dtype=object),
-                "seed": seed,
-                "parameters": parameters,
-            }
-            | extensions
-        },
-    )
+
+def benchmark_screen(variant: str = "default", seed: int = 0) -> ad.AnnData:
+    """Simulate one of the four screens on which the recovery of masks is reported.
+
+    Parameters
+    ----------
+    variant
+        One of the following:
+
+        * ``"default"``: 20,000 cells, 1,000 genes, 200 perturbations and 60 pairs of them,
+          20 latents, masks of density 0.1, effects of 2 standard deviations of the basal state,
+          about 8,000 counts a cell, one batch.
+        * ``"weak"``: effects half as large.
+        * ``"shallow"``: about 1,500 counts a cell, effects of 1.5.
+        * ``"small"``: 6,000 cells, 500 genes, 60 perturbations and 20 pairs, 10 latents, masks
+          of density 0.2.
+    seed
+        Seed of all randomness.
+
+    Returns
+    -------
+    anndata.AnnData
+        The screen, laid out as by :func:`simulated_screen`.
+
+    Raises
+    ------
+    ScreenError
+        If ``variant`` is none of the four.
+
+    Examples
+    --------
+    >>> import scvi_sams
+    >>> adata = scvi_sams.datasets.benchmark_screen("small", seed=1)
+    >>> adata.shape
+    (6000, 500)
+    """
+    if variant not in _VARIANTS:
+        raise ScreenError(
+            f"There is no benchmark screen {variant!r}: `variant` is one of "
+            f"{', '.join(map(repr, _VARIANTS))}."
+        )
+    return simulated_screen(**_VARIANTS[variant], seed=seed)
+
+
+def _draw_interactions(
+    rng: Generator, n_pairs: int, n_latent: int, fraction: float, effect_size: float
+) -> NDArray[np.float64]:
+    """Shifts of some pairs beyond the sum of their parts (pairs x latents), on one latent each."""
+    interaction = np.zeros((n_pairs, n_latent))
+    chosen = rng.permutation(n_pairs)[: round(fraction * n_pairs)]
+    sizes = effect_size * rng.choice([-1.0, 1.0], len(chosen))
+    interaction[chosen, rng.integers(n_latent, size=len(chosen))] = sizes
+    return interaction
+
+
+def _draw_hill_curves(
+    rng: Generator, n_perturbations: int, doses: Sequence[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """EC50 and Hill slope of each perturbation."""
+    ec50 = np.exp(rng.uniform(np.log(min(doses)), np.log(max(doses)), n_perturbations))
+    return ec50, 1.5 * np.exp(0.2 * rng.standard_normal(n_perturbations))
 
 
 def _dose_texts(dose: NDArray[np.float64], is_member: NDArray[np.bool_]) -> list[str]:
@@ -263,38 +316,3 @@ def _dose_texts(dose: NDArray[np.float64], is_member: NDArray[np.bool_]) -> list
         "+".join(str(float(value)) for value in values[kept])
         for values, kept in zip(dose, is_member, strict=True)
     ]
-
-
-def _check_parameters(parameters: dict[str, Any]) -> None:
-    """Refuse arguments out of range, by name."""
-    counts = ("n_cells", "n_genes", "n_perturbations", "n_latent", "n_batches")
-    scales = ("library_size", "inverse_dispersion")
-    spreads = ("n_pairs", "effect_jitter", "library_spread", "batch_effect_size")
-    shares = (
-        "mask_probability",
-        "inactive_fraction",
-        "control_fraction",
-        "pair_fraction",
-        "interaction_fraction",
-    )
-    for names, fits, wanted in (
-        (counts, lambda value: value >= 1, "at least 1"),
-        (scales, lambda value: value > 0, "above 0"),
-        (spreads, lambda value: value >= 0, "0 or more"),
-        (shares, lambda value: 0 <= value <= 1, "between 0 and 1"),
-    ):
-        for name in names:
-            if not fits(parameters[name]):
-                raise ScreenError(f"`{name}` must be {wanted}, not {parameters[name]}.")
-    if not all(0 < dose < np.inf for dose in parameters["doses"]):
-        raise ScreenError(f"`doses` must be positive and finite, not {parameters['doses']}.")
-    if parameters["control_fraction"] + parameters["pair_fraction"] > 1:
-        raise ScreenError(
-            "`control_fraction` and `pair_fraction` add up to more than 1: lower one of them."
-        )
-    n_perturbations, n_pairs = parameters["n_perturbations"], parameters["n_pairs"]
-    if n_pairs > (n_possible := n_perturbations * (n_perturbations - 1) // 2):
-        raise ScreenError(
-            f"`n_pairs` is {n_pairs}, but {n_perturbations} perturbations make only "
-            f"{n_possible} pairs: lower `n_pairs` or raise `n_perturbations`."
-        )

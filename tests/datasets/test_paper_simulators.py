@@ -152,7 +152,7 @@ class TestLopez:
 @pytest.mark.parametrize(
     ("simulate", "arguments", "message"),
     [
-        (simulated_bereket_2023, {"n_features": 0}, "`n_features` must be above 0"),
+        (simulated_bereket_2023, {"n_features": 0}, "`n_features` must be at least 1"),
         (simulated_bereket_2023, {"noise_share": 1.5}, "`noise_share` must be between 0 and 1"),
         (simulated_bereket_2023, {"embedding_scale": -1}, "`embedding_scale` must be 0 or more"),
         (simulated_bereket_2023, {"n_perturbations": 3, "n_pairs": 4}, "make only 3 pairs"),

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import itertools
+
 import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import scipy.stats
 
-from scvi_sams._exceptions import ScreenError
-from scvi_sams.datasets import simulated_screen
+from scvi_sams import ScreenError
+from scvi_sams.datasets import benchmark_screen, simulated_bereket_2023, simulated_screen
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +165,96 @@ def test_extremes():
     assert dense.uns["truth"]["mask"].all()
 
 
+def small(seed=0, **arguments):
+    """A screen of few cells, of which the truth is looked at."""
+    arguments = {"n_cells": 1, "n_genes": 1, "n_pairs": 0, "n_batches": 1} | arguments
+    return simulated_screen(**arguments, seed=seed)
+
+
+def pairs_of(adata):
+    """Numbers of the members of the pairs, in the order of the table of pairs."""
+    labels = [label for label in adata.obs["perturbation"].cat.categories if "+" in label]
+    return [tuple(int(name[1:]) - 1 for name in label.split("+")) for label in labels]
+
+
+class TestPairs:
+    @pytest.mark.parametrize("n_perturbations", [2, 3, 7])
+    def test_all_that_there_are(self, n_perturbations):
+        every_pair = list(itertools.combinations(range(n_perturbations), 2))
+        adata = small(
+            n_cells=400,
+            n_perturbations=n_perturbations,
+            n_pairs=len(every_pair),
+            pair_fraction=0.9,
+        )
+        assert pairs_of(adata) == every_pair
+
+    def test_each_is_as_likely(self):
+        arguments = {"n_perturbations": 5, "n_pairs": 3, "n_latent": 1, "n_hidden": 1}
+        arguments |= {"n_cells": 80, "n_features": 1, "pair_fraction": 0.9}
+        drawn = [pairs_of(simulated_bereket_2023(**arguments, seed=seed)) for seed in range(1_000)]
+        assert all(len(set(pairs)) == 3 for pairs in drawn)
+        _, counts = np.unique(np.concatenate(drawn), axis=0, return_counts=True)
+        assert len(counts) == 10
+        assert scipy.stats.chisquare(counts).pvalue > 1e-4
+
+    def test_none(self):
+        assert pairs_of(small(n_cells=100, n_perturbations=4)) == []
+
+
+class TestMasks:
+    def test_density_and_no_empty_mask(self):
+        truth = small(n_perturbations=20_000, n_latent=6, mask_probability=0.4).uns["truth"]
+        assert truth["mask"].any(axis=1).all()
+        # An empty mask, of probability 0.6 ** 6, gets one latent.
+        np.testing.assert_allclose(truth["mask"].mean(axis=0), 0.4 + 0.6**6 / 6, atol=0.015)
+
+    def test_inactive_are_those_asked_for_and_the_others_are_as_before(self):
+        arguments = {"n_perturbations": 40, "n_latent": 6, "mask_probability": 0.3, "seed": 1}
+        active = small(**arguments).uns["truth"]["mask"]
+        some = small(**arguments, inactive_fraction=0.25).uns["truth"]["mask"]
+        empty = ~some.any(axis=1)
+        assert empty.sum() == 10
+        np.testing.assert_array_equal(some[~empty], active[~empty])
+
+
+def test_interactions_move_one_latent_by_the_effect_size():
+    interaction = small(
+        n_perturbations=30, n_pairs=400, n_latent=5, interaction_fraction=0.5, effect_size=1.7
+    ).uns["truth"]["interaction"]
+    moved = interaction != 0
+    assert moved.sum(axis=1).tolist().count(1) == moved.sum() == 200
+    assert set(interaction[moved]) == {-1.7, 1.7}
+    assert scipy.stats.chisquare(moved.sum(axis=0)).pvalue > 1e-4
+
+
+def test_hill_curves_lie_within_the_doses():
+    truth = small(n_perturbations=20_000, n_latent=1, doses=[10.0, 0.1, 1.0]).uns["truth"]
+    log_ec50 = scipy.stats.uniform(np.log(0.1), np.log(100.0))
+    assert scipy.stats.kstest(np.log(truth["ec50"]), log_ec50.cdf).pvalue > 1e-4
+    assert scipy.stats.kstest(np.log(truth["slope"] / 1.5) / 0.2, "norm").pvalue > 1e-4
+
+
+def test_conditions_have_their_shares():
+    screen = small(n_cells=10_000, n_perturbations=3, n_pairs=2)
+    counts = screen.obs["perturbation"].value_counts()
+    singles = counts[["P001", "P002", "P003"]]
+    assert counts["control"] == 1_000
+    assert singles.sum() == 6_500
+    assert counts.sum() - singles.sum() - counts["control"] == 2_500
+    assert scipy.stats.chisquare(singles).pvalue > 1e-4
+    is_control = screen.obs["perturbation"] == "control"
+    assert is_control.iloc[:5_000].sum() == pytest.approx(500, abs=80)  # shuffled
+
+
+@pytest.mark.parametrize("n", [1, 9, 10, 1_234])
+def test_names_sort_as_numbers(n):
+    names = list(small(n_perturbations=n).uns["truth"]["perturbation_names"])
+    assert names == sorted(names)
+    assert [int(name[1:]) for name in names] == list(range(1, n + 1))
+    assert len(set(map(len, names))) == 1
+
+
 class TestInteractions:
     ARGUMENTS = {"n_cells": 400, "n_genes": 20, "n_perturbations": 8, "n_pairs": 10}
 
@@ -226,3 +319,26 @@ class TestDoses:
     def test_impossible(self):
         with pytest.raises(ScreenError, match="`doses` must be positive"):
             simulated_screen(doses=(0.0, 1.0))
+
+
+class TestBenchmarkScreens:
+    def test_variants_differ_from_the_default_as_documented(self, monkeypatch):
+        # As they are asked for, without simulating them.
+        monkeypatch.setitem(benchmark_screen.__globals__, "simulated_screen", dict)
+        variants = ("default", "weak", "shallow", "small")
+        parameters = {variant: benchmark_screen(variant) for variant in variants}
+        default = parameters["default"]
+        assert parameters["weak"] == default | {"effect_size": default["effect_size"] / 2}
+        assert parameters["shallow"]["library_size"] == 1_500
+        assert parameters["small"]["mask_probability"] > default["mask_probability"]
+        assert default["n_batches"] == 1
+
+    def test_small(self):
+        screen = benchmark_screen("small", seed=1)
+        assert screen.shape == (6_000, 500)
+        assert screen.uns["truth"]["mask"].shape == (60, 10)
+        assert screen.obs["replicate"].nunique() == 1
+
+    def test_unknown_variant_lists_the_known(self):
+        with pytest.raises(ScreenError, match=r"'huge'.*'default', 'weak', 'shallow', 'small'"):
+            benchmark_screen("huge")
