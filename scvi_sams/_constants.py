@@ -9,6 +9,7 @@ __all__ = ["SAMS_REGISTRY_KEYS"]
 
 class _SAMSRegistryKeys(NamedTuple):
     PERTURBATION_KEY: str = "perturbation"
+    DOSE_KEY: str = "dose"
     """Registry key, and key in every minibatch, of the dosage matrix (cells x perturbations)."""
     DOSAGE_OBSM_KEY: str = "_scvi_perturbation_dosage"
     """Where `setup_anndata` writes the dosage matrix (CSR) in `adata.obsm`."""

@@ -10,8 +10,9 @@ from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import nn
 
+from scvi_sams._compat import HostState
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.module.doses import HillDraws, add_gene_effects
+from scvi_sams.module.doses import HillDraws, add_gene_effects, additive_shift
 from scvi_sams.module.likelihood import observation_distribution, observation_log_likelihood
 from scvi_sams.module.networks import (
     ExpressionDecoder,
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scvi_sams.module.closed_form import ClosedFormInference
-    from scvi_sams.module.doses import GeneEffects
+    from scvi_sams.module.closed_form import ClosedForm
+    from scvi_sams.module.doses import Doses, GeneEffects
     from scvi_sams.module.likelihood import Dispersion, GeneLikelihood, Observation
     from scvi_sams.module.networks import BasalPosterior, Decoded
-    from scvi_sams.module.posteriors import PerturbationEffects
+    from scvi_sams.module.posteriors import EffectsPosterior
 
-__all__ = ["CellPopulation", "FamilyMember", "GlobalDraws", "PerturbationVAEModule"]
+__all__ = ["CellPopulation", "GlobalDraws", "PerturbationVAEModule"]
 
 
 class CellPopulation(NamedTuple):
@@ -40,7 +41,7 @@ class CellPopulation(NamedTuple):
     Attributes
     ----------
     basal
-        Basal states in the frame of the masks, shape ``(n_cells, n_latent)``.
+        Basal states in the networks' coordinates, shape ``(n_cells, n_latent)``.
     library
         Library sizes or size factors, shape ``(n_cells, 1)``.
     batch_index, cat_covs, cont_covs
@@ -69,7 +70,8 @@ class GlobalDraws(NamedTuple):
     n_samples
         Number of draws.
     effects
-        Latent effects of perturbations (and pairs), shape ``(n_samples, n_rows, n_latent)``.
+        Shifts of perturbations (and pairs) in the networks' coordinates, shape
+        ``(n_samples, n_rows, n_latent)``.
     rows
         Which perturbations (and pairs) those are, sorted, shape ``(n_rows,)``.
     direct
@@ -84,11 +86,17 @@ class GlobalDraws(NamedTuple):
     direct: Tensor | None = None
     hill: HillDraws | None = None
 
-    def of_rows(self, rows: Tensor) -> Tensor:
-        """Effects of perturbations or pairs, shape ``(n_samples, len(rows), n_latent)``."""
+    def shift(self, doses: Doses) -> Tensor:
+        """Shifts of cells, shape ``(n_samples, n_cells, n_latent)``."""
         if self.effects is None or self.rows is None:
             raise ValueError("These draws hold no effects.")
-        return self.effects[:, torch.searchsorted(self.rows, rows)]
+        if len(self.rows) == 0:  # of controls alone
+            return self.effects.new_zeros(
+                self.n_samples, len(doses.perturbation), self.effects.shape[-1]
+            )
+        # What fills up a column need not be among the rows: its dose is zero.
+        place = torch.searchsorted(self.rows, doses.perturbation).clamp(max=len(self.rows) - 1)
+        return additive_shift(doses, self.effects[:, place])
 
     def subset(self, start: int, stop: int) -> GlobalDraws:
         """Some of the draws."""
@@ -102,99 +110,20 @@ class GlobalDraws(NamedTuple):
         )
 
 
-class FamilyMember(BaseModuleClass):
-    """Interface of a member of the family: what all cells share, and how it moves a cell.
-
-    Training plan and read-outs use a module through these methods and those of scvi-tools.
-    """
-
-    @property
-    @abstractmethod
-    def n_global_elements(self) -> int:
-        """Numbers in one draw of what all cells share."""
-
-    @abstractmethod
-    def sample_globals(self, n_samples: int, perturbations: Tensor | None = None) -> GlobalDraws:
-        """Draw what all cells share from its posterior.
-
-        Parameters
-        ----------
-        n_samples
-            Number of draws.
-        perturbations
-            Those that will be asked for, sorted, shape ``(n,)``; all by default.
-        """
-
-    @abstractmethod
-    def decode_condition(
-        self,
-        population: CellPopulation,
-        dosage: Tensor,
-        draws: GlobalDraws,
-        one_draw_a_cell: bool = False,
-    ) -> Observation:
-        """Distribution of the genes of a population of cells under a condition.
-
-        Parameters
-        ----------
-        population
-            Basal states and covariates of cells.
-        dosage
-            Doses of the condition, shape ``(1, n_perturbations)``.
-        draws
-            Draws of what all cells share.
-        one_draw_a_cell
-            Give the k-th draw to the k-th cell only.
-
-        Returns
-        -------
-        Of shape ``(n_samples, n_cells, n_genes)``, or ``(n_cells, n_genes)`` with one draw a
-        cell.
-        """
-
-    @abstractmethod
-    def sample_basal(self, inference_outputs: dict[str, Any]) -> Tensor:
-        """Draw the basal states of cells from their posterior, shape ``(n_cells, n_latent)``."""
-
-    @abstractmethod
-    def log_importance_weights(self, tensors: dict[str, Tensor], draws: GlobalDraws) -> Tensor:
-        """Importance weights of cells, shape ``(n_particles, n_cells)``."""
-
-    @abstractmethod
-    def kl_basal(self, inference_outputs: dict[str, Any]) -> Tensor:
-        """Divergence of the latent state of cells from its prior, shape ``(n_cells,)``."""
-
-    def global_divergences(self, of_effects: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Divergences of what all cells share from its prior, scalars in nats by name.
-
-        Parameters
-        ----------
-        of_effects
-            Those of masks and embeddings, where they are known.
-        """
-        return {}
-
-    def global_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the posterior of what all cells share that are learned by gradient."""
-        return []
-
-    def zero_frozen_gradients(self) -> None:
-        """Keep training from moving perturbations that are frozen."""
-
-    def observe(self, inference_outputs: dict[str, Any]) -> None:
-        """Take in a minibatch for inference without gradients, where a member has it."""
-
-
 _CEILING_MARGIN = 1.25  # a cell may hold more counts per size factor than any that was read
-_N_DISPERSION_CELLS = 8  # the dispersion is shared by all cells; see the likelihood
+# Cells of a minibatch whose counts move the dispersion. All cells share it, so that its gradient
+# is precise enough from few, and the digamma functions it takes are the dearest of a step.
+_N_DISPERSION_CELLS = 8
 
 
-class PerturbationVAEModule(FamilyMember):
+class PerturbationVAEModule(HostState, BaseModuleClass):
     """Base of the modules: encoder and decoder of one cell, and what is measured in it.
 
-    A member of the family says how perturbations enter (:meth:`inference`,
-    :meth:`decode_condition`, :meth:`log_importance_weights`). The loss is the local part of the
-    negative bound; the training plan adds :meth:`global_divergences`.
+    A member of the family says how perturbations enter: :meth:`inference`, :meth:`kl_basal`,
+    :meth:`sample_basal`, :meth:`sample_globals`, :meth:`decode_condition` and
+    :meth:`log_importance_weights`. The loss is the local part of the negative bound; the training
+    plan adds :meth:`global_divergences`. States are in the networks' coordinates throughout, which
+    :meth:`to_latents` turns to what users see.
 
     Parameters
     ----------
@@ -211,7 +140,7 @@ class PerturbationVAEModule(FamilyMember):
     gene_likelihood, dispersion
         Distribution of what is measured, and what shares its dispersion.
     basal_posterior
-        See :class:`~scvi_sams.module.PotentialEncoder`.
+        See :class:`~scvi_sams.module.networks.PotentialEncoder`.
     n_side_input
         Doses that encoder and decoder see as they are.
     use_size_factor_key
@@ -219,13 +148,10 @@ class PerturbationVAEModule(FamilyMember):
         counts.
     """
 
+    host_state = ("n_training_cells", "initialized", "counts_per_cell")
     latent_distribution = "normal"
-    closed_form: ClosedFormInference | None
-    effects: PerturbationEffects | None
-
-    n_training_cells: Tensor
-    initialized: Tensor
-    counts_per_cell: Tensor
+    closed_form: ClosedForm | None
+    effects: EffectsPosterior | None
     library_ceiling: Tensor
 
     def __init__(
@@ -281,9 +207,7 @@ class PerturbationVAEModule(FamilyMember):
         )
         shape = (n_input, n_batch) if dispersion == "gene-batch" else (n_input,)
         self.px_r = nn.Parameter(torch.zeros(shape), requires_grad=gene_likelihood != "poisson")
-        self.register_buffer("n_training_cells", torch.tensor(0))
-        self.register_buffer("initialized", torch.tensor(False))
-        self.register_buffer("counts_per_cell", torch.tensor(0.0))
+        self.n_training_cells, self.initialized, self.counts_per_cell = 0, False, 0.0
         self.register_buffer("library_ceiling", torch.tensor(1.0))
 
     @property
@@ -324,13 +248,13 @@ class PerturbationVAEModule(FamilyMember):
                 of_ceiling = mean.sum() / (library_mean * self.library_ceiling)
                 log_share = log_share + torch.logit(of_ceiling)
             self.decoder.logits.bias.copy_(log_share)
-            self.counts_per_cell.copy_(mean.sum())
+            self.counts_per_cell = mean.sum().item()
         else:
             self.decoder.logits.bias.copy_(mean)
             log_std = self.encoder.input_std.log()
             self.px_r.copy_(log_std if self.px_r.dim() == 1 else log_std.unsqueeze(1))
-            self.counts_per_cell.fill_(torch.inf)
-        self.initialized.fill_(True)
+            self.counts_per_cell = torch.inf
+        self.initialized = True
 
     # -- scvi-tools interface ------------------------------------------------------------------
 
@@ -339,7 +263,8 @@ class PerturbationVAEModule(FamilyMember):
     ) -> dict[str, Any]:
         return {
             "x": tensors[REGISTRY_KEYS.X_KEY],
-            "dosage": tensors[SAMS_REGISTRY_KEYS.PERTURBATION_KEY],
+            "perturbation": tensors[SAMS_REGISTRY_KEYS.PERTURBATION_KEY],
+            "dose": tensors[SAMS_REGISTRY_KEYS.DOSE_KEY],
             "library": tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY),
             **covariates_of(tensors),
         }
@@ -368,9 +293,96 @@ class PerturbationVAEModule(FamilyMember):
             return (), None
         return network_covariates(batch_index, cat_covs, cont_covs)
 
-    def _to_network(self, z: Tensor, batch_index: Tensor | None) -> Tensor:
-        """Latent states in the frame of the networks."""
-        return z
+    def _basal_mean(self, batch_index: Tensor | None, n_cells: int) -> Tensor | float:
+        """Mean basal state of the batches of cells."""
+        return 0.0
+
+    # -- what a member of the family says ------------------------------------------------------
+
+    @abstractmethod
+    def kl_basal(self, inference_outputs: dict[str, Any]) -> Tensor:
+        """Divergence of the latent state of cells from its prior, shape ``(n_cells,)``."""
+
+    @abstractmethod
+    def sample_basal(self, inference_outputs: dict[str, Any]) -> Tensor:
+        """Draw the basal states of cells from their posterior, shape ``(n_cells, n_latent)``."""
+
+    @abstractmethod
+    def sample_globals(self, n_samples: int, perturbations: Tensor | None = None) -> GlobalDraws:
+        """Draw what all cells share from its posterior.
+
+        Parameters
+        ----------
+        n_samples
+            Number of draws.
+        perturbations
+            Those that will be asked for, sorted, shape ``(n,)``; all by default.
+        """
+
+    @abstractmethod
+    def decode_condition(
+        self,
+        population: CellPopulation,
+        doses: Doses,
+        draws: GlobalDraws,
+        one_draw_a_cell: bool = False,
+    ) -> Observation:
+        """Distribution of the genes of a population of cells under a condition.
+
+        Parameters
+        ----------
+        population
+            Basal states and covariates of cells.
+        doses
+            Doses of the condition, a single row.
+        draws
+            Draws of what all cells share.
+        one_draw_a_cell
+            Give the k-th draw to the k-th cell only.
+
+        Returns
+        -------
+        scvi.distributions.NegativeBinomial or another observation
+            Of shape ``(n_samples, n_cells, n_genes)``, or ``(n_cells, n_genes)`` with one draw a
+            cell.
+        """
+
+    @abstractmethod
+    def log_importance_weights(self, tensors: dict[str, Tensor], draws: GlobalDraws) -> Tensor:
+        """Importance weights of cells, shape ``(n_particles, n_cells)``."""
+
+    n_global_elements: int = 1
+    """Numbers in one draw of what all cells share."""
+
+    def global_divergences(self, of_effects: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Divergences of what all cells share from its prior, scalars in nats by name.
+
+        Parameters
+        ----------
+        of_effects
+            Those of masks and embeddings, where they are known.
+        """
+        return {}
+
+    def global_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the posterior of what all cells share that are learned by gradient."""
+        return []
+
+    def drop_frozen_gradients(self) -> None:
+        """Keep a step from moving perturbations that are frozen."""
+
+    def observe(self, inference_outputs: dict[str, Any]) -> None:
+        """Take in a minibatch for inference without gradients, where a member has it."""
+
+    def to_latents(self, u: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and variances of states in latents, from those in the networks' coordinates."""
+        return (u, variance) if self.effects is None else self.effects.to_latents(u, variance)
+
+    def to_network(self, z: Tensor) -> Tensor:
+        """States in the networks' coordinates, from those in latents."""
+        return z if self.effects is None else self.effects.to_network(z)
+
+    # -- networks ------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -420,8 +432,7 @@ class PerturbationVAEModule(FamilyMember):
         Parameters
         ----------
         z
-            Full states, in the frame of the masks where there is one, shape
-            ``(..., n_cells, n_latent)``.
+            Full states, shape ``(..., n_cells, n_latent)``.
         library
             Size factors, shape ``(n_cells, 1)``.
         batch_index, cat_covs, cont_covs
@@ -445,7 +456,7 @@ class PerturbationVAEModule(FamilyMember):
         if transform_batch is not None and batch_index is not None:
             batch_index = torch.ones_like(batch_index) * transform_batch
         categories, cont = network_covariates(batch_index, cat_covs, cont_covs)
-        u = self._to_network(z, batch_index)
+        u = z + self._basal_mean(batch_index, z.shape[-2])
         if side_input is not None:
             u = torch.cat([u, side_input.expand(*u.shape[:-1], side_input.shape[-1])], -1)
         decoded: Decoded = self.decoder(u, *categories, cont=cont)

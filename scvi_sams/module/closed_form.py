@@ -1,15 +1,16 @@
-"""Closed-form inference of masks, effects and the latent rotation."""
+"""Closed-form inference of masks, effects and rotation: pure steps, and their solver."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from scvi_sams.module.posteriors import SpikeSlab
 from scvi_sams.module.statistics import RunningStatistics
 
 if TYPE_CHECKING:
@@ -17,14 +18,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scvi_sams.module.doses import DosageEntries
+    from scvi_sams.module.doses import Doses
     from scvi_sams.module.networks import Potential
-    from scvi_sams.module.posteriors import PerturbationEffects
+    from scvi_sams.module.posteriors import SpikeAndSlab
 
 __all__ = [
-    "ClosedFormInference",
-    "SpikeSlab",
-    "learned_spike_variance",
+    "ClosedForm",
+    "learned_background_variance",
     "one_thread",
     "procrustes",
     "selection_penalty",
@@ -55,23 +55,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-_THRESHOLDS = (1.5, 1.05, 0.75, 0.5)  # of the root mean square effect
+# Of the root mean square effect: at first only effects that stand out pull the axes towards them,
+# at last those of half the typical size too, below which there is mostly noise.
+_THRESHOLDS = (1.5, 1.05, 0.75, 0.5)
 _MAX_START_ROWS = 2_000  # enough to find the basin of a rotation
 _MAX_LOGIT = 12.0  # inclusion probabilities stay off 0 and 1, so that a mask can change its mind
-
-
-class SpikeSlab(NamedTuple):
-    """Posterior of masks and effects, each field of shape ``(n_perturbations, n_latent)``.
-
-    The effect is ``Normal(slab_mean, slab_variance)`` where the mask is one (log-odds
-    ``mask_logits``) and ``Normal(spike_mean, spike_variance)`` where it is zero.
-    """
-
-    mask_logits: Tensor
-    slab_mean: Tensor
-    slab_variance: Tensor
-    spike_mean: Tensor
-    spike_variance: Tensor
 
 
 def spike_slab(
@@ -80,14 +68,14 @@ def spike_slab(
     *,
     mask_prior_logit: Tensor | float,
     embedding_variance: float,
-    spike_variance: Tensor | float = 0.0,
+    background_variance: Tensor | float = 0.0,
     mask_floor_variance: float = 0.0,
 ) -> SpikeSlab:
     r"""Posterior of masks and effects given a quadratic log-likelihood of each effect.
 
     The likelihood of one effect ``s`` is ``exp(score * s - curvature * s**2 / 2)``; its prior is
-    ``Normal(0, embedding_variance + spike_variance)`` where the mask is one and
-    ``Normal(0, spike_variance)`` where it is zero (a point at zero by default, the model of
+    ``Normal(0, embedding_variance + background_variance)`` where the mask is one and
+    ``Normal(0, background_variance)`` where it is zero (a point at zero by default, the model of
     Bereket and Karaletsos 2023). Without a floor this is the exact coordinate update.
 
     Parameters
@@ -98,7 +86,7 @@ def spike_slab(
         Prior log-odds of the mask.
     embedding_variance
         Prior variance of an embedding.
-    spike_variance
+    background_variance
         Prior variance of the effect where the mask is zero.
     mask_floor_variance
         Treat effects of this variance as background when the mask is judged, however sure the
@@ -121,11 +109,11 @@ def spike_slab(
     >>> posterior.slab_mean
     tensor([2.7273])
     """
-    spike_variance = torch.as_tensor(spike_variance, dtype=score.dtype, device=score.device)
-    slab_posterior = 1 / (curvature + 1 / (embedding_variance + spike_variance))
+    variance = torch.as_tensor(background_variance, dtype=score.dtype, device=score.device)
+    slab_posterior = 1 / (curvature + 1 / (embedding_variance + variance))
     # The form that stays finite for a point spike.
-    spike_posterior = spike_variance / (1 + spike_variance * curvature)
-    background = spike_variance.clamp(min=mask_floor_variance)
+    spike_posterior = variance / (1 + variance * curvature)
+    background = variance.clamp(min=mask_floor_variance)
     # Shrinking score and curvature alike is what noise of the background's variance does.
     discount = 1 / (1 + background * curvature)
     evidence_variance = embedding_variance / (1 + embedding_variance * discount * curvature)
@@ -152,8 +140,8 @@ def selection_penalty(
 ) -> Tensor:
     r"""Evidence that a perturbation gains by having chosen the direction of a latent.
 
-    The frame turns a latent that nobody else uses towards the noise of the one perturbation that
-    does: among k free latents its sampling noise then looks like one effect of k degrees of
+    The rotation turns a latent that nobody else uses towards the noise of the one perturbation
+    that does: among k free latents its sampling noise then looks like one effect of k degrees of
     freedom, k/2 nats more than the mask of a given direction deserves. That is most of the
     evidence of perturbations with few cells, and next to none of those with many.
 
@@ -188,7 +176,7 @@ def selection_penalty(
     return 0.5 * nobody_else * (freedom.sum(1, keepdim=True) - freedom)
 
 
-def learned_spike_variance(
+def learned_background_variance(
     posterior: SpikeSlab, prior_variance: float = 1e-4, prior_weight: float = 5.0
 ) -> Tensor:
     """Variance of the effects outside the masks that their posterior expects.
@@ -316,18 +304,21 @@ def _rotate_towards(
     return rotation
 
 
-_MAX_DAMPING = 0.7
+_MAX_STEP = 0.7  # of an update towards its optimum: the networks have not yet answered the last
 _MAX_RELATIVE_WEIGHT = 2.0  # a perturbation with very many cells must not set the rotation alone
 _SWITCH_ON_LOGIT = 8.0  # masks start on and are pruned
 _SWITCH_ON_SWEEPS = 15
 
 
-class ClosedFormInference(nn.Module):
-    """Coordinate ascent over masks, effects and frame.
+class ClosedForm(nn.Module):
+    """Coordinate ascent over masks, effects and rotation, from sufficient statistics of the cells.
+
+    The statistics are in the networks' coordinates; the effects are turned to them and back here
+    and nowhere else.
 
     Parameters
     ----------
-    n_perturbations, n_latent
+    n_rows, n_latent
         Shape of the effects.
     n_batch
         Number of batches.
@@ -341,7 +332,7 @@ class ClosedFormInference(nn.Module):
 
     def __init__(
         self,
-        n_perturbations: int,
+        n_rows: int,
         n_latent: int,
         *,
         n_batch: int = 1,
@@ -349,16 +340,17 @@ class ClosedFormInference(nn.Module):
     ) -> None:
         super().__init__()
         self.mask_floor_variance = 1 / mask_evidence_cells if mask_evidence_cells else 0.0
-        self.statistics = RunningStatistics(n_perturbations, n_latent, n_batch)
+        self.statistics = RunningStatistics(n_rows, n_latent, n_batch)
         self.register_buffer("basal_mean", torch.zeros(n_batch, n_latent))
 
     @torch.no_grad()
     def observe(
         self,
-        effects: PerturbationEffects,
-        entries: DosageEntries,
+        effects: SpikeAndSlab,
+        doses: Doses,
         potential: Potential,
         shift: Tensor,
+        effect_of_dose: Tensor,
         batch_index: Tensor,
         n_training_cells: int,
     ) -> None:
@@ -368,48 +360,41 @@ class ClosedFormInference(nn.Module):
         ----------
         effects
             Posterior of the effects.
-        entries
-            Non-zero doses of the cells.
+        doses
+            Doses of the cells.
         potential
-            Potentials of the cells, network frame, centred at the basal mean of their batch.
-        shift
-            Expected shifts of the cells, network frame.
+            Potentials of the cells, centred at the basal mean of their batch.
+        shift, effect_of_dose
+            Expected shifts of the cells, shape ``(n_cells, n_latent)``, and what they are the
+            sums of, shape ``(n_cells, n_columns, n_latent)``.
         batch_index
             Batch of each cell, shape ``(n_cells,)``.
         n_training_cells
             Number of training cells.
         """
-        mean, _ = effects.moments(entries.perturbation)
-        of_entries = mean @ effects.frame
         statistics = self.statistics
-        statistics.observe(entries, potential, shift, of_entries, n_training_cells)
+        statistics.observe(doses, potential, shift, effect_of_dose, n_training_cells)
         location = potential.location + self.basal_mean[batch_index]
         statistics.observe_basal(
             batch_index,
             potential._replace(location=location),
             shift,
-            self._basal_information(effects, entries, n_training_cells),
+            self._basal_information(effects, doses, n_training_cells),
             n_training_cells,
         )
 
     def _basal_information(
-        self, effects: PerturbationEffects, entries: DosageEntries, n_training_cells: int
+        self, effects: SpikeAndSlab, doses: Doses, n_training_cells: int
     ) -> Tensor:
-        """How much each cell tells of the basal mean.
+        """How much each cell tells of the basal mean, between zero and one, ``(n_cells, 1)``.
 
         All cells of a perturbation whose effect could be anything within its prior tell no more
         than one draw from that prior.
-
-        Returns
-        -------
-        Between zero and one, shape ``(n_cells, 1)``.
         """
-        rows = entries.perturbation
-        n_cells = self.statistics.n_cells(n_training_cells, rows)[:, 0]
+        n_cells = self.statistics.n_cells(n_training_cells, doses.perturbation).squeeze(-1)
         prior_variance = effects.embedding_variance * effects.mask_prior.mean().mean()
-        information = n_cells.new_ones(entries.n_cells)
-        of_entries = 1 / (1 + n_cells * prior_variance)
-        return information.scatter_reduce_(0, entries.cell, of_entries, "amin").unsqueeze(1)
+        of_dose = torch.where(doses.dose > 0, 1 / (1 + n_cells * prior_variance), 1.0)
+        return of_dose.amin(-1, keepdim=True)
 
     @torch.no_grad()
     @one_thread()
@@ -425,57 +410,55 @@ class ClosedFormInference(nn.Module):
     @one_thread()
     def switch_on(
         self,
-        effects: PerturbationEffects,
+        effects: SpikeAndSlab,
         n_training_cells: int,
         generator: torch.Generator | None = None,
     ) -> None:
         """Start the masks after the warm-up: rotate dense shifts to sparse ones, then prune."""
-        score, curvature, mean = self._statistics(effects, n_training_cells)
-        shifts = (score + curvature * (mean @ effects.frame)) / (
+        score, curvature, mean = self._problem(effects, n_training_cells)
+        shifts = (score + curvature * effects.to_network(mean)) / (
             curvature + 1 / effects.embedding_variance
         )
         if effects.sparse:
             weight = curvature.mean(1, keepdim=True)
             weight = (weight / weight.mean()).sqrt().clamp(max=_MAX_RELATIVE_WEIGHT)
             rotation = sparse_rotation(shifts * weight, generator=generator)
-            effects.frame.copy_(rotation.T)
+            effects.rotation.copy_(rotation.T)
             shifts = shifts @ rotation
         effects.slab_mean.copy_(shifts)
-        effects.mask_logits.fill_(_SWITCH_ON_LOGIT)
-        effects.masks_on.fill_(True)
+        effects.set_mask_logits(_SWITCH_ON_LOGIT)
+        effects.masks_on = True
         self.update(effects, n_training_cells, n_sweeps=_SWITCH_ON_SWEEPS)
 
     @torch.no_grad()
     @one_thread()
-    def update(
-        self, effects: PerturbationEffects, n_training_cells: int, n_sweeps: int = 1
-    ) -> None:
-        """Update frame, masks and effects from the statistics, damped.
+    def update(self, effects: SpikeAndSlab, n_training_cells: int, n_sweeps: int = 1) -> None:
+        """Sweep over rotation, masks and effects, a step towards the optimum of each.
 
-        All perturbations move at once, so cells with several of them need a smaller step. The
-        frame stays if the effects are dense, where it means nothing, or some are frozen.
+        All perturbations move at once, so those of cells with several take smaller steps. The
+        rotation stays if the effects are dense, where it means nothing, or some are frozen.
         """
-        free_frame = effects.sparse and not bool(effects.frozen.any())
-        n_together = int(self.statistics.max_per_cell)
-        damping = min(_MAX_DAMPING, 1 / n_together) if n_together > 2 else _MAX_DAMPING
+        is_free = effects.sparse and not effects.is_query
+        n_together = self.statistics.n_together
+        step = torch.where(n_together > 2, 1 / n_together, _MAX_STEP)
         for _ in range(n_sweeps):
-            if free_frame:
-                _align_frame(effects, *self._statistics(effects, n_training_cells))
-            score, curvature, mean = self._statistics(effects, n_training_cells)
-            curvature = curvature @ effects.frame.T.square()
-            log_on, log_off = effects.log_mask_prior()
+            if is_free:
+                _align_rotation(effects, *self._problem(effects, n_training_cells))
+            score, curvature, mean = self._problem(effects, n_training_cells)
+            curvature = curvature @ effects.rotation.T.square()
+            log_on, log_off = effects.mask_prior.log_probabilities()
             posterior = spike_slab(
-                score @ effects.frame.T + curvature * mean,
+                score @ effects.rotation.T + curvature * mean,
                 curvature,
                 mask_prior_logit=log_on - log_off,
                 embedding_variance=effects.embedding_variance,
-                spike_variance=effects.background_variance(),
+                background_variance=effects.prior_background(),
                 mask_floor_variance=self.mask_floor_variance,
             )
-            effects.assign(posterior, damping)
+            effects.assign(posterior, step)
             if self.mask_floor_variance > 0:
                 penalty = selection_penalty(
-                    effects.mask_logits - effects.selection_penalty,
+                    effects.mask_log_odds(),
                     curvature,
                     embedding_variance=effects.embedding_variance,
                     mask_floor_variance=self.mask_floor_variance,
@@ -484,30 +467,26 @@ class ClosedFormInference(nn.Module):
                     torch.where(effects.frozen, effects.selection_penalty, penalty)
                 )
             effects.update_mask_prior()
-            if effects.learn_spike_scale and free_frame:
-                of_perturbations = SpikeSlab(
-                    *(field[: effects.n_perturbations] for field in effects.posterior)
-                )
-                effects.spike_variance.copy_(learned_spike_variance(of_perturbations))
+            if effects.learns_background and is_free:
+                of_perturbations = effects.parameters_of(slice(effects.n_perturbations))
+                effects.background_variance.copy_(learned_background_variance(of_perturbations))
 
-    def _statistics(
-        self, effects: PerturbationEffects, n_training_cells: int
+    def _problem(
+        self, effects: SpikeAndSlab, n_training_cells: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Score and curvature in the network frame, expected effects in that of the masks."""
+        """Score and curvature in the networks' coordinates, expected effects in latents."""
         mean, _ = effects.moments()
         score, curvature = self.statistics.score_and_curvature(
-            mean @ effects.frame, n_training_cells
+            effects.to_network(mean), n_training_cells
         )
         return score, curvature, mean
 
 
-def _align_frame(
-    effects: PerturbationEffects, score: Tensor, curvature: Tensor, mean: Tensor
-) -> None:
-    """Turn the frame so that the sparse effects explain the shifts that the cells show."""
-    q = effects.posterior
+def _align_rotation(effects: SpikeAndSlab, score: Tensor, curvature: Tensor, mean: Tensor) -> None:
+    """Turn the latents so that the sparse effects explain the shifts that the cells show."""
+    q = effects.parameters_of()
     sparse = torch.sigmoid(q.mask_logits) * q.slab_mean
     weight = curvature.mean(1, keepdim=True)
-    shown = score / curvature.clamp(min=1e-3) + mean @ effects.frame
-    # The small multiple of the old frame decides for latents that no perturbation uses.
-    effects.frame.copy_(procrustes((sparse * weight).T @ shown + 1e-6 * effects.frame))
+    shown = score / curvature.clamp(min=1e-3) + effects.to_network(mean)
+    # The small multiple of the old rotation decides for latents that no perturbation uses.
+    effects.rotation.copy_(procrustes((sparse * weight).T @ shown + 1e-6 * effects.rotation))

@@ -9,6 +9,7 @@ from scvi.module.base import auto_move_data
 from torch.distributions import Normal
 
 from scvi_sams.module.base import GlobalDraws, PerturbationVAEModule
+from scvi_sams.module.doses import Doses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +48,8 @@ class ConditionalVAEModule(PerturbationVAEModule):
     def inference(
         self,
         x: Tensor,
-        dosage: Tensor,
+        perturbation: Tensor,
+        dose: Tensor,
         library: Tensor | None = None,
         batch_index: Tensor | None = None,
         cat_covs: Tensor | None = None,
@@ -55,7 +57,7 @@ class ConditionalVAEModule(PerturbationVAEModule):
         n_samples: int = 1,
     ) -> dict[str, Any]:
         """Infer the latent state of cells, as :meth:`SAMSVAEModule.inference` does."""
-        side_input = _dense(dosage)
+        side_input = self._dense(Doses(perturbation.long(), dose))
         categories, cont = self._encoder_covariates(batch_index, cat_covs, cont_covs)
         potential = self.encoder(x, *categories, cont=cont, side_input=side_input)
         qz = Normal(potential.location, potential.variance.sqrt(), validate_args=False)
@@ -76,11 +78,6 @@ class ConditionalVAEModule(PerturbationVAEModule):
         """Draw the states of cells, shape ``(n_cells, n_latent)``."""
         return inference_outputs["qz"].sample()
 
-    @property
-    def n_global_elements(self) -> int:
-        """Numbers in one draw of what all cells share: none."""
-        return 1
-
     def sample_globals(self, n_samples: int, perturbations: Tensor | None = None) -> GlobalDraws:
         """Nothing is drawn: networks are point estimates."""
         return GlobalDraws(n_samples)
@@ -88,13 +85,15 @@ class ConditionalVAEModule(PerturbationVAEModule):
     def decode_condition(
         self,
         population: CellPopulation,
-        dosage: Tensor,
+        doses: Doses,
         draws: GlobalDraws,
         one_draw_a_cell: bool = False,
     ) -> Observation:
         """Distribution of the genes of a population of cells under a condition."""
         basal = population.basal if one_draw_a_cell else population.basal.unsqueeze(0)
-        return self.generative(basal, side_input=_dense(dosage), **population.covariates())["px"]
+        return self.generative(basal, side_input=self._dense(doses), **population.covariates())[
+            "px"
+        ]
 
     @torch.inference_mode()
     def log_importance_weights(self, tensors: dict[str, Tensor], draws: GlobalDraws) -> Tensor:
@@ -113,6 +112,7 @@ class ConditionalVAEModule(PerturbationVAEModule):
         log_ratio = 0.5 * (noise.square() - z.square() + qz.variance.log()).sum(-1)
         return self._log_likelihood(decoded, inputs["x"], outputs["library"]) + log_ratio
 
-
-def _dense(dosage: Tensor) -> Tensor:
-    return dosage if dosage.layout == torch.strided else dosage.to_dense()
+    def _dense(self, doses: Doses) -> Tensor:
+        """Doses of all perturbations, shape ``(n_cells, n_perturbations)``."""
+        dense = doses.dose.new_zeros(len(doses.perturbation), self.n_perturbations)
+        return dense.scatter_add(1, doses.perturbation, doses.dose)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,74 +15,38 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DirectEffects",
-    "DosageEntries",
+    "Doses",
     "GeneEffects",
     "HillDoseResponse",
     "HillDraws",
     "PairInteractions",
     "add_gene_effects",
     "additive_shift",
-    "dosage_entries",
-    "kl_bernoulli_log_prior",
-    "kl_centred_normal",
-    "log_mean_exp",
-    "relaxed_bernoulli",
 ]
 
 
-class DosageEntries(NamedTuple):
-    """The non-zero entries of a dosage matrix, the only part of it that costs anything.
+class Doses(NamedTuple):
+    """What cells received: as many columns as the most perturbations of a cell.
+
+    Shapes are the same at every step, however many perturbations the cells of a minibatch have.
 
     Attributes
     ----------
-    cell
-        Row of each entry, shape ``(n_entries,)``.
     perturbation
-        Column of each entry, shape ``(n_entries,)``.
+        Rows of the effects, integers of shape ``(n_cells, n_columns)``.
     dose
-        Value of each entry, shape ``(n_entries,)``.
-    n_cells
-        Number of rows of the matrix, those without an entry (controls) included.
+        Doses, shape ``([n_samples,] n_cells, n_columns)``; zero fills up the columns.
     """
 
-    cell: Tensor
     perturbation: Tensor
     dose: Tensor
-    n_cells: int
+
+    def gather(self, effects: Tensor) -> Tensor:
+        """Effect of each dose, from ``(..., n_rows, n_latent)`` to ``(..., *shape, n_latent)``."""
+        return effects[..., self.perturbation, :]
 
 
-def dosage_entries(dosage: Tensor) -> DosageEntries:
-    """List the non-zero entries of a dosage matrix.
-
-    Parameters
-    ----------
-    dosage
-        Doses, shape ``(n_cells, n_perturbations)``, strided, ``torch.sparse_csr`` or coalesced
-        ``torch.sparse_coo``.
-
-    Returns
-    -------
-    The entries, in row order.
-
-    Examples
-    --------
-    >>> dosage_entries(torch.tensor([[0.0, 2.0], [0.0, 0.0]])).perturbation
-    tensor([1])
-    """
-    if dosage.layout == torch.sparse_coo:
-        cell, perturbation = dosage.indices()
-        return DosageEntries(cell, perturbation, dosage.values(), len(dosage))
-    if dosage.layout == torch.sparse_csr:
-        starts, dose = dosage.crow_indices(), dosage.values()
-        cell = torch.repeat_interleave(
-            torch.arange(len(dosage), device=dosage.device), starts.diff().long()
-        )
-        return DosageEntries(cell, dosage.col_indices().long(), dose, len(dosage))
-    cell, perturbation = dosage.nonzero(as_tuple=True)
-    return DosageEntries(cell, perturbation, dosage[cell, perturbation], len(dosage))
-
-
-def additive_shift(entries: DosageEntries, effects: Tensor, power: int = 1) -> Tensor:
+def additive_shift(doses: Doses, effects: Tensor, power: int = 1) -> Tensor:
     """Sum the effects of each cell's perturbations, weighted by dose.
 
     The sum over the perturbations t of a cell of ``dose**power * effect_t``: the mean shift from
@@ -91,108 +54,28 @@ def additive_shift(entries: DosageEntries, effects: Tensor, power: int = 1) -> T
 
     Parameters
     ----------
-    entries
-        Non-zero doses of ``n_cells`` cells.
+    doses
+        Doses of ``n_cells`` cells.
     effects
-        Effect that each entry doses, ``table[entries.perturbation]``, shape
-        ``(..., n_entries, n_latent)``.
+        Effect of each dose, shape ``(..., n_cells, n_columns, n_latent)``, as ``doses.gather``
+        gives them.
     power
         Power of the dose.
 
     Returns
     -------
-    Shape ``(..., n_cells, n_latent)``.
+    Tensor
+        Shape ``(..., n_cells, n_latent)``.
 
     Examples
     --------
-    >>> entries = dosage_entries(torch.tensor([[1.0, 0.5], [0.0, 0.0]]))
-    >>> additive_shift(entries, torch.tensor([[1.0], [4.0]])[entries.perturbation])
+    >>> doses = Doses(torch.tensor([[0, 1], [0, 0]]), torch.tensor([[1.0, 0.5], [0.0, 0.0]]))
+    >>> additive_shift(doses, doses.gather(torch.tensor([[1.0], [4.0]])))
     tensor([[3.],
             [0.]])
     """
-    weight = (entries.dose if power == 1 else entries.dose**power).to(effects.dtype)
-    shift = effects.new_zeros(*effects.shape[:-2], entries.n_cells, effects.shape[-1])
-    return shift.index_add_(-2, entries.cell, weight.unsqueeze(-1) * effects)
-
-
-def kl_bernoulli_log_prior(logits: Tensor, log_on: Tensor, log_off: Tensor) -> Tensor:
-    """Divergence of Bernoulli distributions from their prior, elementwise.
-
-    Parameters
-    ----------
-    logits
-        Log-odds of the posterior, any shape.
-    log_on, log_off
-        (Expected) logarithms of the prior probabilities of one and of zero, broadcastable.
-
-    Returns
-    -------
-    ``E log q(m) - E log p(m)`` in nats.
-
-    Examples
-    --------
-    >>> half = torch.tensor(0.5).log()
-    >>> kl_bernoulli_log_prior(torch.tensor(0.0), half, half)
-    tensor(0.)
-    """
-    probability = torch.sigmoid(logits)
-    return (probability * (logits - log_on + log_off) - F.softplus(logits) - log_off).clamp(min=0)
-
-
-def kl_centred_normal(mean: Tensor, variance: Tensor, prior_variance: Tensor | float) -> Tensor:
-    """Divergence of normal distributions from one centred at zero, elementwise.
-
-    Parameters
-    ----------
-    mean, variance
-        Moments of the posterior, any shape.
-    prior_variance
-        Variance of the prior, broadcastable.
-
-    Returns
-    -------
-    ``KL(Normal(mean, variance) || Normal(0, prior_variance))`` in nats.
-
-    Examples
-    --------
-    >>> kl_centred_normal(torch.tensor(2.0), torch.tensor(1.0), 1.0)
-    tensor(2.)
-    """
-    ratio = variance / prior_variance
-    return 0.5 * (ratio + mean.square() / prior_variance - 1 - ratio.log())
-
-
-def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
-    """Logarithm of the mean of exponentials along a dimension."""
-    return torch.logsumexp(log_weights, dim) - torch.tensor(log_weights.shape[dim]).log()
-
-
-def relaxed_bernoulli(logits: Tensor, temperature: float) -> Tensor:
-    """Draw zeros and ones with a gradient: straight-through relaxed Bernoulli.
-
-    The forward value is an exact Bernoulli draw; the gradient is that of the binary concrete
-    relaxation of the same draw (Jang et al. 2017; Maddison et al. 2017).
-
-    Parameters
-    ----------
-    logits
-        Log-odds, any shape.
-    temperature
-        Temperature of the relaxation; smaller is less biased and noisier.
-
-    Returns
-    -------
-    Zeros and ones, the shape of ``logits``.
-
-    Examples
-    --------
-    >>> relaxed_bernoulli(torch.full((2,), 50.0), 1.0)
-    tensor([1., 1.])
-    """
-    uniform = torch.rand_like(logits).clamp(1e-7, 1 - 1e-7)
-    soft = torch.sigmoid((logits + torch.logit(uniform)) / temperature)
-    hard = (soft > 0.5).to(soft.dtype)
-    return hard + (soft - soft.detach())  # the bracket is zero, so that the sum is exact
+    weight = (doses.dose if power == 1 else doses.dose**power).to(effects.dtype)
+    return (weight.unsqueeze(-1) * effects).sum(-2)
 
 
 _LOG_EC50_SCALE = 1.5  # prior: a factor of 4.5 either way of the median dose
@@ -216,20 +99,16 @@ class HillDoseResponse(nn.Module):
 
     Parameters
     ----------
-    n_perturbations
-        Number of perturbations.
-
-    Attributes
-    ----------
-    log_reference_dose
-        Logarithm of the median positive dose of each perturbation, shape ``(n_perturbations,)``.
+    reference_doses
+        Median positive dose of each perturbation.
     """
 
     log_reference_dose: Tensor
 
-    def __init__(self, n_perturbations: int) -> None:
+    def __init__(self, reference_doses: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("log_reference_dose", torch.zeros(n_perturbations))
+        n_perturbations = len(reference_doses)
+        self.register_buffer("log_reference_dose", torch.tensor(list(reference_doses)).log())
         initial = math.log(0.2**2)
         # Relative to the prior mean.
         self.log_ec50_offset = nn.Parameter(torch.zeros(n_perturbations))
@@ -256,17 +135,14 @@ class HillDoseResponse(nn.Module):
         return HillDraws(*draws)
 
     @staticmethod
-    def respond(entries: DosageEntries, parameters: HillDraws) -> DosageEntries:
-        """Replace doses by responses between zero and one.
-
-        Returns
-        -------
-        Entries with responses of shape ``([n_samples,] n_entries)``.
-        """
-        rows = entries.perturbation
-        slope = parameters.log_slope[..., rows].exp()
-        excess = entries.dose.to(slope.dtype).log() - parameters.log_ec50[..., rows]
-        return entries._replace(dose=torch.sigmoid(slope * excess))
+    def respond(doses: Doses, parameters: HillDraws) -> Doses:
+        """Replace doses by responses between zero and one, zero where there is no dose."""
+        slope = parameters.log_slope[..., doses.perturbation].exp()
+        given = doses.dose > 0
+        # The logarithm of a dose that fills up a column would have no gradient.
+        log_dose = torch.where(given, doses.dose, 1.0).to(slope.dtype).log()
+        excess = log_dose - parameters.log_ec50[..., doses.perturbation]
+        return doses._replace(dose=torch.where(given, torch.sigmoid(slope * excess), 0.0))
 
     def kl_divergence(self) -> Tensor:
         """Divergence of the posterior of all curves from the prior, a scalar in nats."""
@@ -296,13 +172,14 @@ class PairInteractions(nn.Module):
 
     Examples
     --------
-    >>> from scvi_sams.module.doses import dosage_entries
     >>> interactions = PairInteractions(3, [(0, 2)])
-    >>> entries = interactions(dosage_entries(torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, 0.0]])))
-    >>> entries.perturbation
-    tensor([0, 2, 0, 1, 3])
-    >>> entries.dose
-    tensor([1.0000, 0.5000, 1.0000, 1.0000, 0.5000])
+    >>> doses = interactions(Doses(torch.tensor([[0, 2], [0, 1]]), torch.ones(2, 2) / 2))
+    >>> doses.perturbation
+    tensor([[0, 2, 3],
+            [0, 1, 3]])
+    >>> doses.dose
+    tensor([[0.5000, 0.5000, 0.2500],
+            [0.5000, 0.5000, 0.0000]])
     """
 
     codes: Tensor
@@ -320,28 +197,19 @@ class PairInteractions(nn.Module):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def forward(self, entries: DosageEntries) -> DosageEntries:
-        """Append the pairs of each cell to its doses, which are in row order."""
-        if len(self.pairs) == 0 or len(entries.cell) < 2:
-            return entries
-        cells, rows, doses = [entries.cell], [entries.perturbation], [entries.dose]
-        lag = 1
-        while lag < len(entries.cell):
-            same_cell = entries.cell[lag:] == entries.cell[:-lag]
-            if not same_cell.any():
-                break
-            left = torch.where(same_cell)[0]
-            right = left + lag
-            a, b = entries.perturbation[left], entries.perturbation[right]
-            code = torch.minimum(a, b) * self.n_perturbations + torch.maximum(a, b)
-            place = torch.searchsorted(self.codes, code).clamp(max=len(self.codes) - 1)
-            known = self.codes[place] == code
-            cells.append(entries.cell[left][known])
-            rows.append(self.n_perturbations + place[known])
-            doses.append((entries.dose[..., left] * entries.dose[..., right])[..., known])
-            lag += 1
-        return DosageEntries(
-            torch.cat(cells), torch.cat(rows), torch.cat(doses, -1), entries.n_cells
+    def forward(self, doses: Doses) -> Doses:
+        """Append a column for each two columns, with a dose where they are a pair given here."""
+        n_columns = doses.perturbation.shape[-1]
+        if len(self.pairs) == 0 or n_columns < 2:
+            return doses
+        left, right = torch.triu_indices(n_columns, n_columns, 1, device=self.codes.device)
+        a, b = doses.perturbation[:, left], doses.perturbation[:, right]
+        code = torch.minimum(a, b) * self.n_perturbations + torch.maximum(a, b)
+        place = torch.searchsorted(self.codes, code).clamp(max=len(self.codes) - 1)
+        dose = doses.dose[..., left] * doses.dose[..., right] * (self.codes[place] == code)
+        return Doses(
+            torch.cat([doses.perturbation, self.n_perturbations + place], -1),
+            torch.cat([doses.dose, dose], -1),
         )
 
 
@@ -350,16 +218,13 @@ class GeneEffects(NamedTuple):
 
     Attributes
     ----------
-    cell
-        Cell of each, shape ``(n_effects,)``; ``None`` where all cells have them.
     gene
-        Gene of each, shape ``(n_effects,)``.
+        Genes, shape ``(n_cells, n_columns)``, or ``(1, n_columns)`` where all cells have them.
     value
-        Natural logarithm of the fold change, shape ``(..., n_effects)``; for all cells
-        ``([n_samples, 1,] n_effects)`` or ``(n_cells, n_effects)``.
+        Natural logarithm of the fold change, zero for none, shape
+        ``([n_samples,] n_cells, n_columns)``.
     """
 
-    cell: Tensor | None
     gene: Tensor
     value: Tensor
 
@@ -389,67 +254,34 @@ class DirectEffects(nn.Module):
         self.log_variance = nn.Parameter(torch.full((len(targets),), math.log(1e-2)))
 
     def rsample(self, n_samples: int | None = None) -> Tensor:
-        """Draw effects, with gradients.
-
-        Returns
-        -------
-        Shape ``([n_samples,] n_perturbations)``; without an axis of draws by default.
-        """
+        """Draw effects with gradients, shape ``([n_samples,] n_perturbations)``."""
         shape = self.mean.shape if n_samples is None else (n_samples, *self.mean.shape)
         noise = torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
-    def of(self, entries: DosageEntries, draws: Tensor) -> GeneEffects:
-        """Effects of the doses of cells.
-
-        Parameters
-        ----------
-        entries
-            Doses (or responses) of cells, those of pairs ignored.
-        draws
-            Shape ``([n_samples,] n_perturbations)``.
-        """
-        is_single = entries.perturbation < len(self.target)
-        gene = self.target[entries.perturbation.clamp(max=len(self.target) - 1)]
-        kept = torch.where(is_single & (gene >= 0))[0]
-        value = entries.dose[..., kept] * draws[..., entries.perturbation[kept]]
-        return GeneEffects(entries.cell[kept], gene[kept], value)
+    def of(self, doses: Doses, draws: Tensor) -> GeneEffects:
+        """Effects of doses (or responses) of cells, those of pairs left out."""
+        gene = self.target[doses.perturbation]
+        value = doses.dose * draws[..., doses.perturbation] * (gene >= 0)
+        return GeneEffects(gene.clamp(min=0), value)
 
     def kl_divergence(self) -> Tensor:
         """Divergence of the posterior of all effects from the prior, a scalar in nats."""
-        kl = kl_centred_normal(self.mean, self.log_variance.exp(), self.prior_variance)
-        return kl[self.target >= 0].sum()
+        ratio = self.log_variance.exp() / self.prior_variance
+        kl = 0.5 * (ratio + self.mean.square() / self.prior_variance - 1 - ratio.log())
+        return (kl * (self.target >= 0)).sum()
 
 
-@torch.compiler.disable  # the number of effects changes from step to step
 def add_gene_effects(logits: Tensor, effects: GeneEffects) -> Tensor:
-    """Add log fold changes of single genes to log expression.
-
-    Parameters
-    ----------
-    logits
-        Shape ``(..., n_cells, n_genes)``.
-    effects
-        What to add.
-
-    Returns
-    -------
-    The sum, of the shape of ``logits``.
+    """Add log fold changes of single genes to log expression ``(..., n_cells, n_genes)``.
 
     Examples
     --------
-    >>> effects = GeneEffects(torch.tensor([1]), torch.tensor([0]), torch.tensor([-2.0]))
+    >>> effects = GeneEffects(torch.tensor([[1], [0]]), torch.tensor([[0.0], [-2.0]]))
     >>> add_gene_effects(torch.zeros(2, 2), effects)
     tensor([[ 0.,  0.],
             [-2.,  0.]])
     """
-    if len(effects.gene) == 0:
-        return logits
-    value = effects.value.to(logits.dtype)
-    if effects.cell is None:
-        value = value.expand(*logits.shape[:-1], value.shape[-1])
-        return logits.index_add(-1, effects.gene, value)
-    index = effects.cell * logits.shape[-1] + effects.gene
-    flat = logits.flatten(-2)
-    value = value.expand(*flat.shape[:-1], value.shape[-1])
-    return flat.index_add(-1, index, value).view(logits.shape)
+    shape = (*logits.shape[:-1], effects.gene.shape[-1])
+    value = effects.value.to(logits.dtype).expand(shape)
+    return logits.scatter_add(-1, effects.gene.expand(shape), value)

@@ -1,29 +1,96 @@
-"""The posterior of masks and effects of perturbations, and its prior."""
+"""The posterior q(m, e) of masks and embeddings, one class a family, and the prior of masks."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 from torch.distributions import Beta, kl_divergence
+from torch.nn import functional as F
 
-from scvi_sams.module.closed_form import SpikeSlab
-from scvi_sams.module.doses import kl_bernoulli_log_prior, kl_centred_normal, relaxed_bernoulli
+from scvi_sams._compat import HostState
+from scvi_sams.module.doses import additive_shift
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from scvi_sams.module.doses import Doses
 
 __all__ = [
-    "CorrelatedEmbedding",
+    "GIVEN_LOGIT",
+    "POSTERIORS",
+    "CorrelatedEmbeddings",
+    "EffectsPosterior",
     "EmbeddingPosterior",
     "MaskPrior",
     "MaskPriorSharing",
-    "PerturbationEffects",
-    "effects_divergence",
+    "MeanFieldEmbeddings",
+    "PointEmbeddings",
+    "SpikeAndSlab",
+    "SpikeSlab",
+    "kl_bernoulli_log_prior",
+    "kl_centred_normal",
+    "relaxed_bernoulli",
 ]
+
+GIVEN_LOGIT = 30.0  # of a mask that is given: its probability is exactly one in float32
+_LEAST_LOG = -1e6  # stands in for the logarithm of zero, which has no product with zero
+_MAX_DIVERGENCE_ROWS = 1_024  # a step costs the same however many perturbations there are
+_N_MOMENT_DRAWS = 64  # of masks, for which the correlated posterior has moments
+_RELAXATION_TEMPERATURE = 0.5
+_N_CODE = 100  # width of the network that the correlated posterior shares
+
+
+def kl_bernoulli_log_prior(logits: Tensor, log_on: Tensor, log_off: Tensor) -> Tensor:
+    """Divergence of Bernoulli distributions from their prior in nats, elementwise.
+
+    Parameters
+    ----------
+    logits
+        Log-odds of the posterior, any shape.
+    log_on, log_off
+        (Expected) logarithms of the prior probabilities of one and of zero, broadcastable.
+
+    Examples
+    --------
+    >>> half = torch.tensor(0.5).log()
+    >>> kl_bernoulli_log_prior(torch.tensor(0.0), half, half)
+    tensor(0.)
+    """
+    probability = torch.sigmoid(logits)
+    return (probability * (logits - log_on + log_off) - F.softplus(logits) - log_off).clamp(min=0)
+
+
+def kl_centred_normal(mean: Tensor, variance: Tensor, prior_variance: Tensor | float) -> Tensor:
+    """Divergence of normal distributions from one centred at zero in nats, elementwise.
+
+    Examples
+    --------
+    >>> kl_centred_normal(torch.tensor(2.0), torch.tensor(1.0), 1.0)
+    tensor(2.)
+    """
+    ratio = variance / prior_variance
+    return 0.5 * (ratio + mean.square() / prior_variance - 1 - ratio.log())
+
+
+def relaxed_bernoulli(logits: Tensor, temperature: float) -> Tensor:
+    """Draw zeros and ones with a gradient: straight-through relaxed Bernoulli.
+
+    The forward value is an exact Bernoulli draw; the gradient is that of the binary concrete
+    relaxation of the same draw (Jang et al. 2017; Maddison et al. 2017), which is less biased and
+    noisier at a lower temperature.
+
+    Examples
+    --------
+    >>> relaxed_bernoulli(torch.full((2,), 50.0), 1.0)
+    tensor([1., 1.])
+    """
+    uniform = torch.rand_like(logits).clamp(1e-7, 1 - 1e-7)
+    soft = torch.sigmoid((logits + torch.logit(uniform)) / temperature)
+    hard = (soft > 0.5).to(soft.dtype)
+    return hard + (soft - soft.detach())  # the bracket is zero, so that the sum is exact
 
 
 MaskPriorSharing: TypeAlias = Literal["all", "latent", "perturbation"]
@@ -38,17 +105,19 @@ class MaskPrior(nn.Module):
     :math:`\pi_k` given those of the masks is conjugate,
     :math:`\mathrm{Beta}(a + \sum q(m{=}1), b + \sum q(m{=}0))`, so that no gradient is needed.
     One probability for each perturbation with a = 1 and b the number of latents is the prior of
-    SVAE+ (Lopez et al., CLeaR 2023).
+    SVAE+ (Lopez et al., CLeaR 2023). With probability one the masks are given: CPA-VAE.
 
     Parameters
     ----------
     n_perturbations, n_latent
-        Shape of the masks.
+        Shape of the masks of perturbations.
     probability
         The fixed probability, or the pair ``(a, b)`` of the Beta hyper-prior.
     shared_by
         Masks that share a learned probability: ``"all"``, those of a ``"latent"`` or those of a
         ``"perturbation"``.
+    n_pairs, pair_probability
+        Measured pairs, whose rows follow, and the fixed probability of their masks.
 
     Examples
     --------
@@ -61,6 +130,7 @@ class MaskPrior(nn.Module):
 
     posterior_a: Tensor
     posterior_b: Tensor
+    given: Tensor
 
     def __init__(
         self,
@@ -68,6 +138,8 @@ class MaskPrior(nn.Module):
         n_latent: int,
         probability: float | tuple[float, float] = 0.02,
         shared_by: MaskPriorSharing = "all",
+        n_pairs: int = 0,
+        pair_probability: float = 0.002,
     ) -> None:
         super().__init__()
         if isinstance(probability, tuple | list):
@@ -92,58 +164,58 @@ class MaskPrior(nn.Module):
             raise ValueError(
                 f"mask_prior_shared_by={shared_by!r} is unknown; use {', '.join(shapes)}."
             )
+        self.n_perturbations, self.n_latent = n_perturbations, n_latent
+        self.n_pairs, self.pair_probability = n_pairs, pair_probability
         self.a, self.b = a, b
         self.shared_by = shared_by
         self.n_shared = n_perturbations * n_latent // torch.Size(shapes[shared_by]).numel()
         shape = shapes[shared_by] if self.fixed is None else (1, 1)
         self.register_buffer("posterior_a", torch.full(shape, a))
         self.register_buffer("posterior_b", torch.full(shape, b))
+        given = torch.arange(n_perturbations + n_pairs).unsqueeze(1) < n_perturbations
+        self.register_buffer("given", given & (not self.sparse), persistent=False)
 
     @property
     def sparse(self) -> bool:
-        """Whether masks may be zero."""
+        """Whether masks of perturbations may be zero."""
         return self.fixed != 1.0
 
     def mean(self) -> Tensor:
         """Prior probability that a mask is one, or its posterior mean.
 
-        Returns
-        -------
         Shape ``(1, 1)``, ``(1, n_latent)`` or ``(n_perturbations, 1)``.
         """
         if self.fixed is not None:
             return torch.full_like(self.posterior_a, self.fixed)
         return self.posterior_a / (self.posterior_a + self.posterior_b)
 
-    def log_probabilities(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Expected logarithms of the probabilities of one and of zero.
-
-        Parameters
-        ----------
-        rows
-            Perturbations, shape ``(n_rows,)``; all by default.
-
-        Returns
-        -------
-        Two tensors that broadcast to the masks of the rows.
-        """
+    def log_probabilities(self, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Expected logarithms of the probabilities of one and of zero, for the masks of rows."""
         if self.fixed is not None:
             on = torch.full_like(self.posterior_a, self.fixed).log()
-            return on, torch.full_like(self.posterior_a, 1 - self.fixed).log()
-        a, b = self.posterior_a, self.posterior_b
-        if rows is not None and self.shared_by == "perturbation":
-            a, b = a[rows], b[rows]
-        both = torch.digamma(a + b)
-        return torch.digamma(a) - both, torch.digamma(b) - both
-
-    def logit(self) -> Tensor:
-        """Expected log-odds of a mask, broadcasts to ``(n_perturbations, n_latent)``."""
-        on, off = self.log_probabilities()
-        return on - off
+            off = torch.full_like(self.posterior_a, 1 - self.fixed).log()
+        else:
+            both = torch.digamma(self.posterior_a + self.posterior_b)
+            on = torch.digamma(self.posterior_a) - both
+            off = torch.digamma(self.posterior_b) - both
+        if self.n_pairs == 0:
+            return (on[rows], off[rows]) if len(on) > 1 else (on, off)
+        shape = (self.n_pairs, self.n_latent)
+        of_pairs = (self.pair_probability, 1 - self.pair_probability)
+        whole_on, whole_off = (
+            torch.cat(
+                [
+                    of_perturbations.expand(self.n_perturbations, self.n_latent),
+                    of_perturbations.new_full(shape, math.log(of_pair)),
+                ]
+            )
+            for of_perturbations, of_pair in zip((on, off), of_pairs, strict=True)
+        )
+        return whole_on[rows], whole_off[rows]
 
     @torch.no_grad()
     def update(self, mask_probability: Tensor) -> None:
-        """Take in the posterior of all masks, shape ``(n_perturbations, n_latent)``."""
+        """Learn the probabilities from the masks of perturbations, as they are believed in."""
         if self.fixed is not None:
             return
         axes = {"all": (0, 1), "latent": (0,), "perturbation": (1,)}[self.shared_by]
@@ -151,23 +223,11 @@ class MaskPrior(nn.Module):
         self.posterior_a.copy_(self.a + on)
         self.posterior_b.copy_(self.b + self.n_shared - on)
 
-    def kl_masks(self, mask_logits: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Divergence of mask posteriors from the prior, expected over the probability.
-
-        Parameters
-        ----------
-        mask_logits
-            Log-odds, shape ``(n_rows, n_latent)``.
-        rows
-            Perturbations, shape ``(n_rows,)``; all by default.
-
-        Returns
-        -------
-        Nats, shape ``(n_rows, n_latent)``; zero without sparsity.
-        """
-        if not self.sparse:
-            return torch.zeros_like(mask_logits)
-        return kl_bernoulli_log_prior(mask_logits, *self.log_probabilities(rows))
+    def kl_masks(self, mask_logits: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Divergence of masks from the prior, expected over it, shape ``(n_rows, n_latent)``."""
+        log_on, log_off = self.log_probabilities(rows)
+        kl = kl_bernoulli_log_prior(mask_logits, log_on, log_off.clamp(min=_LEAST_LOG))
+        return torch.where(self.given[rows], 0.0, kl)
 
     def kl_probability(self) -> Tensor:
         """Divergence of the learned probabilities from their hyper-prior, a scalar in nats."""
@@ -177,243 +237,78 @@ class MaskPrior(nn.Module):
         return kl_divergence(Beta(self.posterior_a, self.posterior_b), prior).sum()
 
 
-class CorrelatedEmbedding(nn.Module):
-    r"""Moments of :math:`q(e_t \mid m_t)` from one network that all perturbations share.
-
-    The network sees the mask of a perturbation and a code of it, and adds to free moments of the
-    embedding what the mask changes. Bereket and Karaletsos (2023) let the network see a one-hot
-    vector in place of the code, which costs time and memory that grow with the square of the
-    number of perturbations; a code has the same part (a row of weights a perturbation) and costs
-    a row. The last layer starts at zero: training begins at the mean-field posterior.
-
-    Parameters
-    ----------
-    n_perturbations, n_latent
-        Shape of masks and embeddings.
-    n_hidden
-        Width of the network.
-    """
-
-    def __init__(self, n_perturbations: int, n_latent: int, n_hidden: int = 100) -> None:
-        super().__init__()
-        self.code = nn.Parameter(0.1 * torch.randn(n_perturbations, n_hidden))
-        self.from_mask = nn.Linear(n_latent, n_hidden)
-        self.moments = nn.Linear(n_hidden, 2 * n_latent)
-        nn.init.zeros_(self.moments.weight)
-        nn.init.zeros_(self.moments.bias)
-
-    def freeze_network(self) -> None:
-        """Leave only the codes of perturbations to training."""
-        self.from_mask.requires_grad_(False)
-        self.moments.requires_grad_(False)
-
-    def forward(self, rows: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """What the masks add to mean and log-variance of embeddings.
-
-        Parameters
-        ----------
-        rows
-            Perturbations, shape ``(n_rows,)``.
-        masks
-            Zeros and ones, shape ``(..., n_rows, n_latent)``.
-
-        Returns
-        -------
-        Each of shape ``(..., n_rows, n_latent)``.
-        """
-        hidden = torch.relu(self.from_mask(masks) + self.code[rows])
-        mean, log_variance = self.moments(hidden).chunk(2, -1)
-        return mean, log_variance
-
-
-_MAX_DIVERGENCE_ROWS = 1_024  # a step costs the same however many perturbations there are
-
-
-def effects_divergence(effects: PerturbationEffects, temperature: float) -> dict[str, Tensor]:
-    """Divergences of masks, and of effects given masks, in nats.
-
-    See :meth:`~scvi_sams.module.PerturbationEffects.kl_divergence`.
-
-    Parameters
-    ----------
-    effects
-        Posterior and prior.
-    temperature
-        Temperature of the relaxed draws of masks, for the correlated posterior.
-
-    Returns
-    -------
-    ``"kl_mask"`` and ``"kl_embedding"``, scalars.
-    """
-    if not effects.masks_on:
-        zero = effects.slab_mean.new_zeros(())
-        return {"kl_mask": zero, "kl_embedding": zero}
-    rows, weight = None, 1.0
-    if effects.trainable and effects.training and effects.n_rows > _MAX_DIVERGENCE_ROWS:
-        device = effects.slab_mean.device
-        rows = torch.randint(effects.n_rows, (_MAX_DIVERGENCE_ROWS,), device=device)
-        weight = effects.n_rows / _MAX_DIVERGENCE_ROWS
-    q = effects._rows(rows)
-    on = effects._inclusion(q.mask_logits, rows)
-    log_on, log_off = effects.log_mask_prior(rows)
-    is_given, log_off = log_off.isinf(), log_off.clamp(min=-1e6)
-    kl_mask = kl_bernoulli_log_prior(q.mask_logits, log_on, log_off)
-    if not effects.sparse:  # masks of perturbations are given, those of pairs are not
-        kl_mask = torch.where(is_given, 0.0, kl_mask)
-    return {
-        "kl_mask": weight * kl_mask.sum() + effects.mask_prior.kl_probability(),
-        "kl_embedding": weight * _kl_embedding(effects, q, on, rows, temperature).sum(),
-    }
-
-
-def _kl_embedding(
-    effects: PerturbationEffects,
-    q: SpikeSlab,
-    on: Tensor,
-    rows: Tensor | None,
-    temperature: float,
-) -> Tensor:
-    """Divergence of each effect given the masks, shape ``(n_rows, n_latent)``."""
-    if effects.posterior_family == "point":
-        return torch.zeros_like(q.slab_mean)
-    if effects.correlated is not None:
-        index = torch.arange(effects.n_rows, device=on.device) if rows is None else rows
-        masks = effects._relaxed_masks(q.mask_logits, index, temperature)
-        moments = effects._embedding_given(q, masks, index)
-        return kl_centred_normal(*moments, effects.embedding_variance)
-    if effects.posterior_family == "mean_field":
-        return kl_centred_normal(q.slab_mean, q.slab_variance, effects.embedding_variance)
-    background = effects.background_variance()
-    if rows is not None and background.dim() > 0:
-        background = background[rows]
-    kl_slab = kl_centred_normal(
-        q.slab_mean, q.slab_variance, effects.embedding_variance + background
-    )
-    if not effects.spike_variance > 0:
-        return on * kl_slab
-    kl_spike = kl_centred_normal(q.spike_mean, q.spike_variance, background.clamp(min=1e-30))
-    return on * kl_slab + (1 - on) * torch.where(background > 0, kl_spike, 0.0)
-
-
 EmbeddingPosterior: TypeAlias = Literal["mean_field", "correlated", "spike_and_slab", "point"]
-"""The posteriors of the embeddings, see :class:`PerturbationEffects`."""
-
-_N_MOMENT_DRAWS = 64
+"""Names of the posteriors, the keys of :data:`POSTERIORS`."""
 
 
-class PerturbationEffects(nn.Module):
-    r"""Posterior of the masks and embeddings of all perturbations.
+class EffectsPosterior(HostState):
+    r"""Posterior of masks and embeddings of perturbations, and of measured pairs, a row each.
 
-    The effect of perturbation t on latent l is :math:`m_{tl} e_{tl} + r_{tl}` with
+    The effect of perturbation t on latent l is :math:`m_{tl} e_{tl}` with
+    :math:`m_{tl} \sim \mathrm{Bernoulli}(\pi)` and :math:`e_{tl} \sim \mathrm{Normal}(0, \beta^2)`
+    (Bereket and Karaletsos 2023). A family says what it knows of an embedding given the masks
+    (:meth:`_embedding`), of an effect whose mask is zero (:meth:`_spike`), and their divergence
+    from the prior (:meth:`_kl_embedding`); the rest is shared.
 
-    .. math:: m_{tl} \sim \mathrm{Bernoulli}(\pi), \quad e_{tl} \sim \mathrm{Normal}(0, \beta^2),
-       \quad r_{tl} \sim \mathrm{Normal}(0, \tau^2).
-
-    With ``spike_scale = 0`` the background r vanishes and the effect is the one of Bereket and
-    Karaletsos (2023). A learned background takes up what is too small or too widespread to be a
-    mechanism, so that predictions keep it and masks stay clean. With ``mask_prior = 1`` every
-    mask is one: CPA-VAE.
+    Latents are rotated against the coordinates in which encoder and decoder work: ``z`` in the
+    former is ``z @ rotation`` in the latter. As the basal prior does not change under rotation,
+    this is an exact reparametrisation of the decoder's first layer; it frees the sparse axes from
+    those in which the basal posterior is diagonal. :meth:`shift_moments`, :meth:`sampled_shift`
+    and :meth:`to_network` speak the networks' coordinates, as all of the module does; everything
+    else here, and what users see, is in latents.
 
     Parameters
     ----------
-    n_perturbations, n_latent
-        Shape of masks and effects.
-    posterior
-        Of embeddings e and masks m. ``"spike_and_slab"``: normal where the mask is one, the prior
-        where it is zero. ``"mean_field"``: normal, whatever the mask. ``"correlated"``: normal,
-        with moments from a network that sees the masks. ``"point"``: a parameter without a prior.
-    mask_prior, mask_prior_shared_by
-        See :class:`MaskPrior`.
+    prior
+        Prior of the masks.
     embedding_scale
         Prior standard deviation of an embedding.
-    spike_scale
-        Standard deviation of the background, or ``"learned"``.
-    n_pairs, interaction_prior
-        Number of pairs with an effect of their own, whose rows follow those of the perturbations
-        (:class:`PairInteractions`), and the prior probability of their masks. Pairs have no
-        background.
     trainable
-        Whether the posterior is learned by gradient. Otherwise it is set by :meth:`assign`.
+        Whether the posterior is learned by gradient; otherwise closed-form updates set it.
 
     Attributes
     ----------
-    frame
-        Orthogonal matrix, shape ``(n_latent, n_latent)``. The state of a cell is ``z`` in the
-        frame of the masks and ``z @ frame`` in that of encoder and decoder. As the basal prior is
-        rotation invariant, this is an exact reparametrisation of the decoder's first layer; it
-        frees the sparse axes from those in which the basal posterior is diagonal.
-    selection_penalty
-        Log-odds that reported masks are charged, see
-        :func:`~scvi_sams.module.closed_form.selection_penalty`.
-    frozen
-        Rows that training leaves as they are, shape ``(n_rows, 1)``.
     masks_on
         Whether perturbations move cells yet: not during the warm-up.
+    n_frozen, frozen
+        Number of rows that training leaves as they are, and which, shape ``(n_rows, 1)``.
+    rotation
+        Orthogonal matrix, shape ``(n_latent, n_latent)``.
     """
 
-    spike_mean: Tensor
-    spike_posterior_variance: Tensor
-    spike_variance: Tensor
-    selection_penalty: Tensor
-    frame: Tensor
+    host_state: ClassVar[tuple[str, ...]] = ("masks_on", "n_frozen")
+    rotation: Tensor
     frozen: Tensor
-    masks_on: Tensor
 
     def __init__(
-        self,
-        n_perturbations: int,
-        n_latent: int,
-        *,
-        posterior: EmbeddingPosterior = "spike_and_slab",
-        mask_prior: float | tuple[float, float] = 0.02,
-        mask_prior_shared_by: MaskPriorSharing = "all",
-        embedding_scale: float = 1.0,
-        spike_scale: float | Literal["learned"] = "learned",
-        n_pairs: int = 0,
-        interaction_prior: float = 0.002,
-        trainable: bool = False,
+        self, prior: MaskPrior, embedding_scale: float = 1.0, trainable: bool = True
     ) -> None:
         super().__init__()
-        self.n_perturbations, self.n_pairs = n_perturbations, n_pairs
-        self.posterior_family = posterior
-        self.trainable = trainable
-        self.mask_prior = MaskPrior(n_perturbations, n_latent, mask_prior, mask_prior_shared_by)
-        self.interaction_prior = interaction_prior
+        self.mask_prior = prior
         self.embedding_variance = embedding_scale**2
-        self.learn_spike_scale = spike_scale == "learned" and self.sparse
-        shape = (n_perturbations + n_pairs, n_latent)
+        self.trainable = trainable
+        self.masks_on, self.n_frozen = False, 0
+        shape = (self.n_rows, prior.n_latent)
         self.mask_logits = nn.Parameter(torch.zeros(shape), requires_grad=False)
         self.slab_mean = nn.Parameter(torch.zeros(shape), requires_grad=False)
         self.slab_log_variance = nn.Parameter(
             torch.full(shape, math.log(1e-2)), requires_grad=False
         )
-        self.correlated = CorrelatedEmbedding(*shape) if posterior == "correlated" else None
+        self.set_mask_logits(0.0)
+        self.register_buffer("rotation", torch.eye(prior.n_latent))
+        self.register_buffer("frozen", torch.zeros(self.n_rows, 1, dtype=torch.bool))
         for parameter in self.trainable_parameters():
             parameter.requires_grad_(True)
-        self.register_buffer("spike_mean", torch.zeros(shape))
-        self.register_buffer("spike_posterior_variance", torch.zeros(shape))
-        initial = 0.1 if spike_scale == "learned" else float(spike_scale)
-        self.register_buffer("spike_variance", torch.tensor(initial**2 if self.sparse else 0.0))
-        self.register_buffer("selection_penalty", torch.zeros(shape))
-        self.register_buffer("frame", torch.eye(n_latent))
-        self.register_buffer("frozen", torch.zeros(shape[0], 1, dtype=torch.bool))
-        self.register_buffer("masks_on", torch.tensor(False))
 
     @property
-    def sparse(self) -> bool:
-        """Whether masks of perturbations may be zero."""
-        return self.mask_prior.sparse
+    def n_perturbations(self) -> int:
+        """Number of perturbations."""
+        return self.mask_prior.n_perturbations
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """What is learned by gradient."""
-        if not self.trainable:
-            return []
-        parameters = [self.slab_mean]
-        if self.sparse or self.n_pairs > 0:
-            parameters.append(self.mask_logits)
-        if self.posterior_family != "point":
-            parameters.append(self.slab_log_variance)
-        return parameters + ([] if self.correlated is None else [*self.correlated.parameters()])
+    @property
+    def n_pairs(self) -> int:
+        """Number of pairs with an effect of their own."""
+        return self.mask_prior.n_pairs
 
     @property
     def n_rows(self) -> int:
@@ -421,210 +316,391 @@ class PerturbationEffects(nn.Module):
         return self.n_perturbations + self.n_pairs
 
     @property
-    def posterior(self) -> SpikeSlab:
-        """The posterior, each field of shape ``(n_rows, n_latent)``."""
-        return self._rows(None)
+    def sparse(self) -> bool:
+        """Whether masks of perturbations may be zero."""
+        return self.mask_prior.sparse
 
-    def _rows(self, rows: Tensor | None) -> SpikeSlab:
-        """The posterior of some rows, at a cost that does not grow with the others."""
-        fields: tuple[Tensor, ...] = (
-            self.mask_logits,
-            self.slab_mean,
-            self.slab_log_variance,
-            self.spike_mean,
-            self.spike_posterior_variance,
-        )
-        if rows is not None:
-            fields = tuple(field[rows] for field in fields)
-        q = SpikeSlab(*fields)
-        variance = q.slab_variance.exp()
-        if self.posterior_family == "point":
-            variance = torch.zeros_like(variance)
-        return q._replace(slab_variance=variance)
+    @property
+    def is_query(self) -> bool:
+        """Whether some perturbations are known from a reference and stay as they are."""
+        return self.n_frozen > 0
 
-    def _inclusion(self, mask_logits: Tensor, rows: Tensor | None) -> Tensor:
-        """Probability that masks are one."""
-        probability = torch.sigmoid(mask_logits)
-        if self.sparse:
-            return probability
-        if self.n_pairs == 0:
-            return torch.ones_like(probability)
-        index = torch.arange(self.n_rows, device=probability.device) if rows is None else rows
-        return torch.where((index < self.n_perturbations).unsqueeze(1), 1.0, probability)
+    @property
+    def is_frozen(self) -> bool:
+        """Whether all perturbations stay as they are."""
+        return self.n_frozen == self.n_rows
 
-    def log_mask_prior(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Expected log prior probabilities of one and of zero, broadcast to the masks of rows."""
-        if self.n_pairs == 0:
-            return self.mask_prior.log_probabilities(rows)
-        n_latent = self.frame.shape[0]
-        both = []
-        for of_perturbations, probability in zip(
-            self.mask_prior.log_probabilities(),
-            (self.interaction_prior, 1 - self.interaction_prior),
-            strict=True,
-        ):
-            of_pairs = of_perturbations.new_full((self.n_pairs, n_latent), math.log(probability))
-            shape = (self.n_perturbations, n_latent)
-            whole = torch.cat([of_perturbations.expand(shape), of_pairs])
-            both.append(whole if rows is None else whole[rows])
-        return both[0], both[1]
-
-    def background_variance(self) -> Tensor:
-        """Prior variance of the background of each row, broadcasts to ``(n_rows, n_latent)``."""
-        if self.n_pairs == 0:
-            return self.spike_variance
-        index = torch.arange(self.n_rows, device=self.spike_variance.device).unsqueeze(1)
-        return torch.where(index < self.n_perturbations, self.spike_variance, 0.0)
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What is learned by gradient."""
+        if not self.trainable:
+            return []
+        masks = [self.mask_logits] if self.sparse or self.n_pairs > 0 else []
+        return [self.slab_mean, *masks, self.slab_log_variance]
 
     @torch.no_grad()
-    def assign(self, posterior: SpikeSlab, damping: float = 1.0) -> None:
-        """Move means and log-odds a share of the way to a new posterior; take its variances."""
-        weight = damping * (~self.frozen).to(self.slab_mean.dtype)
-        self.mask_logits.lerp_(posterior.mask_logits, weight)
-        self.slab_mean.lerp_(posterior.slab_mean, weight)
-        self.spike_mean.lerp_(posterior.spike_mean, weight)
-        for field, new in (
-            (self.slab_log_variance, posterior.slab_variance.log()),
-            (self.spike_posterior_variance, posterior.spike_variance),
-        ):
-            field.copy_(torch.where(self.frozen, field, new))
+    def set_mask_logits(self, logits: Tensor | float) -> None:
+        """Set the log-odds of the masks that are not given."""
+        self.mask_logits.copy_(torch.where(self.mask_prior.given, GIVEN_LOGIT, logits))
+
+    @torch.no_grad()
+    def freeze(self, rows: Tensor | slice = slice(None), frozen: bool = True) -> None:
+        """Keep rows from training, or leave them to it."""
+        self.frozen[rows] = frozen
+        self.n_frozen = int(self.frozen.sum())
 
     @torch.no_grad()
     def update_mask_prior(self) -> None:
         """Learn the prior probability of masks from their posterior."""
-        if self.masks_on and not self.frozen.any():
-            on = torch.sigmoid(self.mask_logits[: self.n_perturbations])
-            self.mask_prior.update(on)
+        if self.masks_on and not self.is_query:
+            self.mask_prior.update(torch.sigmoid(self.mask_logits[: self.n_perturbations]))
+
+    # -- what a family says --------------------------------------------------------------------
+
+    def _embedding(self, rows: Tensor | slice, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of embeddings of rows given masks, broadcast to the masks."""
+        return self.slab_mean[rows], self.slab_log_variance[rows].exp()
+
+    def _spike(self, rows: Tensor | slice) -> tuple[Tensor | float, Tensor | float]:
+        """Mean and variance of effects whose mask is zero."""
+        return 0.0, 0.0
+
+    def _kl_embedding(self, rows: Tensor | slice, on: Tensor) -> Tensor:
+        """Divergence of effects given the masks, whose probabilities are `on`; in nats."""
+        raise NotImplementedError
+
+    # -- latents -------------------------------------------------------------------------------
+
+    def mask_log_odds(self) -> Tensor:
+        """Log-odds of masks as they are reported, shape ``(n_rows, n_latent)``."""
+        return self.mask_logits
 
     def mask_probability(self) -> Tensor:
-        """Probability that each mask is one, as it is reported.
+        """Probability of masks as it is reported, zero before they are switched on."""
+        return torch.sigmoid(self.mask_log_odds()) * self.masks_on
 
-        Training and prediction keep the posterior itself; what is reported is charged
-        :attr:`selection_penalty`, so that one fit gives both clean masks and full effects.
+    def slab_moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each effect given that its mask is one, ``(n_rows, n_latent)``."""
+        return self.slab_mean, self.slab_log_variance.exp()
 
-        Returns
-        -------
-        Shape ``(n_rows, n_latent)``; zero before the masks are switched on.
-        """
-        return self._inclusion(self.mask_logits - self.selection_penalty, None) * self.masks_on
-
-    def moments(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def moments(self, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Posterior mean and variance of effects.
 
         Parameters
         ----------
         rows
-            Perturbations, shape ``(n_rows,)``; all by default.
+            Perturbations or pairs, of any shape; all by default.
 
         Returns
         -------
-        Each of shape ``(n_rows, n_latent)``; zero before the masks are switched on. For the
-        correlated posterior estimated from draws of the masks that are always the same.
+        tuple of Tensor
+            Each of shape ``(*rows.shape, n_latent)``; zero before the masks are switched on.
         """
-        q = self._rows(rows)
         if not self.masks_on:
-            zero = torch.zeros_like(q.slab_mean)
+            zero = torch.zeros_like(self.slab_mean[rows])
             return zero, zero
-        on = self._inclusion(q.mask_logits, rows)
-        if self.correlated is not None:
-            generator = torch.Generator().manual_seed(0)
-            # A Latin hypercube: each mask is on in its share of the draws. All rows have the same,
-            # so that the moments of one do not depend on which others are asked for.
-            uniform = torch.rand(_N_MOMENT_DRAWS, 1, on.shape[1], generator=generator)
-            rank = uniform.argsort(0).to(on)
-            masks = ((rank + 0.5) / _N_MOMENT_DRAWS < on).to(on.dtype)
-            mean, variance = self._embedding_given(q, masks, rows)
-            first = (masks * mean).mean(0)
-            second = (masks * (variance + mean.square())).mean(0)
-        else:
-            first = on * q.slab_mean + (1 - on) * q.spike_mean
-            second = on * (q.slab_variance + q.slab_mean.square()) + (1 - on) * (
-                q.spike_variance + q.spike_mean.square()
-            )
+        return self._moments(rows, torch.sigmoid(self.mask_logits[rows]))
+
+    def _moments(self, rows: Tensor | slice, on: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = self._embedding(rows, on)
+        spike_mean, spike_variance = self._spike(rows)
+        first = on * mean + (1 - on) * spike_mean
+        second = on * (variance + mean.square()) + (1 - on) * (spike_variance + spike_mean**2)
         return first, (second - first.square()).clamp(min=0)
 
-    def sample(self, n_samples: int = 1, rows: Tensor | None = None) -> Tensor:
-        """Draw effects from the posterior.
-
-        Parameters
-        ----------
-        n_samples
-            Number of draws.
-        rows
-            Perturbations to draw, shape ``(n_rows,)``; all by default.
-
-        Returns
-        -------
-        Shape ``(n_samples, n_rows, n_latent)``.
-        """
-        q = self._rows(rows)
-        shape = (n_samples, *q.slab_mean.shape)
+    def sample(self, n_samples: int = 1, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Draw effects from the posterior, shape ``(n_samples, n_rows, n_latent)``."""
+        shape = (n_samples, *self.slab_mean[rows].shape)
         if not self.masks_on:
-            return q.slab_mean.new_zeros(shape)
-        noise = torch.randn(shape, dtype=q.slab_mean.dtype, device=q.slab_mean.device)
-        on = torch.bernoulli(self._inclusion(q.mask_logits, rows).expand(shape))
-        mean, variance = self._embedding_given(q, on, rows)
+            return self.slab_mean.new_zeros(shape)
+        noise = torch.randn(shape, dtype=self.slab_mean.dtype, device=self.slab_mean.device)
+        on = torch.bernoulli(torch.sigmoid(self.mask_logits[rows]).expand(shape))
+        mean, variance = self._embedding(rows, on)
+        spike_mean, spike_variance = self._spike(rows)
         slab = mean + variance.sqrt() * noise
-        return torch.where(on.bool(), slab, q.spike_mean + q.spike_variance.sqrt() * noise)
+        return torch.where(on.bool(), slab, spike_mean + spike_variance**0.5 * noise)
 
-    def rsample(self, rows: Tensor, temperature: float, n_samples: int = 1) -> Tensor:
-        """Draw effects of some perturbations, with gradients to the posterior.
+    def rsample(self, rows: Tensor, n_samples: int = 1) -> Tensor:
+        """Draw effects of some rows, with gradients to the posterior.
 
-        Masks are straight-through relaxed Bernoulli draws, embeddings are reparametrised.
-
-        Parameters
-        ----------
-        rows
-            Perturbations to draw, shape ``(n_rows,)``.
-        temperature
-            Temperature of the relaxation.
-        n_samples
-            Number of draws.
-
-        Returns
-        -------
-        Shape ``(n_samples, n_rows, n_latent)``.
+        Masks are straight-through relaxed Bernoulli draws, embeddings are reparametrised. Shape
+        ``(n_samples, n_rows, n_latent)``.
         """
-        q = self._rows(rows)
-        shape = (n_samples, *q.slab_mean.shape)
+        shape = (n_samples, *self.slab_mean[rows].shape)
         if not self.masks_on:
-            return q.slab_mean.new_zeros(shape)
-        masks = self._relaxed_masks(q.mask_logits.expand(shape), rows, temperature)
-        mean, variance = self._embedding_given(q, masks, rows)
-        noise = torch.randn(shape, dtype=q.slab_mean.dtype, device=q.slab_mean.device)
+            return self.slab_mean.new_zeros(shape)
+        masks = relaxed_bernoulli(self.mask_logits[rows].expand(shape), _RELAXATION_TEMPERATURE)
+        mean, variance = self._embedding(rows, masks)
+        noise = torch.randn(shape, dtype=self.slab_mean.dtype, device=self.slab_mean.device)
         return masks * (mean + variance.sqrt() * noise)
 
-    def _relaxed_masks(self, mask_logits: Tensor, rows: Tensor, temperature: float) -> Tensor:
-        masks = relaxed_bernoulli(mask_logits, temperature)
-        if self.sparse:
-            return masks
-        return torch.where((rows < self.n_perturbations).unsqueeze(1), 1.0, masks)
-
-    def _embedding_given(
-        self, q: SpikeSlab, masks: Tensor, rows: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Moments of embeddings given masks, each broadcasts to the shape of the masks."""
-        if self.correlated is None:
-            return q.slab_mean, q.slab_variance
-        index = torch.arange(self.n_rows, device=masks.device) if rows is None else rows
-        mean, log_variance = self.correlated(index, masks)
-        return q.slab_mean + mean, q.slab_variance * log_variance.exp()
-
-    def kl_divergence(self, temperature: float = 0.5) -> dict[str, Tensor]:
+    def kl(self) -> dict[str, Tensor]:
         """Divergence of the posterior of all rows from the prior, in nats.
 
-        In closed form, but for the correlated posterior, where the divergence of embeddings given
-        masks is averaged over one draw of masks (Bereket and Karaletsos 2023). While a posterior
-        of very many perturbations is trained by gradient, the sum is estimated from random rows.
-
-        Parameters
-        ----------
-        temperature
-            Temperature of the relaxation of that draw.
+        While a posterior of many rows is trained by gradient, estimated from some of them.
 
         Returns
         -------
-        ``"kl_mask"`` for the masks (and their prior probability) and ``"kl_embedding"`` for the
-        effects given the masks, scalars. Both are zero before the masks are switched on.
+        dict of Tensor
+            ``"kl_mask"`` (with that of a learned prior probability) and ``"kl_embedding"``.
         """
-        return effects_divergence(self, temperature)
+        if not self.masks_on:
+            zero = self.slab_mean.new_zeros(())
+            return {"kl_mask": zero, "kl_embedding": zero}
+        rows: Tensor | slice = slice(None)
+        weight = 1.0
+        if self.trainable and self.training and self.n_rows > _MAX_DIVERGENCE_ROWS:
+            rows = torch.randint(
+                self.n_rows, (_MAX_DIVERGENCE_ROWS,), device=self.slab_mean.device
+            )
+            weight = self.n_rows / _MAX_DIVERGENCE_ROWS
+        logits = self.mask_logits[rows]
+        kl_mask = self.mask_prior.kl_masks(logits, rows).sum()
+        kl_embedding = self._kl_embedding(rows, torch.sigmoid(logits)).sum()
+        return {
+            "kl_mask": weight * kl_mask + self.mask_prior.kl_probability(),
+            "kl_embedding": weight * kl_embedding,
+        }
+
+    # -- networks ------------------------------------------------------------------------------
+
+    def to_network(self, z: Tensor) -> Tensor:
+        """States or effects in the coordinates of encoder and decoder."""
+        return z @ self.rotation
+
+    def to_latents(self, u: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """States in latents, and their variances, from those in the networks' coordinates."""
+        rotation = self.rotation.T
+        return u @ rotation, rotation.new_zeros(()) if variance is None else (
+            variance @ rotation.square()
+        )
+
+    def shift_moments(self, doses: Doses) -> tuple[Tensor, Tensor, Tensor]:
+        """Posterior mean and variance of the shifts of cells, in the networks' coordinates.
+
+        Returns
+        -------
+        tuple of Tensor
+            Mean and variance of each coordinate, each of shape ``(n_cells, n_latent)``, and the
+            mean effect of each dose, shape ``(n_cells, n_columns, n_latent)``.
+        """
+        mean, variance = self.moments(doses.perturbation)
+        effect = self.to_network(mean)
+        shift_variance = additive_shift(doses, variance, power=2) @ self.rotation.square()
+        return additive_shift(doses, effect), shift_variance, effect
+
+    def sampled_shift(self, doses: Doses, n_samples: int) -> Tensor:
+        """Draws of the shifts, shared by the cells of a perturbation, with gradients.
+
+        Rows that no cell has are not drawn, so that a step costs the same however many there are.
+        Shape ``([n_samples,] n_cells, n_latent)``, in the networks' coordinates.
+        """
+        rows = doses.perturbation[doses.dose > 0].unique()
+        if len(rows) == 0:
+            return self.rotation.new_zeros(len(doses.perturbation), self.mask_prior.n_latent)
+        index = torch.searchsorted(rows, doses.perturbation).clamp(max=len(rows) - 1)
+        effects = self.rsample(rows, n_samples)[:, index]
+        shift = self.to_network(additive_shift(doses, effects))
+        return shift[0] if n_samples == 1 else shift
+
+
+class MeanFieldEmbeddings(EffectsPosterior):
+    """Embeddings that are normal, whatever the mask (Bereket and Karaletsos 2023)."""
+
+    def _kl_embedding(self, rows: Tensor | slice, on: Tensor) -> Tensor:
+        moments = self.slab_mean[rows], self.slab_log_variance[rows].exp()
+        return kl_centred_normal(*moments, self.embedding_variance)
+
+
+class PointEmbeddings(EffectsPosterior):
+    """Embeddings that are parameters without a prior (Lopez et al., CLeaR 2023)."""
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What is learned by gradient."""
+        return super().trainable_parameters()[:-1]
+
+    def slab_moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each effect given that its mask is one, ``(n_rows, n_latent)``."""
+        return self.slab_mean, torch.zeros_like(self.slab_mean)
+
+    def _embedding(self, rows: Tensor | slice, masks: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.slab_mean[rows]
+        return mean, torch.zeros_like(mean)
+
+    def _kl_embedding(self, rows: Tensor | slice, on: Tensor) -> Tensor:
+        return torch.zeros_like(on)
+
+
+class CorrelatedEmbeddings(EffectsPosterior):
+    r"""Embeddings given the masks, :math:`q(e_t \mid m_t)`, from one network for all rows.
+
+    The network sees the mask of a perturbation and a code of it, and adds to free moments of the
+    embedding what the mask changes. Bereket and Karaletsos (2023) let the network see a one-hot
+    vector in place of the code, which costs time and memory that grow with the square of the
+    number of perturbations; a code has the same part (a row of weights a perturbation) and costs
+    a row. The last layer starts at zero: training begins at the mean-field posterior.
+    """
+
+    def __init__(
+        self, prior: MaskPrior, embedding_scale: float = 1.0, trainable: bool = True
+    ) -> None:
+        super().__init__(prior, embedding_scale, trainable)
+        self.code = nn.Parameter(0.1 * torch.randn(self.n_rows, _N_CODE))
+        self.from_mask = nn.Linear(prior.n_latent, _N_CODE)
+        self.to_moments = nn.Linear(_N_CODE, 2 * prior.n_latent)
+        nn.init.zeros_(self.to_moments.weight)
+        nn.init.zeros_(self.to_moments.bias)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What is learned by gradient; of a query, the network that perturbations share is not."""
+        if not self.trainable:
+            return []
+        shared = [*self.from_mask.parameters(), *self.to_moments.parameters()]
+        own = [*super().trainable_parameters(), self.code] if hasattr(self, "code") else []
+        return own if self.is_query else own + shared
+
+    def _embedding(self, rows: Tensor | slice, masks: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.relu(self.from_mask(masks) + self.code[rows])
+        mean, log_variance = self.to_moments(hidden).chunk(2, -1)
+        log_variance = self.slab_log_variance[rows] + log_variance
+        return self.slab_mean[rows] + mean, log_variance.exp()
+
+    def _moments(self, rows: Tensor | slice, on: Tensor) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        # A Latin hypercube: each mask is on in its share of the draws. All rows have the same,
+        # so that the moments of one do not depend on which others are asked for.
+        uniform = torch.rand(_N_MOMENT_DRAWS, on.shape[-1], generator=generator)
+        rank = uniform.argsort(0).to(on).view(-1, *([1] * (on.dim() - 1)), on.shape[-1])
+        masks = ((rank + 0.5) / _N_MOMENT_DRAWS < on).to(on.dtype)
+        mean, variance = self._embedding(rows, masks)
+        first = (masks * mean).mean(0)
+        second = (masks * (variance + mean.square())).mean(0)
+        return first, (second - first.square()).clamp(min=0)
+
+    def slab_moments(self) -> tuple[Tensor, Tensor]:
+        """Moments over the masks of the other latents; the prior where a mask is never on."""
+        on = torch.sigmoid(self.mask_logits)
+        first, spread = self.moments()
+        known = on > 1e-2  # below, the draws say nothing of an effect given that it is there
+        mean = torch.where(known, first / on, 0.0)
+        variance = (spread + first.square()) / on - mean.square()
+        return mean, torch.where(known, variance, self.embedding_variance).clamp(min=0)
+
+    def _kl_embedding(self, rows: Tensor | slice, on: Tensor) -> Tensor:
+        masks = relaxed_bernoulli(self.mask_logits[rows], _RELAXATION_TEMPERATURE)
+        return kl_centred_normal(*self._embedding(rows, masks), self.embedding_variance)
+
+
+class SpikeSlab(NamedTuple):
+    """Parameters of a spike-and-slab posterior, each of shape ``(n_rows, n_latent)``.
+
+    The effect is ``Normal(slab_mean, slab_variance)`` where the mask is one (log-odds
+    ``mask_logits``) and ``Normal(spike_mean, spike_variance)`` where it is zero.
+    """
+
+    mask_logits: Tensor
+    slab_mean: Tensor
+    slab_variance: Tensor
+    spike_mean: Tensor
+    spike_variance: Tensor
+
+
+class SpikeAndSlab(EffectsPosterior):
+    r"""Embeddings that are normal where the mask is one, and the prior where it is zero.
+
+    With a background, perturbations have the effect :math:`m_{tl} e_{tl} + r_{tl}`,
+    :math:`r_{tl} \sim \mathrm{Normal}(0, \tau^2)`: it takes up what is too small or too
+    widespread to be a mechanism, so that predictions keep it and masks stay clean. Pairs have
+    none.
+
+    Parameters
+    ----------
+    prior, embedding_scale, trainable
+        See :class:`EffectsPosterior`.
+    background_scale
+        Standard deviation of the background, or ``"learned"``.
+
+    Attributes
+    ----------
+    selection_penalty
+        Log-odds that reported masks are charged, see
+        :func:`~scvi_sams.module.closed_form.selection_penalty`: training and prediction keep the
+        posterior itself, so that one fit gives both clean masks and full effects.
+    """
+
+    spike_mean: Tensor
+    spike_variance: Tensor
+    background_variance: Tensor
+    selection_penalty: Tensor
+
+    def __init__(
+        self,
+        prior: MaskPrior,
+        embedding_scale: float = 1.0,
+        trainable: bool = True,
+        background_scale: float | Literal["learned"] = 0.0,
+    ) -> None:
+        super().__init__(prior, embedding_scale, trainable)
+        self.learns_background = background_scale == "learned" and self.sparse
+        initial = 0.1 if background_scale == "learned" else float(background_scale)
+        self.has_background = initial > 0 and self.sparse
+        self.register_buffer("spike_mean", torch.zeros_like(self.slab_mean))
+        self.register_buffer("spike_variance", torch.zeros_like(self.slab_mean))
+        variance = initial**2 if self.has_background else 0.0
+        self.register_buffer("background_variance", torch.tensor(variance))
+        self.register_buffer("selection_penalty", torch.zeros_like(self.slab_mean))
+
+    def prior_background(self) -> Tensor:
+        """Prior variance of the background, broadcasts to ``(n_rows, n_latent)``."""
+        index = torch.arange(self.n_rows, device=self.rotation.device).unsqueeze(1)
+        return torch.where(index < self.n_perturbations, self.background_variance, 0.0)
+
+    def parameters_of(self, rows: Tensor | slice = slice(None)) -> SpikeSlab:
+        """The posterior as the closed form speaks of it."""
+        return SpikeSlab(
+            self.mask_logits[rows],
+            self.slab_mean[rows],
+            self.slab_log_variance[rows].exp(),
+            self.spike_mean[rows],
+            self.spike_variance[rows],
+        )
+
+    @torch.no_grad()
+    def assign(self, posterior: SpikeSlab, step: Tensor | float = 1.0) -> None:
+        """Move means and log-odds a share of the way to a new posterior; take its variances."""
+        weight = step * (~self.frozen).to(self.slab_mean.dtype)
+        self.set_mask_logits(self.mask_logits.lerp(posterior.mask_logits, weight))
+        self.slab_mean.lerp_(posterior.slab_mean, weight)
+        self.spike_mean.lerp_(posterior.spike_mean, weight)
+        for field, new in (
+            (self.slab_log_variance, posterior.slab_variance.log()),
+            (self.spike_variance, posterior.spike_variance),
+        ):
+            field.copy_(torch.where(self.frozen, field, new))
+
+    def mask_log_odds(self) -> Tensor:
+        """Log-odds of masks as they are reported, shape ``(n_rows, n_latent)``."""
+        return self.mask_logits - self.selection_penalty
+
+    def _spike(self, rows: Tensor | slice) -> tuple[Tensor | float, Tensor | float]:
+        if not self.has_background:
+            return 0.0, 0.0
+        return self.spike_mean[rows], self.spike_variance[rows]
+
+    def _kl_embedding(self, rows: Tensor | slice, on: Tensor) -> Tensor:
+        mean, variance = self.slab_mean[rows], self.slab_log_variance[rows].exp()
+        if not self.has_background:
+            return on * kl_centred_normal(mean, variance, self.embedding_variance)
+        background = self.prior_background()[rows]
+        kl_slab = kl_centred_normal(mean, variance, self.embedding_variance + background)
+        spike = self.spike_mean[rows], self.spike_variance[rows]
+        kl_spike = kl_centred_normal(*spike, background.clamp(min=1e-30))
+        return on * kl_slab + (1 - on) * torch.where(background > 0, kl_spike, 0.0)
+
+
+POSTERIORS: dict[EmbeddingPosterior, type[EffectsPosterior]] = {
+    "mean_field": MeanFieldEmbeddings,
+    "correlated": CorrelatedEmbeddings,
+    "spike_and_slab": SpikeAndSlab,
+    "point": PointEmbeddings,
+}
+"""The posteriors by name."""

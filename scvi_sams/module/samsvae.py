@@ -1,4 +1,4 @@
-"""From the doses of cells to the shifts of their latent states."""
+"""SAMS-VAE, and the members of its family that differ by a posterior or a prior."""
 
 from __future__ import annotations
 
@@ -6,141 +6,29 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from scvi.module.base import auto_move_data
-from torch import nn
 from torch.distributions import Normal
 
 from scvi_sams.module.base import GlobalDraws, PerturbationVAEModule
-from scvi_sams.module.closed_form import ClosedFormInference
-from scvi_sams.module.doses import (
-    DirectEffects,
-    HillDoseResponse,
-    PairInteractions,
-    additive_shift,
-    dosage_entries,
-)
+from scvi_sams.module.closed_form import ClosedForm
+from scvi_sams.module.doses import DirectEffects, Doses, HillDoseResponse, PairInteractions
 from scvi_sams.module.networks import Potential
-from scvi_sams.module.posteriors import PerturbationEffects
+from scvi_sams.module.posteriors import GIVEN_LOGIT, POSTERIORS, MaskPrior, SpikeAndSlab
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from scvi_sams.module.base import CellPopulation
-    from scvi_sams.module.doses import DosageEntries, GeneEffects
+    from scvi_sams.module.doses import GeneEffects, HillDraws
     from scvi_sams.module.likelihood import Observation
-    from scvi_sams.module.networks import BasalPosterior, PotentialEncoder
-    from scvi_sams.module.posteriors import (
-        EmbeddingPosterior,
-        MaskPriorSharing,
-    )
+    from scvi_sams.module.networks import BasalPosterior
+    from scvi_sams.module.posteriors import EffectsPosterior, EmbeddingPosterior, MaskPriorSharing
 
-__all__ = ["PerturbationShift", "SAMSVAEModule"]
+__all__ = ["SAMSVAEModule"]
 
 
-_RELAXATION_TEMPERATURE = 0.5
-
-
-class PerturbationShift(nn.Module):
-    """Part of a module whose perturbations add up to shifts of the latent state.
-
-    Doses act as they are or through a dose response, pairs may have an effect of their own, and
-    single genes direct effects.
-    """
-
-    closed_form: ClosedFormInference | None
-    effects: PerturbationEffects
-    encoder: PotentialEncoder
-    interactions: PairInteractions
-    dose_response: HillDoseResponse | None
-    direct_effects: DirectEffects | None
-
-    @property
-    def _samples_shift(self) -> bool:
-        """Whether training must draw shifts.
-
-        The divergence of the basal state is quadratic in the shift. Where the state that is
-        decoded does not depend on it (residual guide), or its two moments stand in for it (closed
-        form), no draw is needed.
-        """
-        if self.closed_form is not None:
-            return False
-        return (
-            self.encoder.basal_posterior != "residual"
-            or self.effects.posterior_family == "correlated"
-        )
-
-    # What follows up to the sums over doses has shapes that change from step to step, which
-    # torch.compile would compile anew each time.
-
-    @torch.compiler.disable
-    def _cell_entries(self, dosage: Tensor) -> tuple[DosageEntries, GeneEffects | None]:
-        """Doses of cells as they act, and the direct effects; drawn once in training."""
-        entries = dosage_entries(dosage)
-        if self.dose_response is not None:
-            curves = self.dose_response
-            parameters = curves.rsample() if self.training else curves.mean()
-            entries = curves.respond(entries, parameters)
-        gene_effects = None
-        if self.direct_effects is not None:
-            direct = self.direct_effects
-            gene_effects = direct.of(entries, direct.rsample() if self.training else direct.mean)
-        return self.interactions(entries), gene_effects
-
-    @torch.compiler.disable
-    def shift_moments(self, entries: DosageEntries) -> tuple[Tensor, Tensor]:
-        """Posterior mean and variance of the shifts of cells, in the frame of the networks.
-
-        Returns
-        -------
-        Mean and variance of each coordinate, each of shape ``(n_cells, n_latent)``.
-        """
-        rows, index = entries.perturbation.unique(return_inverse=True)
-        mean, variance = self.effects.moments(rows)
-        frame = self.effects.frame
-        return (
-            additive_shift(entries, mean[index]) @ frame,
-            additive_shift(entries, variance[index], power=2) @ frame.square(),
-        )
-
-    def expected_shift(self, dosage: Tensor) -> Tensor:
-        """Expected shifts under conditions, in the frame of the masks.
-
-        Parameters
-        ----------
-        dosage
-            Doses, shape ``(n_conditions, n_perturbations)``.
-
-        Returns
-        -------
-        Shape ``(n_conditions, n_latent)``.
-        """
-        entries, _ = self._cell_entries(dosage)
-        mean, _ = self.effects.moments(entries.perturbation)
-        return additive_shift(entries, mean)
-
-    @torch.compiler.disable
-    def _sampled_shift(self, entries: DosageEntries, n_samples: int) -> Tensor:
-        """Draws of the shifts, shared by the cells of a perturbation, with gradients."""
-        rows, index = entries.perturbation.unique(return_inverse=True)
-        effects = self.effects.rsample(rows, _RELAXATION_TEMPERATURE, n_samples)
-        shift = additive_shift(entries, effects[:, index]) @ self.effects.frame
-        return shift[0] if n_samples == 1 else shift
-
-    def _drawn_entries(
-        self, dosage: Tensor, draws: GlobalDraws
-    ) -> tuple[DosageEntries, GeneEffects | None]:
-        """Doses as they act, and direct effects, under draws of what all cells share."""
-        entries = dosage_entries(dosage)
-        if draws.hill is not None:
-            entries = HillDoseResponse.respond(entries, draws.hill)
-        gene_effects = None
-        if self.direct_effects is not None and draws.direct is not None:
-            gene_effects = self.direct_effects.of(entries, draws.direct)
-        return self.interactions(entries), gene_effects
-
-
-class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
+class SAMSVAEModule(PerturbationVAEModule):
     r"""Sparse additive mechanism shift VAE (Bereket and Karaletsos, NeurIPS 2023).
 
     The counts of cell i with doses :math:`d_i` and covariates :math:`s_i` come from
@@ -149,11 +37,11 @@ class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
        z_i &= z^b_i + \sum_t d_{it} (m_t \odot e_t), \quad z^b_i \sim \mathrm{Normal}(0, I) \\
        x_{ig} &\sim \mathrm{NegativeBinomial}(l_i \, \mathrm{softmax}_g f(z_i, s_i), \theta_g)
 
-    with masks and embeddings as in :class:`~scvi_sams.module.PerturbationEffects` and guides of
-    the basal state as in :class:`~scvi_sams.module.PotentialEncoder`. With ``mask_prior=1`` it is
-    CPA-VAE. With ``basal_posterior="residual"`` and ``embedding_posterior="point"`` it is SVAE+
-    (Lopez et al., CLeaR 2023): the guide of the full state sees the counts alone, and the shift
-    enters as the mean of its prior.
+    with masks and embeddings as in :class:`~scvi_sams.module.posteriors.EffectsPosterior` and
+    guides of the basal state as in :class:`~scvi_sams.module.networks.PotentialEncoder`. With
+    ``mask_prior=1`` it is CPA-VAE. With ``basal_posterior="residual"`` and
+    ``embedding_posterior="point"`` it is SVAE+ (Lopez et al., CLeaR 2023): the guide of the full
+    state sees the counts alone, and the shift enters as the mean of its prior.
 
     Parameters
     ----------
@@ -162,24 +50,30 @@ class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
     global_inference
         ``"closed_form"`` or ``"gradient"``.
     basal_posterior
-        See :class:`~scvi_sams.module.PotentialEncoder`.
-    embedding_posterior, mask_prior, mask_prior_shared_by, embedding_scale, spike_scale
-        Posterior and prior of the effects, see :class:`~scvi_sams.module.PerturbationEffects`.
+        See :class:`~scvi_sams.module.networks.PotentialEncoder`.
+    embedding_posterior
+        A key of :data:`~scvi_sams.module.posteriors.POSTERIORS`.
+    mask_prior, mask_prior_shared_by
+        See :class:`~scvi_sams.module.posteriors.MaskPrior`.
+    embedding_scale
+        Prior standard deviation of an embedding.
+    background_scale
+        See :class:`~scvi_sams.module.posteriors.SpikeAndSlab`; none with gradients.
     mask_evidence_cells
-        See :class:`~scvi_sams.module.ClosedFormInference`.
-    dose_response
-        ``"linear"``, or ``"hill"`` for :class:`~scvi_sams.module.HillDoseResponse`.
+        See :class:`~scvi_sams.module.closed_form.ClosedForm`.
+    reference_doses
+        Median dose of each perturbation, for a Hill response; ``None`` for doses as they are.
     interactions, interaction_prior
-        Pairs with an effect of their own (:class:`~scvi_sams.module.PairInteractions`), and the
-        prior probability of their masks.
+        Pairs with an effect of their own (:class:`~scvi_sams.module.doses.PairInteractions`), and
+        the prior probability of their masks.
     targets
-        Gene that each perturbation targets (:class:`~scvi_sams.module.DirectEffects`), ``-1`` for
-        none; ``None`` for no direct effects.
+        Gene that each perturbation targets (:class:`~scvi_sams.module.doses.DirectEffects`),
+        ``-1`` for none; ``None`` for no direct effects.
     **kwargs
         Arguments of :class:`~scvi_sams.module.PerturbationVAEModule`.
     """
 
-    effects: PerturbationEffects
+    effects: EffectsPosterior
 
     def __init__(
         self,
@@ -192,41 +86,43 @@ class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
         mask_prior: float | tuple[float, float] = 0.02,
         mask_prior_shared_by: MaskPriorSharing = "all",
         embedding_scale: float = 1.0,
-        spike_scale: float | Literal["learned"] = "learned",
+        background_scale: float | Literal["learned"] = "learned",
         mask_evidence_cells: float | None = 30.0,
-        dose_response: Literal["linear", "hill"] = "linear",
+        reference_doses: Sequence[float] | None = None,
         interactions: Sequence[tuple[int, int]] = (),
         interaction_prior: float = 0.002,
         targets: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(n_input, n_perturbations, basal_posterior=basal_posterior, **kwargs)
-        closed_form = global_inference == "closed_form"
         self.interactions = PairInteractions(n_perturbations, interactions)
-        self.effects = PerturbationEffects(
+        prior = MaskPrior(
             n_perturbations,
             self.n_latent,
-            posterior=embedding_posterior,
-            mask_prior=mask_prior,
-            mask_prior_shared_by=mask_prior_shared_by,
-            embedding_scale=embedding_scale,
-            spike_scale=spike_scale if closed_form else 0.0,
-            n_pairs=len(self.interactions),
-            interaction_prior=interaction_prior,
-            trainable=not closed_form,
+            mask_prior,
+            mask_prior_shared_by,
+            len(self.interactions),
+            interaction_prior,
         )
-        self.closed_form = (
-            ClosedFormInference(
+        if global_inference == "closed_form":
+            self.effects = SpikeAndSlab(prior, embedding_scale, False, background_scale)
+            self.closed_form = ClosedForm(
                 self.effects.n_rows,
                 self.n_latent,
                 n_batch=self.n_batch,
-                mask_evidence_cells=mask_evidence_cells if self.effects.sparse else None,
+                mask_evidence_cells=mask_evidence_cells if prior.sparse else None,
             )
-            if closed_form
-            else None
-        )
-        self.dose_response = HillDoseResponse(n_perturbations) if dose_response == "hill" else None
+        else:
+            self.effects = POSTERIORS[embedding_posterior](prior, embedding_scale)
+        self.dose_response = None if reference_doses is None else HillDoseResponse(reference_doses)
         self.direct_effects = None if targets is None else DirectEffects(targets)
+        # Whether training must draw shifts. The divergence of the basal state is quadratic in the
+        # shift: where the state that is decoded does not depend on it (residual guide), or its two
+        # moments stand in for it (closed form), no draw is needed.
+        self._samples_shift = self.closed_form is None and (
+            basal_posterior != "residual" or embedding_posterior == "correlated"
+        )
+        self.register_load_state_dict_pre_hook(_upgrade_state)
 
     # -- cells ---------------------------------------------------------------------------------
 
@@ -234,7 +130,8 @@ class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
     def inference(
         self,
         x: Tensor,
-        dosage: Tensor,
+        perturbation: Tensor,
+        dose: Tensor,
         library: Tensor | None = None,
         batch_index: Tensor | None = None,
         cat_covs: Tensor | None = None,
@@ -247,8 +144,9 @@ class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
         ----------
         x
             Counts, shape ``(n_cells, n_genes)``.
-        dosage
-            Doses, shape ``(n_cells, n_perturbations)``, strided or CSR.
+        perturbation, dose
+            What cells received, each of shape ``(n_cells, n_columns)``, see
+            :class:`~scvi_sams.module.doses.Doses`.
         library
             Size factors, shape ``(n_cells, 1)``; the total count by default.
         batch_index, cat_covs, cont_covs
@@ -259,40 +157,56 @@ class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
 
         Returns
         -------
-        ``z`` (full state, shape ``([n_samples,] n_cells, n_latent)``, frame of the masks), ``qz``
-        (its posterior), ``library``, ``gene_effects``, and for the loss ``potential``,
-        ``entries``, ``shift_mean`` and ``shift_variance`` (moments of the shift, network frame).
+        dict
+            ``z`` (full state, shape ``([n_samples,] n_cells, n_latent)``), ``qz`` (its posterior),
+            ``library``, ``gene_effects``, and for loss and statistics ``potential``, ``doses``,
+            ``shift_mean`` and ``shift_variance`` (moments of the shift) and ``effect_of_dose``.
         """
-        entries, gene_effects = self._cell_entries(dosage)
+        hill, direct = None, None
+        if self.dose_response is not None:
+            curves = self.dose_response
+            hill = curves.rsample() if self.training else curves.mean()
+        if self.direct_effects is not None:
+            effects = self.direct_effects
+            direct = effects.rsample() if self.training else effects.mean
+        doses, gene_effects = self._acting(Doses(perturbation.long(), dose), hill, direct)
+        effect_of_dose = None
         if self.training and self._samples_shift:
-            shift_mean = self._sampled_shift(entries, n_samples)
+            shift_mean = self.effects.sampled_shift(doses, n_samples)
             shift_variance = torch.zeros_like(shift_mean)
         else:
-            shift_mean, shift_variance = self.shift_moments(entries)
+            shift_mean, shift_variance, effect_of_dose = self.effects.shift_moments(doses)
         potential = self._potential(x, shift_mean, batch_index, cat_covs, cont_covs)
 
         # Given the shift, z is normal; the shift itself stands in by its two moments.
         state_mean = potential.basal_mean(shift_mean) + shift_mean
-        state_variance = potential.state_variance(shift_variance)
+        state_std = potential.state_variance(shift_variance).sqrt()
         has_draws = state_mean.dim() > 2 or n_samples == 1
         shape = state_mean.shape if has_draws else (n_samples, *state_mean.shape)
         noise = torch.randn(shape, dtype=state_mean.dtype, device=state_mean.device)
-        to_masks = self.effects.frame.T
         return {
-            "z": (state_mean + state_variance.sqrt() * noise) @ to_masks,
-            "qz": Normal(
-                state_mean @ to_masks,
-                (state_variance @ to_masks.square()).sqrt(),
-                validate_args=False,
-            ),
+            "z": state_mean + state_std * noise,
+            "qz": Normal(state_mean, state_std, validate_args=False),
             "library": self._library(x, library),
             "gene_effects": gene_effects,
             "potential": potential,
-            "entries": entries,
+            "doses": doses,
             "batch_index": batch_index,
             "shift_mean": shift_mean,
             "shift_variance": shift_variance,
+            "effect_of_dose": effect_of_dose,
         }
+
+    def _acting(
+        self, doses: Doses, hill: HillDraws | None, direct: Tensor | None
+    ) -> tuple[Doses, GeneEffects | None]:
+        """Doses as they act, those of pairs with them, and their effects on single genes."""
+        if hill is not None:
+            doses = HillDoseResponse.respond(doses, hill)
+        gene_effects = None
+        if self.direct_effects is not None and direct is not None:
+            gene_effects = self.direct_effects.of(doses, direct)
+        return self.interactions(doses), gene_effects
 
     def _potential(
         self,
@@ -305,13 +219,11 @@ class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
         categories, cont = self._encoder_covariates(batch_index, cat_covs, cont_covs)
         side_input = shift if self.encoder.sees_shift else None
         potential = self.encoder(x, *categories, cont=cont, side_input=side_input)
-        if self.closed_form is None:
-            return potential
         basal_mean = self._basal_mean(batch_index, len(x))
         return potential._replace(location=potential.location - basal_mean)
 
     def _basal_mean(self, batch_index: Tensor | None, n_cells: int) -> Tensor | float:
-        """Mean basal state of the batches of cells, network frame; zero without closed form."""
+        """Mean basal state of the batches of cells; zero without closed form."""
         if self.closed_form is None:
             return 0.0
         means = self.closed_form.basal_mean
@@ -319,17 +231,11 @@ class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
             return means[:1].expand(n_cells, -1)
         return means[batch_index.squeeze(-1).long()]
 
-    def _to_network(self, z: Tensor, batch_index: Tensor | None) -> Tensor:
-        return z @ self.effects.frame + self._basal_mean(batch_index, z.shape[-2])
-
     def kl_basal(self, inference_outputs: dict[str, Any]) -> Tensor:
         """Divergence of the basal guide from its prior, expected over the shift.
 
-        Quadratic in the shift, hence exact from its two moments.
-
-        Returns
-        -------
-        Nats, shape ``([n_particles,] n_cells)``.
+        Quadratic in the shift, hence exact from its two moments. Nats, shape
+        ``([n_particles,] n_cells)``.
         """
         potential = inference_outputs["potential"]
         squared = potential.basal_mean(inference_outputs["shift_mean"]).square()
@@ -338,41 +244,36 @@ class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
         return 0.5 * (squared + variance - 1 - variance.log()).sum(-1)
 
     def sample_basal(self, inference_outputs: dict[str, Any]) -> Tensor:
-        """Draw the basal states of cells, at their expected shift.
-
-        Returns
-        -------
-        Frame of the masks, shape ``(n_cells, n_latent)``.
-        """
+        """Draw the basal states of cells at their expected shift, ``(n_cells, n_latent)``."""
         potential = inference_outputs["potential"]
         mean = potential.basal_mean(inference_outputs["shift_mean"])
-        basal = mean + potential.variance.sqrt() * torch.randn_like(mean)
-        return basal @ self.effects.frame.T
+        return mean + potential.variance.sqrt() * torch.randn_like(mean)
 
     @torch.no_grad()
     def observe(self, inference_outputs: dict[str, Any]) -> None:
         """Add a minibatch to the statistics of the closed-form inference, if that is used."""
-        if self.closed_form is None or self.effects.frozen.all():
+        if self.closed_form is None or self.effects.is_frozen:
             return
         location, gain, variance = inference_outputs["potential"]
         batch_index = inference_outputs["batch_index"]
         if batch_index is None:
             batch_index = torch.zeros_like(location[:, :1], dtype=torch.long)
-        entries = inference_outputs["entries"]
+        doses = inference_outputs["doses"]
         self.closed_form.observe(
-            self.effects,
-            entries._replace(dose=entries.dose.detach()),
+            self.effects,  # type: ignore[arg-type]
+            doses._replace(dose=doses.dose.detach()),
             Potential(*(field.detach().float() for field in (location, gain, variance))),
             inference_outputs["shift_mean"].detach(),
-            batch_index.squeeze(1),
-            int(self.n_training_cells),
+            inference_outputs["effect_of_dose"].detach(),
+            batch_index.squeeze(1).long(),
+            self.n_training_cells,
         )
 
     # -- perturbations -------------------------------------------------------------------------
 
     def global_divergences(self, of_effects: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Divergences of masks, embeddings, dose responses and direct effects, in nats."""
-        terms = dict(self.effects.kl_divergence() if of_effects is None else of_effects)
+        terms = dict(self.effects.kl() if of_effects is None else of_effects)
         if self.dose_response is not None:
             terms["kl_dose_response"] = self.dose_response.kl_divergence()
         if self.direct_effects is not None:
@@ -385,31 +286,27 @@ class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
         others = [p for part in parts if part is not None for p in part.parameters()]
         return self.effects.trainable_parameters() + others
 
-    def zero_frozen_gradients(self) -> None:
-        """Keep training from moving perturbations that are frozen."""
-        frozen = self.effects.frozen.squeeze(1)
+    def drop_frozen_gradients(self) -> None:
+        """Keep a step from moving perturbations that are frozen."""
         for parameter in self.global_parameters():
             if parameter.grad is not None:
-                parameter.grad[frozen[: len(parameter)]] = 0
+                free = ~self.effects.frozen[: len(parameter)]
+                parameter.grad.mul_(free if parameter.dim() > 1 else free.squeeze(1))
 
     @property
-    def n_global_elements(self) -> int:
+    def n_global_elements(self) -> int:  # type: ignore[override]
         """Numbers in one draw of what all cells share."""
         return self.effects.slab_mean.numel()
 
     def sample_globals(self, n_samples: int, perturbations: Tensor | None = None) -> GlobalDraws:
         """Draw effects, dose responses and direct effects from their posterior."""
-        if perturbations is None:
-            rows = torch.arange(self.effects.n_rows, device=self.effects.frame.device)
-        else:
-            pairs = torch.arange(
-                self.n_perturbations, self.effects.n_rows, device=perturbations.device
-            )
-            rows = torch.cat([perturbations, pairs])
+        rows = torch.arange(self.effects.n_rows, device=self.effects.rotation.device)
+        if perturbations is not None:
+            rows = torch.cat([perturbations.to(rows), rows[self.n_perturbations :]])
         curves, direct = self.dose_response, self.direct_effects
         return GlobalDraws(
             n_samples,
-            self.effects.sample(n_samples, rows),
+            self.effects.to_network(self.effects.sample(n_samples, rows)),
             rows,
             None if direct is None else direct.rsample(n_samples),
             None if curves is None else curves.rsample(n_samples),
@@ -418,22 +315,23 @@ class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
     def decode_condition(
         self,
         population: CellPopulation,
-        dosage: Tensor,
+        doses: Doses,
         draws: GlobalDraws,
         one_draw_a_cell: bool = False,
     ) -> Observation:
         """Distribution of the genes of a population of cells under a condition."""
-        entries, gene_effects = self._drawn_entries(dosage, draws)
-        shift = additive_shift(entries, draws.of_rows(entries.perturbation))
+        doses, gene_effects = self._acting(doses, draws.hill, draws.direct)
+        shift = draws.shift(doses)  # n_samples x 1 x n_latent
         if one_draw_a_cell:
             shift = shift.squeeze(1)
         if gene_effects is not None:
             value = gene_effects.value
-            value = value if one_draw_a_cell else value.unsqueeze(1)
-            gene_effects = gene_effects._replace(cell=None, value=value)
+            value = value.reshape(draws.n_samples, -1)
+            if not one_draw_a_cell:
+                value = value.unsqueeze(1)
+            gene_effects = gene_effects._replace(value=value)
         state = population.basal + shift
-        covariates = population.covariates()
-        return self.generative(state, gene_effects=gene_effects, **covariates)["px"]
+        return self.generative(state, gene_effects=gene_effects, **population.covariates())["px"]
 
     @torch.inference_mode()
     def log_importance_weights(self, tensors: dict[str, Tensor], draws: GlobalDraws) -> Tensor:
@@ -452,22 +350,58 @@ class SAMSVAEModule(PerturbationShift, PerturbationVAEModule):
 
         Returns
         -------
-        Shape ``(n_particles, n_cells)``.
+        Tensor
+            Shape ``(n_particles, n_cells)``.
         """
         inputs = self._get_inference_input(tensors)
-        device = self.effects.frame.device
+        device = self.effects.rotation.device
         inputs = {key: None if v is None else v.to(device) for key, v in inputs.items()}
         x, library = inputs.pop("x"), inputs.pop("library")
-        entries, gene_effects = self._drawn_entries(inputs.pop("dosage"), draws)
-        frame = self.effects.frame
-        shift = additive_shift(entries, draws.of_rows(entries.perturbation)) @ frame
+        given = Doses(inputs.pop("perturbation").long(), inputs.pop("dose"))
+        doses, gene_effects = self._acting(given, draws.hill, draws.direct)
+        shift = draws.shift(doses)
         potential = self._potential(x, shift, **inputs)
         noise = torch.randn_like(shift)
         basal = potential.basal_mean(shift) + potential.variance.sqrt() * noise
         library = self._library(x, library)
-        decoded = self.generative(
-            (basal + shift) @ frame.T, library, gene_effects=gene_effects, **inputs
-        )
+        decoded = self.generative(basal + shift, library, gene_effects=gene_effects, **inputs)
         # The normalising constants of prior and guide cancel but for the guide's variance.
         log_ratio = 0.5 * (noise.square() - basal.square() + potential.variance.log()).sum(-1)
         return self._log_likelihood(decoded, x, library) + log_ratio
+
+
+_RENAMED = {
+    "effects.frame": "effects.rotation",
+    "effects.spike_variance": "effects.background_variance",
+    "effects.spike_posterior_variance": "effects.spike_variance",
+    "effects.correlated.code": "effects.code",
+    "effects.correlated.from_mask.weight": "effects.from_mask.weight",
+    "effects.correlated.from_mask.bias": "effects.from_mask.bias",
+    "effects.correlated.moments.weight": "effects.to_moments.weight",
+    "effects.correlated.moments.bias": "effects.to_moments.bias",
+    "closed_form.statistics.pull": "closed_form.statistics.linear",
+    "closed_form.statistics.basal_pull": "closed_form.statistics.basal_linear",
+}
+
+
+def _upgrade_state(
+    module: SAMSVAEModule, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Bring the state of a model of version 0.1.0 into the present form."""
+    if prefix + "effects.frame" not in state:
+        return
+    old = {name: state.pop(prefix + name) for name in _RENAMED if prefix + name in state}
+    state |= {prefix + _RENAMED[name]: value for name, value in old.items()}
+    state[prefix + "effects.n_frozen"] = state[prefix + "effects.frozen"].sum()
+    logits = state[prefix + "effects.mask_logits"]
+    given = module.effects.mask_prior.given.to(logits.device)
+    state[prefix + "effects.mask_logits"] = torch.where(given, GIVEN_LOGIT, logits)
+    largest = state.pop(prefix + "closed_form.statistics.max_per_cell", None)
+    if largest is not None:
+        weight = state[prefix + "closed_form.statistics.weight"]
+        together = torch.full_like(weight, largest)
+        state[prefix + "closed_form.statistics.n_together"] = together
+    known = module.state_dict().keys()
+    for key in [k for k in state if k.startswith(prefix + "effects.")]:
+        if key[len(prefix) :] not in known:  # families used to keep the fields of all
+            del state[key]

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
+
+from scvi_sams._compat import ignore_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import Tensor
 
-    from scvi_sams.module import PerturbationVAEModule
+    from scvi_sams.module.base import PerturbationVAEModule
 
 __all__ = [
     "add_over_processes",
@@ -78,28 +79,23 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return mean / n_processes()
 
 
-def pool_statistics(module: PerturbationVAEModule, n_training_cells: int) -> None:
+def pool_statistics(module: PerturbationVAEModule) -> None:
     """Let the cells that each process saw enter the running statistics of all."""
-    if module.closed_form is None:
-        return
-    statistics = module.closed_form.statistics
-    pending = statistics.pending
-    if pending is not None:
-        add_over_processes(pending.sums)
-        largest_over_processes(pending.max_per_cell)
-        statistics.absorb_pending(n_training_cells)
+    if module.closed_form is not None and module.closed_form.statistics.waits:
+        add_over_processes(module.closed_form.statistics.sums)
+        module.closed_form.statistics.absorb(module.n_training_cells)
 
 
 @torch.no_grad()
 def equalise_globals(module: PerturbationVAEModule) -> None:
-    """Give every process the masks, effects, frame and statistics of the first.
+    """Give every process the masks, effects, rotation and statistics of the first.
 
     Each computes the same from the same sums, but different processors may round differently.
     """
     if n_processes() > 1:
         for part in (module.effects, module.closed_form):
             if part is not None:
-                for tensor in part.state_dict().values():
+                for tensor in (*part.parameters(), *part.buffers()):
                     distributed.broadcast(tensor, src=0)
 
 
@@ -114,5 +110,4 @@ def leave_globals_alone(plan: torch.nn.Module, module: PerturbationVAEModule) ->
         if part is not None
         for buffer in part.buffers()
     }
-    names = [name for name, buffer in plan.named_buffers() if id(buffer) in shared]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(plan, names)
+    ignore_buffers(plan, [n for n, buffer in plan.named_buffers() if id(buffer) in shared])

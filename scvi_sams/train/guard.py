@@ -30,21 +30,22 @@ class AdaptiveClipping:
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
-        self.mean_norm = math.nan
+        self.mean_norm: Tensor | float = math.nan
 
     def __call__(self, parameters: Sequence[Tensor]) -> None:
-        """Clip in place, or drop gradients that are not finite, so that the step is skipped."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):
-            for parameter in parameters:
-                parameter.grad = None
-            return
-        value = norm.item()
-        if math.isnan(self.mean_norm):
-            self.mean_norm = value
-        limit = self.factor * self.mean_norm
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        self.mean_norm += (1 - _MEMORY) * (min(value, limit) - self.mean_norm)
+        """Clip in place; gradients that are not finite become zero. No number is asked for."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        is_finite = torch.isfinite(norm)
+        for gradient in gradients:
+            gradient.copy_(torch.where(is_finite, gradient, 0.0))
+        value = norm.double()
+        mean = torch.as_tensor(self.mean_norm, dtype=value.dtype, device=value.device)
+        mean = torch.where(mean.isnan(), value, mean)
+        limit = self.factor * mean
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit.float(), norm)  # type: ignore[arg-type]
+        mean = mean + (1 - _MEMORY) * (torch.minimum(value, limit) - mean)
+        self.mean_norm = torch.where(is_finite, mean, self.mean_norm)
 
 
 _MIN_HISTORY = 50  # steps before a running mean means something
@@ -67,7 +68,7 @@ class DivergenceGuard:
         self.snapshot_every = snapshot_every
         self.mean = math.nan
         self.deviation = 0.0
-        self.n_healthy = 0
+        self.n_healthy = self._kept_at = 0
         self._snapshot: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     def is_divergent(self, loss: float) -> bool:
@@ -87,7 +88,8 @@ class DivergenceGuard:
 
     def keep(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take a snapshot if one is due."""
-        if self._snapshot is None or self.n_healthy % self.snapshot_every == 0:
+        if self._snapshot is None or self.n_healthy - self._kept_at >= self.snapshot_every:
+            self._kept_at = self.n_healthy
             state = {key: value.clone() for key, value in module.state_dict().items()}
             self._snapshot = state, copy.deepcopy(optimizer.state_dict())
 

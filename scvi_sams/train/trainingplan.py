@@ -1,4 +1,4 @@
-"""Parameters by what their optimiser must know of them."""
+"""Training plan of the family: schedules, global terms, global updates, and a guard."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scvi_sams.train.distributed import (
     pool_statistics,
     seed_own_noise,
 )
-from scvi_sams.train.global_updates import is_query, summarise_globals, update_globals
+from scvi_sams.train.global_updates import GlobalUpdates, summarise_globals
 from scvi_sams.train.guard import AdaptiveClipping, DivergenceGuard, describe_divergence
 from scvi_sams.train.schedules import (
     cosine_learning_rate,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from scvi.module.base import LossOutput
     from torch import Tensor
 
-    from scvi_sams.module import PerturbationVAEModule
+    from scvi_sams.module.base import PerturbationVAEModule
 
 __all__ = ["EpochMeans", "SAMSTrainingPlan", "initialize_from", "parameter_groups"]
 
@@ -156,7 +156,7 @@ class SAMSTrainingPlan(TrainingPlan):
 
     Every schedule is a function of the share of steps done. Training starts as a plain VAE; the
     masks are switched on after ``mask_warmup_fraction`` of it. From then on the closed-form engine
-    updates frame, masks and effects every ``global_update_every`` steps.
+    updates rotation, masks and effects every ``global_update_every`` steps.
 
     Several processes (``strategy="ddp_find_unused_parameters_true"``) train one model: gradients
     are averaged and the closed-form updates see the cells of all processes, so that parameters
@@ -251,6 +251,8 @@ class SAMSTrainingPlan(TrainingPlan):
         self._epoch_means = EpochMeans()
         self._global_terms: dict[str, Tensor] | None = None
         self._last_terms: dict[str, Tensor] = {}
+        self._losses: list[Tensor] = []
+        self._updates: GlobalUpdates | None = None
 
     # -- schedules -----------------------------------------------------------------------------
 
@@ -340,10 +342,11 @@ class SAMSTrainingPlan(TrainingPlan):
         terms = self._global_divergences() or {"kl_global": torch.zeros_like(local.loss)}
         kl_global = torch.stack(list(terms.values())).sum()
         loss = local.loss + self.kl_global_weight * kl_global / self.n_obs_training
+        # Detached: the graph of the last minibatch must not outlive its step.
         self._last_terms = {
-            "reconstruction loss": local.reconstruction_loss_sum,
-            "KL divergence of the basal state": local.kl_local_sum,
-            "KL divergence of masks and embeddings": kl_global,
+            "reconstruction loss": local.reconstruction_loss_sum.detach(),
+            "KL divergence of the basal state": local.kl_local_sum.detach(),
+            "KL divergence of masks and embeddings": kl_global.detach(),
         }
         return (
             inference_outputs,
@@ -358,7 +361,7 @@ class SAMSTrainingPlan(TrainingPlan):
             return self.module.global_divergences()
         if self._global_terms is None:
             with torch.no_grad():
-                self._global_terms = effects.kl_divergence()
+                self._global_terms = effects.kl()
         return self.module.global_divergences(self._global_terms)
 
     def configure_gradient_clipping(
@@ -389,52 +392,65 @@ class SAMSTrainingPlan(TrainingPlan):
         self._n_steps = int(self.trainer.estimated_stepping_batches)
         module, effects = self.module, self.module.effects
         if self.global_step == 0:
-            self._warm_start = effects is not None and bool(effects.masks_on)
-        if effects is None or not bool(effects.frozen.all()):  # else their bound stays as it is
-            module.n_training_cells.fill_(self.n_obs_training)
+            self._warm_start = effects is not None and effects.masks_on
+        if effects is None or not effects.is_frozen:  # else their bound stays as it is
+            module.n_training_cells = self.n_obs_training
         if not module.initialized:
             initialize_from(self.trainer.train_dataloader, module, self.n_initialization_cells)
         kl_warmup, mask_warmup = default_warmups(
-            float(module.counts_per_cell), module.closed_form is not None
+            module.counts_per_cell, module.closed_form is not None
         )
         if self.kl_warmup_fraction is None:
             self.kl_warmup_fraction = kl_warmup
         if self.mask_warmup_fraction is None:
             self.mask_warmup_fraction = mask_warmup
+        self._updates = GlobalUpdates(
+            module,
+            every=self.global_update_every,
+            mask_warmup_fraction=self.mask_warmup_fraction,
+            seed=settings.seed or 0,
+        )
         self._global_terms = None
         equalise_globals(module)
-        self._defer_statistics(n_processes() > 1)
+        self._let_statistics_wait(n_processes() > 1)
         self.guard.keep(module, self._optimizer)
 
     def on_train_end(self) -> None:
         """Let the last cells that the processes saw into the running statistics."""
-        pool_statistics(self.module, int(self.module.n_training_cells))
-        self._defer_statistics(False)
+        pool_statistics(self.module)
+        self._let_statistics_wait(False)
 
     def on_after_backward(self) -> None:
         """Leave the known perturbations of a query as they are."""
-        if is_query(self.module):
-            self.module.zero_frozen_gradients()
+        if self.module.effects is not None and self.module.effects.is_query:
+            self.module.drop_frozen_gradients()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Guard against divergence, then update the global latents if it is time."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        loss = float(mean_over_processes(loss))  # so that all processes decide alike
-        if self.guard.is_divergent(loss):
-            self._restart(loss)
+        self._losses.append(mean_over_processes(loss.detach()))  # so that all decide alike
+        step, updates = self.global_step, self._updates
+        is_due = updates is not None and updates.is_due(step, self._n_steps)
+        if len(self._losses) < self._n_unjudged and not is_due:
+            self._epoch_means.accept()
             return
+        losses = torch.stack(self._losses).tolist()
+        self._losses = []
+        for judged in losses:
+            if self.guard.is_divergent(judged):
+                self._restart(judged)
+                return
         self._epoch_means.accept()
         # Before the update, so that a restart undoes one that went wrong.
         self.guard.keep(self.module, self._optimizer)
-        if update_globals(
-            self.module,
-            step=self.global_step,
-            n_steps=self._n_steps,
-            every=self.global_update_every,
-            mask_warmup_fraction=self.mask_warmup_fraction or 0.0,
-            seed=settings.seed or 0,
-        ):
+        if updates is not None and is_due:
+            updates.update(step, self._n_steps)
             self._global_terms = None
+
+    @property
+    def _n_unjudged(self) -> int:
+        """Steps after which the guard asks for their losses: a GPU is not waited for at each."""
+        return 1 if self.device.type == "cpu" else 10
 
     def on_train_epoch_end(self) -> None:
         """Log the means of the epoch and the state of the global latents."""
@@ -455,7 +471,7 @@ class SAMSTrainingPlan(TrainingPlan):
         checkpoint["sams_training"] = {
             "n_restarts": self.n_restarts,
             "warm_start": self._warm_start,
-            "gradient_norm": self.clipping.mean_norm,
+            "gradient_norm": float(self.clipping.mean_norm),
             "guard": self.guard.state_dict(),
         }
 
@@ -471,10 +487,11 @@ class SAMSTrainingPlan(TrainingPlan):
     def _optimizer(self) -> torch.optim.Optimizer:
         return self.optimizers(use_pl_optimizer=False)
 
-    def _defer_statistics(self, deferred: bool) -> None:
+    def _let_statistics_wait(self, waits: bool) -> None:
         """Let this process keep what it sees aside until all pool it, or no longer."""
         if self.module.closed_form is not None:
-            self.module.closed_form.statistics.defer(deferred)
+            self.module.closed_form.statistics.waits = waits
+            self.module.closed_form.statistics.drop_sums()
 
     def _restart(self, loss: float) -> None:
         """Go back to the last healthy state with half the learning rate."""
@@ -488,7 +505,7 @@ class SAMSTrainingPlan(TrainingPlan):
                 "(basal_posterior='residual'), or look for cells with extreme counts."
             )
         self.guard.restore(self.module, self._optimizer)
-        self._defer_statistics(n_processes() > 1)  # drops what diverged steps saw
+        self._let_statistics_wait(n_processes() > 1)  # drops what diverged steps saw
         self.n_restarts += 1
         if self.reduce_lr_on_plateau:  # otherwise the schedule does it
             for group in self._optimizer.param_groups:

@@ -1,0 +1,45 @@
+"""Private names of other libraries, all of them, and what they are needed for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["HostState", "ignore_buffers"]
+
+
+class HostState(nn.Module):
+    """A module with numbers of Python that its ``state_dict`` carries.
+
+    What decides which way Python goes must not be a tensor: the host would wait for the device to
+    ask for it at every step. The hooks overridden here are torch's own; ``get_extra_state`` will
+    not do, as scvi-tools takes all that is in a state for tensors.
+    """
+
+    host_state: ClassVar[tuple[str, ...]] = ()
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self.host_state:
+            destination[prefix + name] = torch.tensor(getattr(self, name))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in self.host_state:
+            if prefix + name in state_dict:
+                setattr(self, name, state_dict.pop(prefix + name).item())
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def ignore_buffers(module: nn.Module, names: Iterable[str]) -> None:
+    """Keep distributed training from sending buffers of a module to every process at each step."""
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))
