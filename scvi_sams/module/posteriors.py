@@ -277,6 +277,7 @@ class EffectsPosterior(HostState):
     """
 
     host_state: ClassVar[tuple[str, ...]] = ("masks_on", "n_frozen")
+    has_variance: ClassVar[bool] = True
     rotation: Tensor
     frozen: Tensor
 
@@ -297,7 +298,7 @@ class EffectsPosterior(HostState):
         self.set_mask_logits(0.0)
         self.register_buffer("rotation", torch.eye(prior.n_latent))
         self.register_buffer("frozen", torch.zeros(self.n_rows, 1, dtype=torch.bool))
-        for parameter in self.trainable_parameters():
+        for parameter in EffectsPosterior.row_parameters(self):
             parameter.requires_grad_(True)
 
     @property
@@ -330,12 +331,16 @@ class EffectsPosterior(HostState):
         """Whether all perturbations stay as they are."""
         return self.n_frozen == self.n_rows
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """What is learned by gradient."""
+    def row_parameters(self) -> list[nn.Parameter]:
+        """What is learned by gradient of each perturbation."""
         if not self.trainable:
             return []
         masks = [self.mask_logits] if self.sparse or self.n_pairs > 0 else []
-        return [self.slab_mean, *masks, self.slab_log_variance]
+        return [self.slab_mean, *masks, *([self.slab_log_variance] if self.has_variance else [])]
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What is learned by gradient; of a query, not what perturbations share."""
+        return self.row_parameters()
 
     @torch.no_grad()
     def set_mask_logits(self, logits: Tensor | float) -> None:
@@ -514,9 +519,7 @@ class MeanFieldEmbeddings(EffectsPosterior):
 class PointEmbeddings(EffectsPosterior):
     """Embeddings that are parameters without a prior (Lopez et al., CLeaR 2023)."""
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """What is learned by gradient."""
-        return super().trainable_parameters()[:-1]
+    has_variance = False
 
     def slab_moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of each effect given that its mask is one, ``(n_rows, n_latent)``."""
@@ -550,13 +553,14 @@ class CorrelatedEmbeddings(EffectsPosterior):
         nn.init.zeros_(self.to_moments.weight)
         nn.init.zeros_(self.to_moments.bias)
 
+    def row_parameters(self) -> list[nn.Parameter]:
+        """What is learned by gradient of each perturbation."""
+        return [*super().row_parameters(), self.code]
+
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """What is learned by gradient; of a query, the network that perturbations share is not."""
-        if not self.trainable:
-            return []
+        """What is learned by gradient; of a query, not what perturbations share."""
         shared = [*self.from_mask.parameters(), *self.to_moments.parameters()]
-        own = [*super().trainable_parameters(), self.code] if hasattr(self, "code") else []
-        return own if self.is_query else own + shared
+        return self.row_parameters() + ([] if self.is_query else shared)
 
     def _embedding(self, rows: Tensor | slice, masks: Tensor) -> tuple[Tensor, Tensor]:
         hidden = torch.relu(self.from_mask(masks) + self.code[rows])
