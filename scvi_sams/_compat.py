@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from torch import nn
+
 __all__ = ["HostState", "ignore_buffers"]
 
 
-class HostState(nn.Module):
-    """A module with numbers of Python that its ``state_dict`` carries.
+class HostState:
+    """Part of a module with numbers of Python that its ``state_dict`` carries.
 
     What decides which way Python goes must not be a tensor: the host would wait for the device to
     ask for it at every step. The hooks overridden here are torch's own; ``get_extra_state`` will
@@ -27,7 +28,7 @@ class HostState(nn.Module):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
         for name in self.host_state:
             destination[prefix + name] = torch.tensor(getattr(self, name))
 
@@ -37,7 +38,7 @@ class HostState(nn.Module):
         for name in self.host_state:
             if prefix + name in state_dict:
                 setattr(self, name, state_dict.pop(prefix + name).item())
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[misc]
 
 
 def ignore_buffers(module: nn.Module, names: Iterable[str]) -> None:

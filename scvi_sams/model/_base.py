@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from scvi.data import AnnDataManager
 
     from scvi_sams.data import ConditionsLike
-    from scvi_sams.module import PerturbationEffects, PerturbationVAEModule
+    from scvi_sams.module.base import PerturbationVAEModule
+    from scvi_sams.module.posteriors import EffectsPosterior
 
 __all__ = ["SAMSModel"]
 
@@ -55,7 +56,7 @@ class SAMSModel:
     def _delimiter(self) -> str:
         return self._perturbation_registry[PerturbationField.DELIMITER_KEY] or "+"
 
-    def _require_effects(self, method: str) -> PerturbationEffects:
+    def _require_effects(self, method: str) -> EffectsPosterior:
         """The effects of a trained model; raise if perturbations do not act by a latent shift."""
         self._check_if_trained(warn=False)
         effects = self.module.effects

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from scipy import sparse
 
-    from scvi_sams.module import CellPopulation, GlobalDraws
+    from scvi_sams.module.base import CellPopulation, GlobalDraws
     from scvi_sams.module.likelihood import Observation
 
     Statistic = Callable[[Observation, torch.Tensor], torch.Tensor]

@@ -96,8 +96,7 @@ class CPAVAE(PerturbationVAE):
             embedding_posterior=embedding_posterior,
             mask_prior=1.0,
             embedding_scale=embedding_scale,
-            dose_response=dose_response,
+            reference_doses=self._reference_doses(dose_response),
             targets=self._target_genes(direct_effects),
         )
-        self._set_reference_doses()
         self.init_params_ = self._get_init_params(locals())

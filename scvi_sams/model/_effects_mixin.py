@@ -10,10 +10,11 @@ import torch
 from scipy import stats
 
 from scvi_sams.model._base import SAMSModel
+from scvi_sams.module.doses import padded_doses
 
 if TYPE_CHECKING:
     from scvi_sams.data import ConditionsLike
-    from scvi_sams.module import PerturbationEffects
+    from scvi_sams.module.posteriors import EffectsPosterior
 
 __all__ = ["EffectsMixin"]
 
@@ -108,7 +109,7 @@ class EffectsMixin(SAMSModel):
         >>> model.get_perturbation_effect().loc["STAT1"]  # doctest: +SKIP
         """
         effects = self._require_effects("get_perturbation_effect")
-        if effects.correlated is not None:
+        if hasattr(effects, "code"):
             with torch.no_grad():
                 return self._perturbation_frame(effects.moments()[0])
         return self._perturbation_frame(effects.mask_probability() * effects.slab_mean)
@@ -140,7 +141,7 @@ class EffectsMixin(SAMSModel):
         asked = self._parse_conditions(conditions)
         doses = torch.as_tensor(asked.cell_matrix.toarray(), device=self.device)
         with torch.inference_mode():
-            shift = self.module.expected_shift(doses)
+            shift = self.module.expected_shift(padded_doses(doses))
         return pd.DataFrame(
             shift.cpu().numpy(), index=asked.cell_labels, columns=self._latent_names
         )
@@ -281,7 +282,7 @@ class EffectsMixin(SAMSModel):
 
     # -- shared steps --------------------------------------------------------------------------
 
-    def _require_masks(self, method: str) -> PerturbationEffects:
+    def _require_masks(self, method: str) -> EffectsPosterior:
         """The effects, unless they have no masks."""
         effects = self._require_effects(method)
         if not effects.sparse:
@@ -292,7 +293,7 @@ class EffectsMixin(SAMSModel):
             )
         return effects
 
-    def _require_interactions(self, method: str) -> PerturbationEffects:
+    def _require_interactions(self, method: str) -> EffectsPosterior:
         """The effects, unless pairs have none of their own."""
         effects = self._require_effects(method)
         if effects.n_pairs == 0:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scvi_sams.module import CellPopulation
+    from scvi_sams.module.base import CellPopulation
 
 __all__ = ["GeneProgramsMixin"]
 
@@ -127,15 +127,18 @@ class GeneProgramsMixin(CounterfactualMixin):
                 sizes = torch.full((n_cells, n_latent), float(move), device=self.device)
             anew = population.basal[torch.randperm(n_cells).to(self.device)]
         base = self._unperturbed(population)
+        lat = self.module.to_latents(population.basal, population.basal)[0]
+        anew = self.module.to_latents(anew, anew)[0]
+        tn = self.module.to_network
         summaries, variance_share = [], []
         for latent in track(range(n_latent), description="Programmes", disable=n_latent < 100):
-            moved = population.basal.clone()
+            moved = lat.clone()
             moved[:, latent] += sizes[:, latent]
-            effects = self._unperturbed(population._replace(basal=moved)) - base
+            effects = self._unperturbed(population._replace(basal=tn(moved))) - base
             summaries.append(summarize_effects(effects, credible_level))
-            moved = population.basal.clone()
+            moved = lat.clone()
             moved[:, latent] = anew[:, latent]
-            redrawn = self._unperturbed(population._replace(basal=moved))
+            redrawn = self._unperturbed(population._replace(basal=tn(moved)))
             variance_share.append(total_variance_share(base, redrawn))
         fields = {
             name: np.stack([getattr(summary, name) for summary in summaries]).astype(np.float32)
@@ -179,8 +182,8 @@ class GeneProgramsMixin(CounterfactualMixin):
         """Draws of how far perturbations move each latent, cells x latents."""
         weights = self._mask_weights()
         n_draws = max(1, min(n_cells, _MAX_EFFECT_ELEMENTS // weights.numel()))
-        rows = torch.arange(len(weights), device=self.device)
-        effects = self.module.sample_globals(n_draws, rows).of_rows(rows)
+        posterior = self._require_effects("get_gene_programs(move='typical')")
+        effects = posterior.sample(n_draws)[:, : len(weights)]
         total = weights.sum(0).clamp(min=torch.finfo(weights.dtype).tiny)
         sizes = ((weights * effects.square()).sum(1) / total).sqrt()
         return sizes[torch.arange(n_cells, device=self.device) % n_draws]

@@ -93,12 +93,14 @@ class LatentMixin(SAMSModel):
         for tensors in dataloader:
             outputs = self.module.inference(**self.module._get_inference_input(tensors))
             if representation != "full" and effects is not None:
-                shift = outputs["shift_mean"] @ effects.frame.T
+                shift = outputs["shift_mean"]
                 is_basal = representation == "basal"
-                values.append(outputs["qz"].loc - shift if is_basal else shift)
+                state = outputs["qz"].loc - shift if is_basal else shift
             else:
-                values.append(outputs["qz"].loc if give_mean or return_dist else outputs["z"])
-                variances.append(outputs["qz"].variance)
+                state = outputs["qz"].loc if give_mean or return_dist else outputs["z"]
+            mean, variance = self.module.to_latents(state, outputs["qz"].variance)
+            values.append(mean)
+            variances.append(variance)
         latent = torch.cat(values).cpu().numpy()
         return (latent, torch.cat(variances).cpu().numpy()) if return_dist else latent
 

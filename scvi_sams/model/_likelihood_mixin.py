@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,6 @@ from scvi import REGISTRY_KEYS
 from scvi.utils import track
 
 from scvi_sams.model._base import SAMSModel
-from scvi_sams.module.doses import log_mean_exp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +73,7 @@ class LikelihoodMixin(SAMSModel):
         if n_particles < 1:
             raise ValueError(f"n_particles={n_particles}: at least one is needed.")
         log_weights = self._log_importance_weights(adata, indices, n_particles, batch_size)
-        bound = log_mean_exp(log_weights).numpy()
+        bound = (torch.logsumexp(log_weights, 0) - math.log(len(log_weights))).numpy()
         return float(bound.mean()) if return_mean else bound
 
     def get_elbo(

@@ -237,21 +237,8 @@ class MechanismsMixin(EffectsMixin):
         """
         effects = self._require_masks(method)
         with torch.no_grad():
-            q = effects.posterior
-            # Not by way of the probability, which float32 rounds to one.
-            log_odds = (effects.mask_logits - effects.selection_penalty).double()
-            mean, variance = q.slab_mean, q.slab_variance
-            if effects.correlated is not None:
-                # The embedding depends on all masks: moments over them, given that this one is on.
-                on = torch.sigmoid(effects.mask_logits)
-                first, spread = effects.moments()
-                known = on > _MIN_INCLUSION
-                mean = torch.where(known, first / on, 0.0)
-                variance = torch.where(
-                    known,
-                    (spread + first.square()) / on - mean.square(),
-                    effects.embedding_variance,
-                ).clamp(min=0)
+            log_odds = effects.mask_log_odds().double()
+            mean, variance = effects.slab_moments()
             fields = (torch.sigmoid(log_odds), log_odds, mean, variance.sqrt())
             frames = [self._perturbation_frame(values.double()) for values in fields]
         return frames[0], frames[1], frames[2], frames[3]

@@ -30,7 +30,7 @@ from scvi_sams.module.posteriors import EmbeddingPosterior
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scvi_sams.module import PerturbationVAEModule
+    from scvi_sams.module.base import PerturbationVAEModule
 
 __all__ = ["PerturbationVAE"]
 
@@ -141,13 +141,16 @@ class PerturbationVAE(
             )
         return [genes[target_of[name]] if name in target_of else -1 for name in names]
 
-    def _set_reference_doses(self) -> None:
-        """Centre the prior of each EC50 at the median dose of its perturbation."""
-        curves = self.module.dose_response
-        if curves is None or self.adata is None:
-            return
+    def _reference_doses(self, dose_response: str) -> list[float] | None:
+        """Median dose of each perturbation, about which the prior of its EC50 lies."""
+        if dose_response != "hill":
+            return None
+        medians = [1.0] * len(self.perturbation_names)
+        if self.adata is None:
+            return medians
         dosage = registered_dosage(self.adata_manager).tocsc()
         for column in range(dosage.shape[1]):
             doses = dosage.data[dosage.indptr[column] : dosage.indptr[column + 1]]
             if len(doses):
-                curves.log_reference_dose[column] = float(np.log(np.median(doses)))
+                medians[column] = float(np.median(doses))
+        return medians

@@ -15,7 +15,8 @@ from scvi.utils import track
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.field import registered_dosage
 from scvi_sams.model._base import SAMSModel
-from scvi_sams.module import CellPopulation
+from scvi_sams.module.base import CellPopulation
+from scvi_sams.module.doses import padded_doses
 from scvi_sams.module.likelihood import expected_expression
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvi_sams.data import ConditionsLike
-    from scvi_sams.module import GlobalDraws
+    from scvi_sams.module.base import GlobalDraws
+    from scvi_sams.module.doses import Doses
 
 __all__ = ["PredictionMixin"]
 
@@ -173,7 +175,7 @@ class PredictionMixin(SAMSModel):
         reference = self.reference_cells_
         n_reference = len(reference[REGISTRY_KEYS.SIZE_FACTOR_KEY])
         drawn = torch.randint(n_reference, (n_cells,)).numpy()
-        basal = torch.randn(n_cells, self.module.n_latent)
+        basal = self.module.to_network(torch.randn(n_cells, self.module.n_latent))
         tensors = {key: torch.as_tensor(values[drawn]) for key, values in reference.items()}
         return _population(basal, tensors, self.device)
 
@@ -226,8 +228,8 @@ class PredictionMixin(SAMSModel):
         used = torch.as_tensor(np.unique(dosage.indices), dtype=torch.long, device=self.device)
         return self.module.sample_globals(n_samples, used)
 
-    def _doses(self, dosage: sparse.csr_matrix, row: int) -> torch.Tensor:
-        return torch.as_tensor(dosage[row].toarray(), device=self.device)
+    def _doses(self, dosage: sparse.csr_matrix, row: int) -> Doses:
+        return padded_doses(torch.as_tensor(dosage[row].toarray(), device=self.device))
 
     def _predicted_obs(
         self, labels: list[str], population: CellPopulation, cell_names: list[str] | None

@@ -8,10 +8,12 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.nn import FCLayers
 
+from scvi_sams.module.posteriors import SpikeAndSlab
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scvi_sams.module import PerturbationVAEModule
+    from scvi_sams.module.base import PerturbationVAEModule
 
 __all__ = [
     "align_categories",
@@ -130,15 +132,14 @@ def start_new_perturbations(
     if effects is None:
         return
     new = slice(n_known, effects.n_perturbations)
-    effects.spike_posterior_variance[new] = effects.spike_variance
+    if isinstance(effects, SpikeAndSlab):
+        effects.spike_variance[new] = effects.background_variance
     if unfrozen:
         return
-    effects.frozen[new] = False
+    effects.freeze(new, False)
     for parameter in module.global_parameters():
         parameter.requires_grad_(True)
-    if effects.correlated is not None:
-        effects.correlated.freeze_network()
-    module.n_training_cells.zero_()  # the bound is now that of the query
+    module.n_training_cells = 0  # the bound is now that of the query
     if module.closed_form is not None:
         statistics = module.closed_form.statistics
         statistics.n_cells_seen.zero_()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
+
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import unknown_perturbations
 from scvi_sams.data import PerturbationField
@@ -84,6 +86,9 @@ class QueryMixin(SAMSModel):
         state = registry["field_registries"][SAMS_REGISTRY_KEYS.PERTURBATION_KEY]["state_registry"]
         known = list(state[PerturbationField.COLUMN_NAMES_KEY])
         added = _perturbation_field(registry).unknown_names(adata, known)
+        if isinstance(reference_model, str):  # by way of a model, which reads older files too
+            with torch.random.fork_rng():  # parameters that are drawn only to be replaced
+                reference_model = cls.load(reference_model, adata=False)  # type: ignore[attr-defined]
         if added and not new_perturbations:
             raise unknown_perturbations(added, known)
         query = super().load_query_data(  # type: ignore[misc]
@@ -98,7 +103,7 @@ class QueryMixin(SAMSModel):
             )
         if module.effects is not None:
             align_pair_rows(module, len(known))
-            module.effects.frozen.fill_(not unfrozen)
+            module.effects.freeze(frozen=not unfrozen)
             if added:
                 start_new_perturbations(module, len(known), unfrozen)
         known_categories = categories_per_covariate(registry)

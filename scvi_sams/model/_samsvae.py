@@ -153,14 +153,13 @@ class SAMSVAE(PerturbationVAE):
             mask_prior=mask_prior,
             mask_prior_shared_by=mask_prior_shared_by,
             embedding_scale=embedding_scale,
-            spike_scale=spike_scale,
+            background_scale=spike_scale,
             mask_evidence_cells=mask_evidence_cells,
-            dose_response=dose_response,
+            reference_doses=self._reference_doses(dose_response),
             interactions=[tuple(map(self.perturbation_names.index, p)) for p in interactions],
             interaction_prior=interaction_prior,
             targets=self._target_genes(direct_effects),
         )
-        self._set_reference_doses()
         self.init_params_ = self._get_init_params(locals())
 
     def _interaction_names(

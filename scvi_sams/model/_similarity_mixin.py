@@ -11,7 +11,7 @@ from scipy import sparse
 
 from scvi_sams.model._counterfactual_mixin import CounterfactualMixin
 from scvi_sams.model._mechanisms_mixin import MechanismsMixin
-from scvi_sams.module import GlobalDraws
+from scvi_sams.module.base import GlobalDraws
 from scvi_sams.tl import (
     effect_distance,
     hierarchical_clusters,
@@ -153,7 +153,9 @@ class SimilarityMixin(MechanismsMixin, CounterfactualMixin):
         with self._seeded(seed):
             population = self._prior_population(n_cells)
         # One perturbation, whose draws are the unit moves of the latents and none at all.
-        moves = torch.cat([torch.zeros(1, n_latent), torch.eye(n_latent)]).unsqueeze(1)
+        moves = self.module.to_network(
+            torch.cat([torch.zeros(1, n_latent), torch.eye(n_latent)])
+        ).unsqueeze(1)
         draws = GlobalDraws(
             n_latent + 1, moves.to(self.device), torch.zeros(1, dtype=torch.long).to(self.device)
         )

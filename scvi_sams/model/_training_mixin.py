@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.model.base import UnsupervisedTrainingMixin
-from scvi.utils import track
 
 from scvi_sams.data.field import registered_dosage
 from scvi_sams.data.matrices import DiskMatrix, is_on_disk
 from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan
+from scvi_sams.train.global_updates import infer_effects
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,15 +127,10 @@ class SAMSTrainingMixin(UnsupervisedTrainingMixin):
         effects are solved for; cells with several perturbations ask for further passes.
         """
         module = self.module
-        closed_form, effects = module.closed_form, module.effects
         n_cells = self.adata.n_obs
-        module.n_training_cells.fill_(n_cells)
+        module.n_training_cells = n_cells
         loader = self._make_data_loader(self.adata, batch_size=batch_size, shuffle=True)
-        module.eval()
-        for _ in track(range(n_passes), description="Infer effects"):
-            for tensors in loader:
-                module.observe(module.inference(**module._get_inference_input(tensors)))
-            closed_form.update(effects, n_cells, n_sweeps=_QUERY_SWEEPS)
+        infer_effects(module, loader, n_passes)
         self.train_indices_, self.validation_indices_ = np.arange(n_cells), np.array([], dtype=int)
         self.test_indices_ = np.array([], dtype=int)
         self.history_: dict[str, pd.DataFrame] = {}

@@ -241,7 +241,7 @@ EmbeddingPosterior: TypeAlias = Literal["mean_field", "correlated", "spike_and_s
 """Names of the posteriors, the keys of :data:`POSTERIORS`."""
 
 
-class EffectsPosterior(HostState):
+class EffectsPosterior(HostState, nn.Module):
     r"""Posterior of masks and embeddings of perturbations, and of measured pairs, a row each.
 
     The effect of perturbation t on latent l is :math:`m_{tl} e_{tl}` with

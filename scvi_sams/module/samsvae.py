@@ -10,7 +10,13 @@ from torch.distributions import Normal
 
 from scvi_sams.module.base import GlobalDraws, PerturbationVAEModule
 from scvi_sams.module.closed_form import ClosedForm
-from scvi_sams.module.doses import DirectEffects, Doses, HillDoseResponse, PairInteractions
+from scvi_sams.module.doses import (
+    DirectEffects,
+    Doses,
+    HillDoseResponse,
+    PairInteractions,
+    additive_shift,
+)
 from scvi_sams.module.networks import Potential
 from scvi_sams.module.posteriors import GIVEN_LOGIT, POSTERIORS, MaskPrior, SpikeAndSlab
 
@@ -298,6 +304,12 @@ class SAMSVAEModule(PerturbationVAEModule):
         """Numbers in one draw of what all cells share."""
         return self.effects.slab_mean.numel()
 
+    def expected_shift(self, doses: Doses) -> Tensor:
+        """Expected shifts under doses, in latents, shape ``(n_cells, n_latent)``."""
+        hill = None if self.dose_response is None else self.dose_response.mean()
+        doses, _ = self._acting(doses, hill, None)
+        return additive_shift(doses, self.effects.moments(doses.perturbation)[0])
+
     def sample_globals(self, n_samples: int, perturbations: Tensor | None = None) -> GlobalDraws:
         """Draw effects, dose responses and direct effects from their posterior."""
         rows = torch.arange(self.effects.n_rows, device=self.effects.rotation.device)
@@ -399,7 +411,7 @@ def _upgrade_state(
     largest = state.pop(prefix + "closed_form.statistics.max_per_cell", None)
     if largest is not None:
         weight = state[prefix + "closed_form.statistics.weight"]
-        together = torch.full_like(weight, largest)
+        together = torch.full_like(weight, largest.item())
         state[prefix + "closed_form.statistics.n_together"] = together
     known = module.state_dict().keys()
     for key in [k for k in state if k.startswith(prefix + "effects.")]:
