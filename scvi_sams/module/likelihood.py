@@ -125,6 +125,11 @@ def negative_binomial_log_likelihood(
     )
 
 
+_MAX_LOG_THETA = 30.0  # beyond, counts are Poisson in float32, and theta would overflow
+# From here Stirling's series is exact in float32, and differences of gamma functions are not.
+_LEAST_SERIES_THETA = 50.0
+
+
 class _NegativeBinomialLogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -138,15 +143,14 @@ class _NegativeBinomialLogLikelihood(torch.autograd.Function):
         nonzero: Tensor | None,
     ) -> Tensor:
         dtype = torch.promote_types(logits.dtype, torch.float32)  # never in half precision
-        log_theta = log_inverse_dispersion.to(dtype)
+        log_theta = log_inverse_dispersion.to(dtype).clamp(-_MAX_LOG_THETA, _MAX_LOG_THETA)
         counts, theta = counts.to(dtype), log_theta.exp()
         # Each step overwrites the last: a new array of this size costs more than its values.
         terms = log_share(logits.to(dtype), ceiling).add_(library.to(dtype).log())
         mean = terms.exp()
-        terms.mul_(counts).addcmul_(counts + theta, (mean + theta).log_(), value=-1)
-        log_likelihood = (
-            terms.sum(-1) + (theta * log_theta).sum(-1) + _gamma_terms(counts, theta, nonzero)
-        )
+        # Not log(mean + theta), of which next to nothing is left of a mean far below theta.
+        terms.mul_(counts).addcmul_(counts + theta, (mean / theta).log1p_(), value=-1)
+        log_likelihood = terms.sum(-1) + _gamma_terms(counts, theta, nonzero)
         total_library = library if ceiling is None else library * ceiling
         ctx.save_for_backward(log_theta, counts, mean, total_library)
         ctx.n_dispersion_cells = n_dispersion_cells
@@ -174,10 +178,8 @@ class _NegativeBinomialLogLikelihood(torch.autograd.Function):
                 theta, log_theta = theta[:k], log_theta[:k]
             slope = (
                 _digamma_rise(some, theta)
-                + log_theta
-                + 1
-                - (some_mean + theta).log()
-                - (some + theta) / (some_mean + theta)
+                - (some_mean / theta).log1p()
+                + (some_mean - some) / (some_mean + theta)
             )
             weighted = slope * gradient[..., :k].unsqueeze(-1)
             n_kept = 2 if is_per_cell else 1
@@ -190,26 +192,43 @@ class _NegativeBinomialLogLikelihood(torch.autograd.Function):
 
 
 def _gamma_terms(counts: Tensor, theta: Tensor, nonzero: Tensor | None) -> Tensor:
-    """``log Gamma(x + theta) - log Gamma(theta) - log x!`` of each cell, summed over genes."""
+    """``log Gamma(x + theta) / (Gamma(theta) theta^x x!)`` of each cell, summed over genes."""
     if nonzero is None:
-        rising = torch.lgamma(counts + theta) - torch.lgamma(counts + 1)
-        return rising.sum(-1) - torch.lgamma(theta).sum(-1)
+        rise = _log_gamma_rise(counts, theta, torch.lgamma(theta))
+        return (rise - torch.lgamma(counts + 1)).sum(-1)
     cell = torch.div(nonzero, counts.shape[1], rounding_mode="floor")
     gene = nonzero - cell * counts.shape[1]
     some, log_gamma = counts.flatten().index_select(0, nonzero), torch.lgamma(theta)
     index = nonzero if theta.dim() > 1 else gene
     theta, log_gamma = (field.flatten().index_select(0, index) for field in (theta, log_gamma))
-    rising = torch.lgamma(some + theta) - log_gamma - torch.lgamma(some + 1)
-    return rising.new_zeros(len(counts)).index_add_(0, cell, rising)
+    rise = _log_gamma_rise(some, theta, log_gamma) - torch.lgamma(some + 1)
+    return rise.new_zeros(len(counts)).index_add_(0, cell, rise)
+
+
+def _log_gamma_rise(counts: Tensor, theta: Tensor, log_gamma: Tensor) -> Tensor:
+    """``log Gamma(x + theta) - log Gamma(theta) - x log(theta)``, which nears 0 as theta grows."""
+    exact = torch.lgamma(counts + theta) - log_gamma - counts * theta.log()
+    total = counts + theta
+    series = (total - 0.5) * (counts / theta).log1p() - counts + (1 / total - 1 / theta) / 12
+    return torch.where(theta > _LEAST_SERIES_THETA, series, exact)
 
 
 def _digamma_rise(counts: Tensor, theta: Tensor) -> Tensor:
-    """``digamma(counts + theta) - digamma(theta)``, worked out only where counts are not zero."""
+    """``digamma(counts + theta) - digamma(theta)``, zero where counts are."""
+    if counts.is_cuda:  # which would wait for the number of counts that are not zero
+        return _digamma_difference(counts, theta.expand_as(counts))
     rise = torch.zeros_like(counts)
     cell, gene = counts.nonzero(as_tuple=True)
-    theta = theta.expand_as(counts)[cell, gene]
-    rise[cell, gene] = torch.digamma(counts[cell, gene] + theta) - torch.digamma(theta)
+    rise[cell, gene] = _digamma_difference(counts[cell, gene], theta.expand_as(counts)[cell, gene])
     return rise
+
+
+def _digamma_difference(counts: Tensor, theta: Tensor) -> Tensor:
+    exact = torch.digamma(counts + theta) - torch.digamma(theta)
+    total = counts + theta
+    series = (counts / theta).log1p() + 0.5 * (1 / theta - 1 / total)
+    series = series + (1 / theta.square() - 1 / total.square()) / 12
+    return torch.where(theta > _LEAST_SERIES_THETA, series, exact)
 
 
 _STEP = 1.0  # of the trapezoid rule; its error falls as exp(-pi**2 / step)

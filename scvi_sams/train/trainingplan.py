@@ -419,6 +419,13 @@ class SAMSTrainingPlan(TrainingPlan):
         """Let the last cells that the processes saw into the running statistics."""
         pool_statistics(self.module)
         self._let_statistics_wait(False)
+        broken = [n for n, p in self.module.named_parameters() if not p.isfinite().all()]
+        if broken or (self._n_steps > 0 and self.guard.n_healthy == 0):
+            raise TrainingDivergedError(
+                (f"{' and '.join(broken[:3])} hold values that are not finite. " if broken else "")
+                + "Training ended without a healthy state: try a smaller learning rate "
+                f"(plan_kwargs={{'lr': {self.lr / 4:.2g}}})."
+            )
 
     def on_after_backward(self) -> None:
         """Leave the known perturbations of a query as they are."""

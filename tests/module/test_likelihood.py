@@ -289,3 +289,40 @@ class TestDispersionOfEachCell:
         assert not some[k:].any()
         estimates = [of_dispersion(everything.roll(start), k) for start in range(N_CELLS)]
         torch.testing.assert_close(torch.stack(estimates).mean(0), full)
+
+
+class TestEveryDispersion:
+    """Against double precision, and beyond it against the Poisson distribution, its limit."""
+
+    @pytest.mark.parametrize("log_theta", [-8.0, -3.0, 0.0, 3.9, 4.0, 7.0, 9.0, 12.0, 20.0, 60.0])
+    @pytest.mark.parametrize("sparse", [True, False])
+    def test_likelihood(self, log_theta, sparse):
+        logits, library = torch.randn(20, 200), torch.full((20, 1), 2_000.0)
+        mean = 2_000 * torch.softmax(logits.double(), -1)
+        counts = torch.poisson(mean).float()
+        nonzero = counts.flatten().nonzero().squeeze(1) if sparse else None
+        found = negative_binomial_log_likelihood(
+            logits, torch.full((200,), log_theta), counts, library, nonzero=nonzero
+        )
+        if log_theta > 15:
+            expected = torch.distributions.Poisson(mean).log_prob(counts.double())
+        else:
+            theta = torch.tensor(log_theta, dtype=torch.float64).exp()
+            x = counts.double()
+            expected = x * (mean / (mean + theta)).log() - theta * torch.log1p(mean / theta)
+            expected += torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+        torch.testing.assert_close(found.double(), expected.sum(-1), rtol=1e-5, atol=5e-3)
+
+    @pytest.mark.parametrize("log_theta", [-8.0, 0.0, 4.0, 7.0, 12.0, 30.0, 60.0])
+    def test_gradients_are_finite_and_right(self, log_theta):
+        logits = torch.randn(20, 200, requires_grad=True)
+        parameter = torch.full((200,), log_theta, requires_grad=True)
+        counts = torch.poisson(2_000 * torch.softmax(logits.detach(), -1))
+        library = torch.full((20, 1), 2_000.0)
+        negative_binomial_log_likelihood(logits, parameter, counts, library).sum().backward()
+        precise = logits.detach().double().requires_grad_(True)
+        mean = 2_000 * torch.softmax(precise, -1)
+        theta = torch.tensor(min(log_theta, 30.0), dtype=torch.float64).exp()
+        (counts * mean.log() - (counts + theta) * torch.log1p(mean / theta)).sum().backward()
+        torch.testing.assert_close(logits.grad.double(), precise.grad, rtol=1e-4, atol=1e-3)
+        assert parameter.grad.isfinite().all()
