@@ -58,6 +58,8 @@ def one_thread() -> Iterator[None]:
 # Of the root mean square effect: at first only effects that stand out pull the axes towards them,
 # at last those of half the typical size too, below which there is mostly noise.
 _THRESHOLDS = (1.5, 1.05, 0.75, 0.5)
+_N_STARTS, _N_ITERATIONS = 16, 100
+_MOST_LATENTS_AT_FULL_EFFORT = 64  # a second of one core, and no more beyond
 _MAX_START_ROWS = 2_000  # enough to find the basin of a rotation
 _MAX_LOGIT = 12.0  # inclusion probabilities stay off 0 and 1, so that a mask can change its mind
 
@@ -221,8 +223,8 @@ def procrustes(cross: Tensor) -> Tensor:
 def sparse_rotation(
     effects: Tensor,
     *,
-    n_starts: int = 16,
-    max_iterations: int = 100,
+    n_starts: int | None = None,
+    max_iterations: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Rotation that makes a matrix of effects sparse.
@@ -238,9 +240,11 @@ def sparse_rotation(
     effects
         Shape ``(n_perturbations, n_latent)``.
     n_starts
-        Number of starts; the first is the identity, the others are random.
+        Number of starts; the first is the identity, the others are random. By default 16, fewer
+        beyond 64 latents: each step is a singular value decomposition, whose cost grows with the
+        cube of their number.
     max_iterations
-        Most steps of each stage of a start.
+        Most steps of each stage of a start; by default 100, fewer where one start is left.
     generator
         Source of the random starts.
 
@@ -255,6 +259,10 @@ def sparse_rotation(
     True
     """
     n_latent = effects.shape[1]
+    starts_worth = _N_STARTS * min(1.0, (_MOST_LATENTS_AT_FULL_EFFORT / n_latent) ** 3)
+    n_starts = max(1, round(starts_worth)) if n_starts is None else n_starts
+    if max_iterations is None:
+        max_iterations = max(10, round(_N_ITERATIONS * min(1.0, starts_worth)))
     identity = torch.eye(n_latent, dtype=effects.dtype, device=effects.device)
     everything, n_kept = effects, min(_MAX_START_ROWS, len(effects))
     if n_kept < len(effects):

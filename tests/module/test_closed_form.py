@@ -446,3 +446,16 @@ class TestRotationOfManyPerturbations:
         # The frame is found, up to the order and sign of the latents.
         overlap = (frame @ rotation).abs()
         torch.testing.assert_close(overlap.max(0).values, torch.ones(8), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("n_latent", [64, 200, 400])
+def test_rotation_of_many_latents_is_orthogonal_and_takes_a_bounded_number_of_steps(
+    n_latent, monkeypatch
+):
+    steps = []
+    svd = torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda x: steps.append(len(x)) or svd(x))
+    rotation = sparse_rotation(torch.randn(30, n_latent), generator=torch.Generator())
+    identity = torch.eye(n_latent)
+    torch.testing.assert_close(rotation @ rotation.T, identity, atol=1e-3, rtol=0)
+    assert sum(step**3 for step in steps) <= 1.5 * 16 * 500 * 64**3
