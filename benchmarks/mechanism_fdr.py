@@ -11,7 +11,12 @@ from benchmarks._common import parser, prepare, print_table, read_screen
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulated_screen
 from scvi_sams.evaluation import mask_recovery
-from scvi_sams.tl import add_control_null, mechanism_stability
+from scvi_sams.tl import (
+    active_perturbations,
+    add_control_null,
+    mechanism_stability,
+    mechanisms,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,9 +97,9 @@ def _simulated(seed: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
     mask = pd.DataFrame(truth["mask"], index=truth["perturbation_names"])
     rows = []
     for nominal in _NOMINAL:
-        tables = [model.get_mechanisms(nominal) for model in models]
-        active = [model.get_active_perturbations(nominal) for model in models]
-        again = mechanism_stability(tables[0], tables[1:])
+        tables = [mechanisms(model, nominal) for model in models]
+        active = [active_perturbations(model, nominal) for model in models]
+        again = mechanism_stability(tables)
         again = again[again["share_called"] == 1].set_index(["perturbation", "latent"]).index
         entries = pd.MultiIndex.from_frame(tables[0][["perturbation", "latent"]])
         for threshold, calls, perturbations in (
@@ -170,7 +175,7 @@ def _papalexi(screen: AnnData, arguments: Any) -> None:
             scvi.settings.seed = seed
             model = SAMSVAE(screen)
             model.train(accelerator="cpu", enable_progress_bar=False)
-            fits.append((model, names, model.get_mechanisms(include_null=True)))
+            fits.append((model, names, mechanisms(model, include_null=True)))
         n_fakes = [len(names) for _, names, _ in fits]
         rows = []
         for nominal in _NOMINAL:
@@ -179,8 +184,8 @@ def _papalexi(screen: AnnData, arguments: Any) -> None:
                 for k, (model, names, _) in enumerate(fits):
                     others = [table for j, (_, _, table) in enumerate(fits) if j != k]
                     others = others if by != "posterior" else []
-                    table = model.get_mechanisms(nominal, (), null_tables=others)
-                    active = model.get_active_perturbations(nominal, (), null_tables=others)
+                    table = mechanisms(model, nominal, (), null_tables=others)
+                    active = active_perturbations(model, nominal, (), null_tables=others)
                     called = table[table["called"]]
                     is_fake = called["perturbation"].isin(names.index)
                     known = called["perturbation"].isin(_WITHOUT_EFFECT)
@@ -198,9 +203,9 @@ def _papalexi(screen: AnnData, arguments: Any) -> None:
                 rows.append({"nominal": nominal, "threshold": by} | means)
         title = f"Papalexi, fakes of control {kind} ({n_fakes} in the fits), mean of fits"
         print_table(title, rows, arguments)
-        tables = [model.get_mechanisms(0.1, ()) for model, _, _ in fits]
+        tables = [mechanisms(model, 0.1, ()) for model, _, _ in fits]
         real = [table[~table["perturbation"].str.startswith("control_null")] for table in tables]
-        stability = mechanism_stability(real[0], real[1:])
+        stability = mechanism_stability(real)
         print(
             f"\nBayesian calls at 0.1 that another seed makes too: "
             f"{stability.attrs['agreement']:.3f} of {len(stability)}; correlation of their "

@@ -15,7 +15,7 @@ from scvi_sams.evaluation import (
     interval_coverage,
     observed_average_treatment_effect,
 )
-from scvi_sams.tl import classify_pairs
+from scvi_sams.tl import classify_pairs, pair_interactions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,8 +79,13 @@ def _run(seed: int, arguments: Any) -> tuple[dict[str, Any], list[dict[str, Any]
     coverage = []
     for name, calibration in (("masks and effects", None), ("calibrated", "measured")):
         for level in _LEVELS:
-            found = model.get_pair_interactions(
-                unmeasured, arguments.samples, 100, level, calibration=calibration, seed=seed
+            found = pair_interactions(
+                model,
+                unmeasured,
+                arguments.samples,
+                level,
+                calibration=calibration,
+                counterfactual=model.counterfactual(n_cells=100, seed=seed),
             )
             obs = found.obs
             lower, upper = obs["interaction_score_lower"], obs["interaction_score_upper"]

@@ -101,7 +101,7 @@ ax = scvi_sams.pl.mask_heatmap(model.get_perturbation_mask(), model.get_perturba
 # the basal state.
 
 # %%
-mechanisms = model.get_mechanisms(fdr=0.05).query("called")
+mechanisms = scvi_sams.tl.mechanisms(model, fdr=0.05).query("called")
 mechanisms.head(10)[["perturbation", "latent", "effect_mean", "effect_lower", "effect_upper"]]
 
 # %% [markdown]
@@ -122,7 +122,7 @@ print(f"precision {recovery.precision:.2f}, recall {recovery.recall:.2f}, F1 {re
 # most.
 
 # %%
-programs = model.get_gene_programs("typical")
+programs = scvi_sams.tl.gene_programs(model, "typical")
 scvi_sams.tl.top_genes(programs, 3).head(12)
 
 # %% [markdown]

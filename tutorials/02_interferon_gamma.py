@@ -34,6 +34,8 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import scvi
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 
 import scvi_sams
 
@@ -139,7 +141,7 @@ model.train(max_epochs=3 if small else None)
 
 # %%
 rate = max(0.1, 1.5 / (len(null) + 1))  # a rate below 1 / (nulls + 1) cannot be reached
-active = model.get_active_perturbations(fdr=rate)
+active = scvi_sams.tl.active_perturbations(model, fdr=rate)
 print(f"{active['called'].sum()} of {len(active)} at a false discovery rate of {rate:.2f}")
 active.sort_values("log_odds", ascending=False).head(10)[["log_odds", "q_value", "called"]]
 
@@ -168,14 +170,12 @@ print("all that move them:", list(members))
 # The same without thresholds, as a tree of perturbations by what they do:
 
 # %%
-nulls = scvi_sams.tl.null_perturbations(model.perturbation_names)
-strong = effect.index[(effect.abs() > 0.5).any(axis=1)].difference(nulls)
-distance = model.get_perturbation_distance(by="effect")
+distance = scvi_sams.tl.perturbation_distance(model, by="effect")
+strong = [name for name in distance.index if effect.loc[name].abs().max() > 0.5]
 if len(strong) > 2:
-    clusters = scvi_sams.tl.hierarchical_clusters(
-        distance.loc[strong, strong], n_clusters=min(4, len(strong))
-    )
-    print(clusters.sort_values().to_string())
+    between = squareform(distance.loc[strong, strong], checks=False)
+    clusters = fcluster(linkage(between, "average"), t=4, criterion="maxclust")
+    print(pd.Series(clusters, index=strong, name="cluster").sort_values().to_string())
 
 # %% [markdown]
 # ## Which genes?
@@ -185,7 +185,7 @@ if len(strong) > 2:
 # knock-outs push it the way that lowers them, we may call it the interferon-gamma response.
 
 # %%
-programs = model.get_gene_programs("typical")
+programs = scvi_sams.tl.gene_programs(model, "typical")
 latent = pathway_latents[0] if pathway_latents else effect.abs().sum().idxmax()
 ax = scvi_sams.pl.gene_program(programs, latent)
 

@@ -104,7 +104,7 @@ scores[["surprise", "SAMSVAE", "additive"]].sort_values("surprise").round(3)
 # additivity lies inside them?
 
 # %%
-interactions = model.get_pair_interactions(held_out, n_samples=30)
+interactions = scvi_sams.tl.pair_interactions(model, held_out, n_samples=30)
 observed = scvi_sams.evaluation.observed_average_treatment_effect(adata, "perturbation", "control")
 residual = scvi_sams.evaluation.interaction_residuals(observed, held_out)[held_out].to_df()
 inside = (interactions.layers["lower"] <= residual) & (residual <= interactions.layers["upper"])
@@ -130,7 +130,8 @@ with_interactions.train(
     max_epochs=max_epochs,
     datasplitter_kwargs={"external_indexing": scvi_sams.evaluation.split_indices(adata)},
 )
-found = with_interactions.get_interaction_mask().max(axis=1)
+interactions = scvi_sams.tl.interaction_effects(with_interactions)
+found = interactions.groupby("pair")["inclusion_probability"].max()
 table = pd.DataFrame(
     {
         "planted": surprise.reindex(found.index),
@@ -147,7 +148,12 @@ table.sort_values("probability of an interaction", ascending=False)
 # the error to expect of adding up, which is a reasonable order in which to look, and no more.
 
 # %%
-ranked = with_interactions.rank_unmeasured_pairs(n_pairs=8, n_samples=4, n_cells=20)
+ranked = scvi_sams.tl.rank_unmeasured_pairs(
+    with_interactions,
+    n_pairs=8,
+    n_samples=4,
+    counterfactual=with_interactions.counterfactual(n_cells=20),
+)
 ranked[["first", "second", "surprise", "interaction_score", "class"]].round(2)
 
 # %% [markdown]
@@ -182,6 +188,6 @@ if norman.is_file():
 #
 # | you have | do |
 # |---|---|
-# | singles only | expect the sum; rank by `rank_unmeasured_pairs`; believe no epistasis |
+# | singles only | expect the sum; rank by `tl.rank_unmeasured_pairs`; believe no epistasis |
 # | some pairs | hold a few out; if `additive` wins, add up |
 # | pairs whose deviation matters | `interactions=True`, and look at those that were measured |

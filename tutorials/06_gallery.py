@@ -78,7 +78,7 @@ ax = scvi_sams.pl.mask_heatmap(mask, effect, pathways=planted)
 # {func}`~scvi_sams.pl.gene_program`: what it raises and what it lowers.
 
 # %%
-programs = model.get_gene_programs("typical")
+programs = scvi_sams.tl.gene_programs(model, "typical")
 most_used = (mask > 0.5).sum().idxmax()
 ax = scvi_sams.pl.gene_program(programs, most_used)
 
@@ -97,7 +97,7 @@ ax = scvi_sams.pl.effect_heatmap(effects, n_genes=40, pathways=planted)
 # {func}`~scvi_sams.pl.volcano`: one condition, every gene.
 
 # %%
-table = model.get_differential_expression(strong[:1], delta=0.5)
+table = scvi_sams.tl.differential_expression(model, strong[:1], delta=0.5)
 ax = scvi_sams.pl.volcano(table)
 
 # %% [markdown]
@@ -137,7 +137,7 @@ for ax, (key, title) in zip(axes, titles.items(), strict=True):
 # %%
 pairs = [name for name in adata.obs["perturbation"].cat.categories if "+" in name]
 pair = max(pairs, key=lambda name: strength[name.split("+")].sum())
-interactions = model.get_pair_interactions([pair], n_samples=20)
+interactions = scvi_sams.tl.pair_interactions(model, [pair], n_samples=20)
 ax = scvi_sams.pl.pair_vs_additive_effects(interactions)
 
 # %% [markdown]
@@ -167,7 +167,7 @@ scvi.settings.num_threads = 1  # scanpy has raised it, and many small steps are 
 hill = scvi_sams.SAMSVAE(dosed, n_latent=12, dose_response="hill")
 hill.train(max_epochs=max_epochs)
 strength = hill.get_perturbation_effect().abs().sum(axis=1)
-curves = hill.get_dose_response().loc[strength.nlargest(4).index]
+curves = scvi_sams.tl.dose_response(hill).loc[strength.nlargest(4).index]
 measured = dosed.obs.assign(dose=pd.to_numeric(dosed.obs["dose"], errors="coerce"))
 measured = measured.groupby("perturbation", observed=True)["dose"].agg(["min", "max"])
 ax = scvi_sams.pl.dose_response(curves, measured)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from sklearn.model_selection import train_test_split
 
-from scvi_sams._exceptions import ScreenError
+from scvi_sams.tl.latent_matching import matched_correlation, paired, standardised
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
@@ -108,7 +108,7 @@ def mask_recovery(
     >>> mask_recovery(truth, truth[:, ::-1]).f1
     1.0
     """
-    true_values, predicted_values = _paired(true_mask, predicted_mask)
+    true_values, predicted_values = paired(true_mask, predicted_mask)
     true, predicted = true_values > threshold, predicted_values > threshold
     common = true.T.astype(float) @ predicted
     sizes = np.add.outer(true.sum(axis=0), predicted.sum(axis=0))
@@ -173,8 +173,8 @@ def effect_recovery(
     >>> round(effect_recovery(effect, -2 * effect[:, [2, 0, 1]]).mean_correlation, 6)
     1.0
     """
-    true, predicted = _paired(true_effect, predicted_effect)
-    rows, columns, matched, mean = _matched_correlation(true, predicted)
+    true, predicted = paired(true_effect, predicted_effect)
+    rows, columns, matched, mean = matched_correlation(true, predicted)
     return EffectRecovery(
         mean_correlation=mean, correlation=matched, true_latents=rows, predicted_latents=columns
     )
@@ -233,10 +233,10 @@ def mean_correlation_coefficient(
     """
     if method not in {"pearson", "spearman"}:
         raise ValueError(f"method={method!r} is unknown; use 'pearson' or 'spearman'.")
-    matrices = _paired(true, inferred, rows="cells")
+    matrices = paired(true, inferred, rows="cells")
     if method == "spearman":
         matrices = rankdata(matrices[0], axis=0), rankdata(matrices[1], axis=0)
-    return _matched_correlation(*matrices)[-1]
+    return matched_correlation(*matrices)[-1]
 
 
 def linear_r2(
@@ -291,63 +291,15 @@ def linear_r2(
     >>> round(linear_r2(latents, latents @ rng.normal(size=(3, 3))), 6)
     1.0
     """
-    true_values, inferred_values = _paired(true, inferred, rows="cells")
+    true_values, inferred_values = paired(true, inferred, rows="cells")
     fitted_true, held_true, fitted_inferred, held_inferred = train_test_split(
         true_values, inferred_values, test_size=test_share, random_state=seed
     )
-    varies = _standardised(held_true).any(axis=0)
+    varies = standardised(held_true).any(axis=0)
     if not varies.any():
         return float("nan")
     regression = LinearRegression().fit(fitted_inferred, fitted_true[:, varies])
     return float(r2_score(held_true[:, varies], regression.predict(held_inferred)))
-
-
-def _matched_correlation(
-    true: NDArray[np.float64], predicted: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], float]:
-    """Matched true and predicted columns, their absolute correlations, and the mean of these."""
-    true, predicted = _standardised(true), _standardised(predicted)
-    correlation = np.minimum(np.abs(true.T @ predicted), 1.0)  # rounding can exceed 1
-    rows, columns = linear_sum_assignment(correlation, maximize=True)
-    matched = correlation[rows, columns]
-    n_varying = int(true.any(axis=0).sum())
-    return rows, columns, matched, float(matched.sum() / n_varying) if n_varying else float("nan")
-
-
-def _paired(
-    true: Any, predicted: Any, rows: str = "perturbations"
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both tables as finite matrices with the rows in the same order."""
-    if isinstance(true, pd.DataFrame) and isinstance(predicted, pd.DataFrame):
-        if missing := list(true.index.symmetric_difference(predicted.index)):
-            raise ScreenError(
-                f"{len(missing)} {rows} are in one table only, the first {missing[0]!r}: "
-                f"give both the same {rows}."
-            )
-        predicted = predicted.loc[true.index]
-    matrices = np.asarray(true, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
-    for name, matrix in zip(("true", "predicted"), matrices, strict=True):
-        if matrix.ndim != 2:
-            raise ScreenError(
-                f"The {name} table has shape {matrix.shape}: it must be {rows} x latents."
-            )
-        if not np.isfinite(matrix).all():
-            raise ScreenError(f"The {name} table holds values that are not finite.")
-    if matrices[0].shape[0] != matrices[1].shape[0]:
-        raise ScreenError(
-            f"The true table has {matrices[0].shape[0]} {rows} and the predicted one "
-            f"{matrices[1].shape[0]}: give both the same {rows}, in the same order."
-        )
-    return matrices
-
-
-def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Columns centred and of unit length; constant ones become zero."""
-    centred = values - values.mean(axis=0)
-    norm = np.linalg.norm(centred, axis=0)
-    # The mean of equal numbers is off by rounding, which must not be blown up to unit length.
-    constant = norm <= 1e-12 * np.linalg.norm(values, axis=0)
-    return np.where(constant, 0.0, centred / np.where(constant, 1.0, norm))
 
 
 def _share(part: float, whole: float) -> float:

@@ -46,7 +46,7 @@ def dose_response(
     Parameters
     ----------
     curves
-        One to eight rows of ``model.get_dose_response(credible_level)``, named by perturbation.
+        One to eight rows of :func:`~scvi_sams.tl.dose_response`, named by perturbation.
     measured
         Smallest and largest dose that was measured, in columns ``min`` and ``max``, by
         perturbation: ``adata.obs.groupby("perturbation")["dose"].agg(["min", "max"])`` if no cell
@@ -90,7 +90,7 @@ def dose_response(
     needed = [f"{name}{end}" for name in ("ec50", "slope") for end in ("", "_lower", "_upper")]
     if missing := [name for name in needed if name not in curves]:
         raise ValueError(
-            f"`curves` has no column {', '.join(missing)}: give what get_dose_response() returned."
+            f"`curves` has no column {', '.join(missing)}: give what dose_response() returned."
         )
     low, high = curves["ec50"].min() / _DECADES, curves["ec50"].max() * _DECADES
     known = {} if measured is None else measured[["min", "max"]].to_dict("index")

@@ -118,14 +118,14 @@ def pair_vs_additive_effects(
     Parameters
     ----------
     pairs
-        From ``model.get_pair_interactions``.
+        From :func:`~scvi_sams.tl.pair_interactions`.
     pair
         Pair, as in ``obs_names``; needed if there are several.
     n_labels
         Genes that stand out, at most: those that deviate most from the sum, by a twentieth of the
         largest effect or more. They are coloured and drawn with the interval of the deviation,
         and named where there is room. The interval holds the decoder's errors where it is
-        calibrated, see ``model.get_pair_interactions``.
+        calibrated, see :func:`~scvi_sams.tl.pair_interactions`.
     ax
         Axes to draw into; a new figure by default.
 
@@ -143,13 +143,12 @@ def pair_vs_additive_effects(
 
     Examples
     --------
-    >>> found = model.get_pair_interactions(["KLF1+CEBPA"])  # doctest: +SKIP
+    >>> found = scvi_sams.tl.pair_interactions(model, ["KLF1+CEBPA"])  # doctest: +SKIP
     >>> ax = scvi_sams.pl.pair_vs_additive_effects(found)  # doctest: +SKIP
     """
     if missing := [name for name in _LAYERS_OF_PAIRS if name not in pairs.layers]:
         raise ValueError(
-            f"The table has no layer {', '.join(missing)}: give what get_pair_interactions() "
-            "returned."
+            f"The table has no layer {', '.join(missing)}: give what pair_interactions() returned."
         )
     known = list(pairs.obs_names)
     if pair is None and len(known) == 1:

@@ -35,8 +35,8 @@ def gene_program(
     Parameters
     ----------
     programs
-        From ``model.get_gene_programs``. Its intervals say how the effect varies over cells, not
-        how well the decoder is known.
+        From :func:`~scvi_sams.tl.gene_programs`. Its intervals say how the effect varies over
+        cells, not how well the decoder is known.
     latent
         Name (``"latent_3"``) or number of the latent.
     n_genes
@@ -57,7 +57,7 @@ def gene_program(
 
     Examples
     --------
-    >>> programs = model.get_gene_programs("typical")  # doctest: +SKIP
+    >>> programs = scvi_sams.tl.gene_programs(model, "typical")  # doctest: +SKIP
     >>> ax = scvi_sams.pl.gene_program(programs, "latent_3")  # doctest: +SKIP
     """
     name = f"latent_{latent}" if isinstance(latent, int) else latent
@@ -67,7 +67,7 @@ def gene_program(
         )
     if missing := [layer for layer in ("lower", "upper") if layer not in programs.layers]:
         raise ValueError(
-            f"The table has no layer {', '.join(missing)}: give what get_gene_programs() returned."
+            f"The table has no layer {', '.join(missing)}: give what gene_programs() returned."
         )
     program = programs[[name]]
     top = top_genes(program, n_genes)

@@ -158,7 +158,7 @@ def effect_heatmap(
         Conditions x genes, as log2 fold changes or the like: from
         ``model.get_average_treatment_effect``, from
         :func:`~scvi_sams.evaluation.observed_average_treatment_effect`, or programmes from
-        ``model.get_gene_programs``.
+        :func:`~scvi_sams.tl.gene_programs`.
     n_genes
         Genes drawn: those with the largest effect, of either sign, of any condition.
     pathways

@@ -44,7 +44,7 @@ def volcano(
     Parameters
     ----------
     table
-        From ``model.get_differential_expression``: genes in the index.
+        From :func:`~scvi_sams.tl.differential_expression`: genes in the index.
     condition
         Condition, as in the column ``group1``; needed if the table has several.
     n_labels
@@ -70,8 +70,9 @@ def volcano(
     --------
     >>> import numpy as np
     >>> import scvi_sams
+    >>> from scvi_sams.tl.summaries import differential_expression_table
     >>> draws = np.random.default_rng(0).normal([[2.0, 0.0, -1.0]], 0.2, size=(100, 3))
-    >>> table = scvi_sams.tl.differential_expression_table(draws, ["A", "B", "C"])
+    >>> table = differential_expression_table(draws, ["A", "B", "C"])
     >>> table = table.assign(group1="KLF1", group2="control", delta=0.25)
     >>> ax = scvi_sams.pl.volcano(table, "KLF1")
     """
@@ -80,7 +81,7 @@ def volcano(
     if missing or len(calls) != 1:
         raise ValueError(
             f"The table has no column {', '.join(missing) or _CALLED + '...'}: give what "
-            "get_differential_expression() returned."
+            "differential_expression() returned."
         )
     known = list(table["group1"].unique())
     if condition is None and len(known) == 1:

@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["NULL_PREFIX", "add_control_null", "null_perturbations"]
-
+__all__ = ["add_control_null", "null_perturbations"]
 
 NULL_PREFIX = "control_null_"
-"""What the names of null perturbations begin with."""
 
 
 def add_control_null(
@@ -41,7 +39,7 @@ def add_control_null(
     They are fitted beside the real perturbations, and so go through everything that these go
     through: the networks, the choice of the latents, the masks. What is called among them is
     false, and calibrates the calls among the real ones
-    (``model.get_mechanisms(fdr=...)``, :func:`calibrated_q_value`).
+    (:func:`mechanisms`, :func:`active_perturbations`).
 
     Without ``guide_key`` the cells of a null perturbation are drawn at random, in the numbers of
     cells that the real perturbations have (evenly spaced quantiles of them if there are fewer null
@@ -75,8 +73,10 @@ def add_control_null(
 
     Returns
     -------
-    A row a null perturbation, with columns ``n_cells`` and, with ``guide_key``, ``guide``. Their
-    names begin with ``NULL_PREFIX``. The same is kept in ``uns[key_added]``, with the arguments.
+    pandas.DataFrame
+        A row a null perturbation, with columns ``n_cells`` and, with ``guide_key``, ``guide``.
+        Their names begin with ``"control_null_"``. The same is kept in ``uns[key_added]``, with
+        the arguments.
 
     Raises
     ------
@@ -165,23 +165,7 @@ def add_control_null(
 
 
 def null_perturbations(names: Iterable[str]) -> list[str]:
-    """Those of the names that :func:`add_control_null` gave.
-
-    Parameters
-    ----------
-    names
-        Names of perturbations.
-
-    Returns
-    -------
-    Their names, in the same order.
-
-    Examples
-    --------
-    >>> from scvi_sams.tl import null_perturbations
-    >>> null_perturbations(["KLF1", "control_null_001"])
-    ['control_null_001']
-    """
+    """Those of the names that :func:`add_control_null` gave."""
     return [name for name in names if name.startswith(NULL_PREFIX)]
 
 

@@ -1,4 +1,4 @@
-"""Differential expression from draws of a log fold change."""
+"""Genes that conditions change, measured or not."""
 
 from __future__ import annotations
 
@@ -7,104 +7,128 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scvi_sams.tl._gene_programs import summarize_effects
-from scvi_sams.tl._mechanisms import bayesian_q_value
+from scvi_sams.model.prediction import compared_means
+from scvi_sams.model.read_outs import provenance, require_effects
+from scvi_sams.tl.summaries import differential_expression_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from scvi_sams.data import ConditionsLike
+    from scvi_sams.model import SAMSVAE
+    from scvi_sams.model.counterfactual import Counterfactual
 
-    from numpy.typing import NDArray
-
-__all__ = ["differential_expression_table"]
-
-
-_EPSILON = 1e-8  # of the Bayes factor, as in scvi-tools
+__all__ = ["differential_expression"]
 
 
-def differential_expression_table(
-    lfc: NDArray[np.floating],
-    genes: Sequence[str] | NDArray[np.str_],
+def differential_expression(
+    model: SAMSVAE,
+    conditions: ConditionsLike | None = None,
+    reference: str | dict[str, float] | None = None,
     delta: float = 0.25,
     fdr: float = 0.05,
+    n_samples: int = 100,
     credible_level: float = 0.95,
+    pseudocount: float = 0.1,
+    *,
+    counterfactual: Counterfactual | None = None,
 ) -> pd.DataFrame:
-    r"""Summarise posterior draws of log fold changes, gene by gene.
+    r"""Genes that conditions change, whether or not they were ever measured.
 
-    A gene counts as differentially expressed in a draw if :math:`|\mathrm{lfc}| \ge \delta`. Genes
-    are called in the order of the probability of that, as long as the expected share of false
-    calls, the mean of one minus that probability, is at most `fdr`.
+    Every draw of masks and effects is applied to the same basal states, under the condition and
+    under the reference, and
+
+    .. math:: \mathrm{lfc}_g = \log_2 \frac{\bar s_g(\mathrm{condition}) + c}
+       {\bar s_g(\mathrm{reference}) + c}
+
+    with :math:`\bar s_g` the mean over cells of the expected counts per 10,000. A gene counts as
+    differentially expressed in a draw if :math:`|\mathrm{lfc}| \ge \delta`; genes are called in
+    the order of the probability of that, as long as the expected share of false calls is at most
+    `fdr` (Boyeau et al., PNAS 120, e2209124120, 2023; scvi-tools' mode ``"change"``). Draws differ
+    by what is uncertain about the perturbations alone: the decoder is taken as known.
+    ``model.differential_expression``, which scvi-tools brings, compares groups of cells that were
+    measured.
 
     Parameters
     ----------
-    lfc
-        Draws of the log2 fold change, shape ``(n_draws, n_genes)``.
-    genes
-        Names of the genes.
+    model
+        A trained model whose perturbations have a posterior.
+    conditions
+        As in :meth:`SAMSVAE.predict`; all single perturbations by default.
+    reference
+        The condition that they are compared with; no perturbation by default.
     delta
-        Change that is worth calling.
+        Absolute log2 fold change that is worth calling.
     fdr
-        Expected false discovery rate of the calls.
+        Expected false discovery rate of the calls of a condition.
+    n_samples
+        Draws of masks and effects.
     credible_level
         Level of the interval.
+    pseudocount
+        Added to counts per 10,000, so that genes that are hardly seen do not lead the table.
+    counterfactual
+        The cells, from :meth:`SAMSVAE.counterfactual`; 200 basal states from the prior by default.
 
     Returns
     -------
-    A row a gene, in the order of `genes`, with scvi-tools' columns ``proba_de``,
-    ``proba_not_de``, ``bayes_factor`` (natural logarithm of their ratio), ``lfc_mean``,
-    ``lfc_median``, ``lfc_std``, ``lfc_min``, ``lfc_max`` and ``is_de_fdr_<fdr>``, and besides
-    ``lfc_lower`` and ``lfc_upper`` (interval), ``lfsr`` (local false sign rate: probability that
-    the change is zero or of the other sign) and ``q_value`` (expected share of false calls, were
-    the gene the last one called).
+    pandas.DataFrame
+        A row for each condition and gene, with the genes in the index, by falling ``proba_de``
+        within a condition. Columns as in scvi-tools: ``comparison``, ``group1`` (condition),
+        ``group2`` (reference), ``proba_de``, ``proba_not_de``, ``bayes_factor`` (natural logarithm
+        of their ratio), ``scale1`` and ``scale2`` (expected counts per 10,000), ``delta``,
+        ``lfc_mean``, ``lfc_median``, ``lfc_std``, ``lfc_min``, ``lfc_max`` and
+        ``is_de_fdr_<fdr>``, and besides ``lfc_lower`` and ``lfc_upper`` (interval), ``lfsr``
+        (probability that the change is zero or of the other sign) and ``q_value`` (expected share
+        of false calls, were the gene the last one called). For features that are no counts
+        (``gene_likelihood="normal"``) ``lfc`` is the difference of the expected features.
 
     Raises
     ------
+    NotImplementedError
+        If perturbations do not act by a shift, and have no posterior (ConditionalVAE).
+    UnknownPerturbationError
+        If a condition names a perturbation that the model has not seen.
+    ScreenError
+        If an argument cannot be used with this model.
     ValueError
-        If shapes do not match, there is no draw or an argument is out of its range.
-
-    Notes
-    -----
-    Boyeau et al., PNAS 120, e2209124120 (2023), which is scvi-tools' mode ``"change"``; the local
-    false sign rate is that of Stephens, Biostatistics 18, 275 (2017).
+        If ``delta``, ``fdr``, ``credible_level`` or ``pseudocount`` is out of its range.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from scvi_sams.tl import differential_expression_table
-    >>> table = differential_expression_table(np.array([[1.0, 0.1], [2.0, -0.1]]), ["MYC", "ACTB"])
-    >>> table[["lfc_mean", "proba_de", "is_de_fdr_0.05"]]
-          lfc_mean  proba_de  is_de_fdr_0.05
-    MYC        1.5       1.0            True
-    ACTB       0.0       0.0           False
+    >>> table = scvi_sams.tl.differential_expression(model, ["KLF1+CEBPA"])  # doctest: +SKIP
+    >>> table.query("`is_de_fdr_0.05` and lfc_mean > 1")  # doctest: +SKIP
     """
-    draws = np.asarray(lfc, dtype=np.float64)
-    if draws.ndim != 2 or len(draws) == 0 or draws.shape[1] != len(genes):
-        raise ValueError(
-            f"lfc of shape {draws.shape} must be draws x genes, with one draw or more of "
-            f"{len(genes)} genes."
-        )
-    if not 0 <= delta < np.inf:
-        raise ValueError(f"delta={delta!r} must be 0 or more.")
-    if not 0 < fdr < 1:
-        raise ValueError(f"fdr={fdr!r} must be between 0 and 1.")
-    summary = summarize_effects(draws, credible_level)
-    proba_de = (np.abs(draws) >= delta).mean(axis=0)
-    other_sign = np.minimum((draws <= 0).mean(axis=0), (draws >= 0).mean(axis=0))
-    q_value = bayesian_q_value(pd.DataFrame({"proba_de": proba_de}))["proba_de"].to_numpy()
-    return pd.DataFrame(
-        {
-            "proba_de": proba_de,
-            "proba_not_de": 1 - proba_de,
-            "bayes_factor": np.log(proba_de + _EPSILON) - np.log(1 - proba_de + _EPSILON),
-            "lfc_mean": summary.mean,
-            "lfc_median": np.median(draws, axis=0),
-            "lfc_std": summary.std,
-            "lfc_min": draws.min(axis=0),
-            "lfc_max": draws.max(axis=0),
-            "lfc_lower": summary.lower,
-            "lfc_upper": summary.upper,
-            "lfsr": other_sign,
-            "q_value": q_value,
-            f"is_de_fdr_{fdr}": q_value <= fdr,
-        },
-        index=pd.Index(genes),
-    )
+    require_effects(model, "differential_expression")
+    if not 0 < pseudocount < np.inf:
+        raise ValueError(f"pseudocount={pseudocount!r} must be positive and finite.")
+    # Refused before the work, not after it.
+    differential_expression_table(np.zeros((1, 1)), ["gene"], delta, fdr, credible_level)
+    cells = model.counterfactual() if counterfactual is None else counterfactual
+    genes, is_count_model = model.get_var_names(), model.module.is_count_model
+    tables = []
+    for label, reference_label, *scales in compared_means(
+        model, conditions, reference, n_samples, "mean", cells
+    ):
+        scale, against = (values.astype(np.float64) for values in scales)
+        if is_count_model:
+            lfc = np.log2(scale + pseudocount) - np.log2(against + pseudocount)
+        else:
+            lfc = scale - against
+        table = differential_expression_table(lfc, genes, delta, fdr, credible_level)
+        for place, (name, value) in enumerate(
+            {
+                "comparison": f"{label} vs {reference_label}",
+                "group1": label,
+                "group2": reference_label,
+            }.items()
+        ):
+            table.insert(place, name, value)
+        for place, (name, column) in enumerate(
+            {"scale1": scale.mean(0), "scale2": against.mean(0), "delta": delta}.items()
+        ):
+            table.insert(6 + place, name, column)
+        size = table["lfc_mean"].abs()
+        order = np.lexsort((-size.to_numpy(), -table["proba_de"].to_numpy()))
+        tables.append(table.iloc[order])
+    found = pd.concat(tables)
+    found.attrs = provenance(model, cells.seed) | {"n_samples": n_samples}
+    return found

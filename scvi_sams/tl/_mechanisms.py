@@ -1,287 +1,269 @@
-"""Mechanisms called with error control."""
+"""Mechanisms and active perturbations, called with error control."""
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
 
-from scvi_sams._exceptions import ScreenError
+from scvi_sams._exceptions import ScreenError, unknown_perturbations
+from scvi_sams.model.read_outs import inclusion_and_slab
+from scvi_sams.tl._control_null import null_perturbations
+from scvi_sams.tl.error_rates import (
+    bayesian_q_value,
+    calibrated_q_value,
+    effect_interval,
+    local_false_sign_rate,
+)
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Sequence
 
-__all__ = ["bayesian_q_value", "calibrated_q_value", "effect_interval", "local_false_sign_rate"]
+    from scvi_sams.model import SAMSVAE
 
-
-def local_false_sign_rate(
-    inclusion_probability: pd.DataFrame, slab_mean: pd.DataFrame, slab_std: pd.DataFrame
-) -> pd.DataFrame:
-    r"""Probability that the sign of an effect is not what it seems, or that it is zero.
-
-    The posterior of the effect is zero with probability :math:`1 - q` and otherwise
-    :math:`\mathrm{Normal}(\mu, \sigma^2)`, so that
-
-    .. math:: \mathrm{lfsr} = 1 - q\, \Phi(|\mu| / \sigma).
-
-    It is never below :math:`1 - q`, the probability that there is no effect at all.
-
-    Parameters
-    ----------
-    inclusion_probability
-        Probability that each effect is not zero, perturbations x latents.
-    slab_mean, slab_std
-        Posterior mean and standard deviation of the effect where it is not zero, labelled alike;
-        a standard deviation of zero is a point.
-
-    Returns
-    -------
-    Values between 0 and 1, labelled as the input.
-
-    Notes
-    -----
-    Stephens, Biostatistics 18, 275 (2017).
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from scvi_sams.tl import local_false_sign_rate
-    >>> table = pd.DataFrame({"latent_0": [1.0, 0.5]}, index=["A", "B"])
-    >>> local_false_sign_rate(table, 0 * table, table)["latent_0"].tolist()
-    [0.5, 0.75]
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = (slab_mean.abs() / slab_std).fillna(0.0)  # no effect of no width has no sign
-    return 1 - inclusion_probability * norm.cdf(ratio)
+__all__ = ["active_perturbations", "mechanisms"]
 
 
-def effect_interval(
-    inclusion_probability: pd.DataFrame,
-    slab_mean: pd.DataFrame,
-    slab_std: pd.DataFrame,
+def mechanisms(
+    model: SAMSVAE,
+    fdr: float = 0.05,
+    null: Sequence[str] | None = None,
+    *,
+    null_tables: Sequence[pd.DataFrame] = (),
     credible_level: float = 0.95,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    r"""Central credible interval of an effect that may be zero.
-
-    Quantiles of the mixture of a point at zero, of weight :math:`1 - q`, and
-    :math:`\mathrm{Normal}(\mu, \sigma^2)`, in closed form. An end is exactly zero where the point
-    covers it, so an interval without zero says that the effect is not zero.
-
-    Parameters
-    ----------
-    inclusion_probability
-        Probability that each effect is not zero, perturbations x latents.
-    slab_mean, slab_std
-        Posterior mean and standard deviation of the effect where it is not zero, labelled alike.
-    credible_level
-        Level of the interval.
-
-    Returns
-    -------
-    Lower and upper ends, each labelled as the input.
-
-    Raises
-    ------
-    ValueError
-        If ``credible_level`` is not between 0 and 1.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from scvi_sams.tl import effect_interval
-    >>> one = pd.DataFrame({"latent_0": [1.0]}, index=["A"])
-    >>> lower, upper = effect_interval(one, 3 * one, one)
-    >>> lower.round(2).loc["A", "latent_0"], upper.round(2).loc["A", "latent_0"]
-    (np.float64(1.04), np.float64(4.96))
-    """
-    if not 0 < credible_level < 1:
-        raise ValueError(f"credible_level={credible_level!r} must be between 0 and 1.")
-    tail = 0.5 - credible_level / 2
-    lower = _quantile(inclusion_probability, slab_mean, slab_std, tail)
-    # By symmetry: the upper quantile is the lower one of the negated effect, negated.
-    upper = -_quantile(inclusion_probability, -slab_mean, slab_std, tail)
-    return lower, upper
-
-
-def _quantile(
-    probability: pd.DataFrame, mean: pd.DataFrame, std: pd.DataFrame, level: float
+    include_null: bool = False,
 ) -> pd.DataFrame:
-    """Quantile of the mixture."""
-    slab_below_zero = norm.cdf(0.0, mean, np.maximum(std, np.finfo(float).tiny))
-    below_zero = probability * slab_below_zero
-    up_to_zero = below_zero + 1 - probability
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(level < below_zero, level, level - (1 - probability)) / probability
-    # Levels that the point at zero takes are overwritten below.
-    values = mean + std * norm.ppf(np.clip(np.nan_to_num(share, nan=0.5), 1e-300, 1 - 1e-16))
-    at_zero = (level >= below_zero) & (level <= up_to_zero)
-    return values.mask(at_zero, 0.0)
+    r"""Which perturbation moves which latent, at a chosen false discovery rate.
 
+    The recommended path is with null perturbations in the fit: relabel some control cells by
+    :func:`add_control_null`, set up and train on the new labels. A call must then pass two
+    estimates of the share of false calls. That of the posterior is the mean of
+    :math:`1 - q_{tl}` over the entries called (Newton et al., Biostatistics 5, 155, 2004). That
+    of the null is, for a threshold that :math:`R` of :math:`T` perturbations and :math:`D` of
+    :math:`n` null ones reach, :math:`(1 + D) / (n + 1) \cdot T / R`: the Benjamini-Hochberg
+    procedure on conformal p-values (Bates et al., Annals of Statistics 51, 149, 2023), taken
+    over perturbations and over entries, whichever is larger. Without a null the first is all.
 
-def bayesian_q_value(inclusion_probability: pd.DataFrame) -> pd.DataFrame:
-    r"""Posterior expected share of false calls, were this entry the last one called.
-
-    With the entries in the order of falling inclusion probability :math:`q_{(1)} \ge q_{(2)}
-    \ge \dots`, the first :math:`k` are false with an expected share of
-
-    .. math:: \mathrm{BFDR}_k = \frac1k \sum_{j \le k} (1 - q_{(j)}).
-
-    Calling all entries of at most :math:`\alpha` is the step-up rule of Newton et al. (2004).
-
-    It is an error rate if the inclusion probabilities are right, and those of a variational
-    posterior are too sure of the latents. On simulated screens with weak effects
-    (``python -m benchmarks mechanism_fdr``), calls of (perturbation, latent) at a nominal 0.05
-    were false with a rate of 0.10 (standard error 0.02, twelve seeds), all on perturbations
-    that do something; with ``mask_evidence_cells=None`` at a nominal 0.1 with one of 0.24 (six
-    seeds). The claim that a perturbation does anything held its rate.
-    :func:`calibrated_q_value` does not rely on the probabilities; use both, as
-    ``model.get_mechanisms`` does, and :func:`mechanism_stability`.
+    A latent can be wrong as a whole: split in two, or standing for two. The posterior of a fit
+    does not know that, and the null, which does nothing, hardly takes part in it: with weak
+    effects, calls are false about twice as often as they claim, all of them on perturbations
+    that do something (``python -m benchmarks mechanism_fdr``). Ask of a call that a fit with
+    another seed makes it too (:func:`mechanism_stability`). The weaker claim of
+    :func:`active_perturbations` holds without.
 
     Parameters
     ----------
-    inclusion_probability
-        Probability that each entry is not zero, perturbations x latents.
+    model
+        A trained model with masks.
+    fdr
+        False discovery rate of the calls.
+    null
+        Perturbations of this fit that are known to do nothing. By default those of
+        :func:`add_control_null`; ``()`` for none, that is for Bayesian calls.
+    null_tables
+        Tables of other fits to the same screen with other draws of null perturbations, made with
+        ``include_null=True``, whose null is added: many null perturbations from few control cells.
+    credible_level
+        Level of the intervals.
+    include_null
+        Keep the null perturbations in the table (never called, ``is_null`` true).
 
     Returns
     -------
-    Values between 0 and 1, labelled as the input; entries that tie have the same.
+    pandas.DataFrame
+        A row for each perturbation and latent:
+
+        * ``perturbation``, ``latent``
+        * ``inclusion_probability``, ``log_odds``: that the mask is one
+        * ``effect_mean``, ``effect_std``, ``effect_lower``, ``effect_upper``: of mask times
+          embedding, in standard deviations of the basal state; an end of the interval is exactly
+          zero where the mask may be
+        * ``lfsr``: local false sign rate, the probability that the effect is zero or of the other
+          sign (Stephens, Biostatistics 18, 275, 2017)
+        * ``bayesian_q_value``: posterior expected share of false calls
+        * ``null_q_value``: that estimated from the null, NaN without
+        * ``q_value``: the larger of the two, by which calls are made
+        * ``is_null``, ``called``
+
+        ``attrs`` holds ``fdr`` and ``n_null``, the number of null perturbations.
 
     Raises
     ------
-    ValueError
-        If a value is not a probability.
-
-    Notes
-    -----
-    Newton, Noueiry, Sarkar and Ahlquist, Biostatistics 5, 155 (2004); Muller, Parmigiani and Rice,
-    Bayesian Statistics 8 (2007).
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from scvi_sams.tl import bayesian_q_value
-    >>> bayesian_q_value(pd.DataFrame({"latent_0": [0.9, 1.0, 0.5]}, index=["A", "B", "C"]))
-       latent_0
-    A      0.05
-    B      0.00
-    C      0.20
-    """
-    probability = inclusion_probability.to_numpy(dtype=np.float64)
-    if not ((probability >= 0) & (probability <= 1)).all():
-        raise ValueError(
-            "inclusion_probability holds values that are not between 0 and 1: give "
-            "probabilities, as from model.get_perturbation_mask()."
-        )
-    # Every distinct value at once, so that ties are called together.
-    value, inverse, count = np.unique(
-        1 - probability.ravel(), return_inverse=True, return_counts=True
-    )
-    mean = np.cumsum(value * count) / np.cumsum(count)
-    return _like(inclusion_probability, mean[inverse].reshape(probability.shape))
-
-
-def calibrated_q_value(score: pd.DataFrame, null_score: pd.DataFrame) -> pd.DataFrame:
-    r"""Estimated share of false calls, were this entry the last one called, against a null.
-
-    The null are perturbations that are known to do nothing and went through the same fit
-    (:func:`add_control_null`). Among :math:`T` perturbations of which :math:`R(s)` have an entry
-    of score :math:`s` or more, against :math:`D(s)` of :math:`n` null perturbations,
-
-    .. math:: \mathrm{FDR}(s) = \frac{1 + D(s)}{n + 1} \cdot \frac{T}{R(s)},
-
-    and the same with the numbers of entries in place of perturbations; the larger of the two
-    counts. The q-value is the least of it over all thresholds that call the entry.
-
-    With the best entry of each perturbation as its score, the first is the Benjamini-Hochberg
-    procedure on conformal p-values :math:`(1 + D) / (n + 1)`, which controls the false discovery
-    rate in finite samples if the perturbations that do nothing are exchangeable with the null
-    (Bates et al. 2023): a plain ratio of shares, as :math:`D / n` in place of the first factor
-    would give, does not where there are few. That of the entries counts those that are called
-    together because a perturbation has noise in common. In simulations the rate of entries holds
-    up to correlations of 0.5 between the scores of a perturbation; at 0.9 it is 0.13 at a nominal
-    0.1.
-
-    Few null perturbations cannot speak of small rates: without any call among them,
-    :math:`T / ((n + 1) R)` is what remains. As many null as real perturbations are a good number.
-    No perturbation is assumed to do anything (:math:`\pi_0 = 1`), so the estimate is high where
-    most of them do.
-
-    What it cannot see: latents that are wrong themselves. Null perturbations hardly share in a
-    mechanism that was split in two, or in one that stands for two; see
-    :func:`mechanism_stability`.
-
-    Parameters
-    ----------
-    score
-        What calls are made by, larger for more evidence, perturbations x latents (or one column,
-        for claims about whole perturbations).
-    null_score
-        The same of null perturbations; rows of several fits may be stacked.
-
-    Returns
-    -------
-    Values between 0 and 1, labelled as ``score``.
-
-    Raises
-    ------
+    NotImplementedError
+        If the model has no masks.
+    UnknownPerturbationError
+        If ``null`` names a perturbation that the model has not seen.
     ScreenError
-        If there are no null perturbations, their number of latents differs, or a score is NaN.
+        If a table of ``null_tables`` has no null perturbation or other latents.
+    ValueError
+        If ``fdr`` or ``credible_level`` is not between 0 and 1.
 
-    Notes
+    Warns
     -----
-    Bates, Candes, Lei, Romano and Sesia, Annals of Statistics 51, 149 (2023); for decoys added
-    one: Levitsky et al., Journal of Proteome Research 16, 393 (2017).
+    UserWarning
+        If there are so few null perturbations that nothing could be called at this rate.
 
     Examples
     --------
-    >>> import pandas as pd
-    >>> from scvi_sams.tl import calibrated_q_value
-    >>> score = pd.DataFrame({"latent_0": [5.0, 4.0, 0.5, -1.0]}, index=list("ABCD"))
-    >>> null = pd.DataFrame({"latent_0": [1.0, 0.6, -3.0]}, index=["n1", "n2", "n3"])
-    >>> calibrated_q_value(score, null)["latent_0"].round(2).tolist()
-    [0.5, 0.5, 0.75, 0.75]
+    >>> scvi_sams.tl.add_control_null(adata, "perturbation", "control")  # doctest: +SKIP
+    >>> SAMSVAE.setup_anndata(
+    ...     adata, perturbation_key="perturbation_with_null", control="control"
+    ... )  # doctest: +SKIP
+    >>> model = SAMSVAE(adata)  # doctest: +SKIP
+    >>> model.train()  # doctest: +SKIP
+    >>> scvi_sams.tl.mechanisms(model, fdr=0.1).query("called")  # doctest: +SKIP
     """
-    real, null = score.to_numpy(np.float64), null_score.to_numpy(np.float64)
-    if len(null) == 0:
-        raise ScreenError(
-            "There are no null perturbations to calibrate with: add some by "
-            "scvi_sams.tl.add_control_null before the fit."
+    _check_rate(fdr)
+    probability, log_odds, slab_mean, slab_std = inclusion_and_slab(model, "mechanisms")
+    null = _null_names(model.perturbation_names, null)
+    is_null = probability.index.isin(null)
+    lower, upper = effect_interval(probability, slab_mean, slab_std, credible_level)
+    mean = probability * slab_mean
+    second_moment = probability * (slab_std**2 + slab_mean**2)
+    further = _null_log_odds(null_tables)
+    bayesian = bayesian_q_value(probability[~is_null]).reindex(probability.index)
+    calibrated, n_null = _null_q_value(log_odds, is_null, further, fdr)
+    columns = {
+        "inclusion_probability": probability,
+        "log_odds": log_odds,
+        "effect_mean": mean,
+        "effect_std": np.sqrt((second_moment - mean**2).clip(lower=0)),
+        "effect_lower": lower,
+        "effect_upper": upper,
+        "lfsr": local_false_sign_rate(probability, slab_mean, slab_std),
+        "bayesian_q_value": bayesian,
+        "null_q_value": calibrated,
+        "q_value": np.fmax(bayesian, calibrated),
+    }
+    n_latent = probability.shape[1]
+    table = pd.DataFrame(
+        {
+            "perturbation": np.repeat(probability.index.to_numpy(object), n_latent),
+            "latent": np.tile(probability.columns.to_numpy(object), len(probability)),
+        }
+        | {name: values.to_numpy(np.float64).ravel() for name, values in columns.items()}
+    )
+    table["is_null"] = np.repeat(is_null, n_latent)
+    table["called"] = (table["q_value"] <= fdr) & ~table["is_null"]
+    if not include_null:
+        table = table[~table["is_null"]].reset_index(drop=True)
+    table.attrs = {"fdr": fdr, "n_null": n_null}
+    return table
+
+
+def active_perturbations(
+    model: SAMSVAE,
+    fdr: float = 0.05,
+    null: Sequence[str] | None = None,
+    *,
+    null_tables: Sequence[pd.DataFrame] = (),
+) -> pd.DataFrame:
+    r"""Which perturbations move any latent at all, at a chosen false discovery rate.
+
+    The weaker claim than :func:`mechanisms`: it holds whatever became of the latents. A
+    perturbation is scored by the largest of its log-odds. The probability that it is active is
+    :math:`1 - \prod_l (1 - q_l)`, as masks are independent in the posterior. With a null in the
+    fit, calls are by the null alone: if perturbations that do nothing are exchangeable with it,
+    the false discovery rate is controlled whatever the posterior is worth.
+
+    Parameters
+    ----------
+    model, fdr, null, null_tables
+        As for :func:`mechanisms`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a perturbation: ``probability_active``, ``log_odds`` (the largest), ``latent`` (its
+        latent), ``bayesian_q_value``, ``null_q_value``, ``q_value`` (that of the null where there
+        is one) and ``called``; ``attrs`` as for :func:`mechanisms`.
+
+    Raises
+    ------
+    NotImplementedError
+        If the model has no masks.
+    UnknownPerturbationError
+        If ``null`` names a perturbation that the model has not seen.
+    ScreenError
+        If a table of ``null_tables`` has no null perturbation.
+    ValueError
+        If ``fdr`` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> scvi_sams.tl.active_perturbations(model, fdr=0.1).query("called")  # doctest: +SKIP
+    """
+    _check_rate(fdr)
+    probability, log_odds, _, _ = inclusion_and_slab(model, "active_perturbations")
+    is_null = probability.index.isin(_null_names(model.perturbation_names, null))
+    further = _null_log_odds(null_tables)
+    best = log_odds.max(axis=1).to_frame("any")
+    active = (1 - np.prod(1 - probability, axis=1)).to_frame("any")
+    bayesian = bayesian_q_value(active[~is_null]).reindex(active.index)
+    best_of_null = None if further is None else further.max(axis=1).to_frame()
+    calibrated, n_null = _null_q_value(best, is_null, best_of_null, fdr)
+    table = pd.DataFrame(
+        {
+            "probability_active": active["any"],
+            "log_odds": best["any"],
+            "latent": log_odds.idxmax(axis=1),
+            "bayesian_q_value": bayesian["any"],
+            "null_q_value": calibrated["any"],
+            "q_value": (calibrated if n_null else bayesian)["any"],
+        }
+    )[~is_null]
+    table["called"] = table["q_value"] <= fdr
+    table.attrs = {"fdr": fdr, "n_null": n_null}
+    return table
+
+
+def _null_names(names: list[str], null: Sequence[str] | None) -> list[str]:
+    """Names of the null perturbations, those of ``add_control_null`` by default."""
+    if null is None:
+        return null_perturbations(names)
+    null = [null] if isinstance(null, str) else list(null)
+    if unknown := [name for name in null if name not in names]:
+        raise unknown_perturbations(unknown, names)
+    return null
+
+
+def _null_q_value(
+    score: pd.DataFrame, is_null: np.ndarray, further_null: pd.DataFrame | None, fdr: float
+) -> tuple[pd.DataFrame, int]:
+    """Calibrated q-values (NaN of null rows, or without any) and the size of the null."""
+    null_score = score[is_null]
+    if further_null is not None:
+        null_score = pd.DataFrame(np.concatenate([null_score, further_null]))
+    n_null, n_real = len(null_score), int((~is_null).sum())
+    if n_null == 0:
+        return score * np.nan, 0
+    if (least := 1 / (n_null + 1)) > fdr:
+        warnings.warn(
+            f"With {n_null} null perturbations the estimated rate is {least:.2f} or more whatever "
+            f"the {n_real} others do, so that nothing can be called at fdr={fdr}: make more by "
+            "add_control_null, or add those of other fits as null_tables.",
+            UserWarning,
+            stacklevel=3,
         )
-    if real.shape[1] != null.shape[1]:
-        raise ScreenError(
-            f"The null perturbations have {null.shape[1]} latents and the others "
-            f"{real.shape[1]}: take the null from fits with the same n_latent."
-        )
-    if np.isnan(real).any() or np.isnan(null).any():
-        raise ScreenError("A score is NaN: calls need finite scores.")
-    if real.size == 0:
-        return score.copy()
-    threshold, inverse = np.unique(real, return_inverse=True)
-    by_perturbation = _estimated_rate(threshold, real.max(1), null.max(1), len(real), len(null))
-    by_entry = _estimated_rate(threshold, real.ravel(), null.ravel(), len(real), len(null))
-    # Thresholds rise: an entry is called by its own value and by all below.
-    q_value = np.minimum.accumulate(np.maximum(by_perturbation, by_entry))
-    return _like(score, q_value[inverse].reshape(real.shape))
+    return calibrated_q_value(score[~is_null], null_score).reindex(score.index), n_null
 
 
-def _estimated_rate(
-    threshold: NDArray[np.float64],
-    real: NDArray[np.float64],
-    null: NDArray[np.float64],
-    n_real: int,
-    n_null: int,
-) -> NDArray[np.float64]:
-    """Estimated false discovery rate of calling what reaches each threshold, at most 1."""
-    n_called = np.maximum(_n_reaching(threshold, real), 1)
-    rate = (1 + _n_reaching(threshold, null)) / (n_null + 1) * n_real / n_called
-    return np.minimum(rate, 1.0)
+def _null_log_odds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
+    """Log-odds of the null perturbations of tables, null perturbations x latents."""
+    rows = []
+    for number, table in enumerate(tables):
+        null = table[table["is_null"]]
+        if len(null) == 0:
+            raise ScreenError(
+                f"Table {number} of null_tables has no null perturbations: make it by "
+                "scvi_sams.tl.mechanisms(model, include_null=True) from a fit that has some."
+            )
+        rows.append(null.pivot(index="perturbation", columns="latent", values="log_odds"))
+    return pd.concat(rows) if rows else None
 
 
-def _n_reaching(threshold: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.int64]:
-    return len(values) - np.searchsorted(np.sort(values), threshold, side="left")
-
-
-def _like(frame: pd.DataFrame, values: NDArray[np.float64]) -> pd.DataFrame:
-    return pd.DataFrame(values, index=frame.index, columns=frame.columns)
+def _check_rate(fdr: float) -> None:
+    if not 0 < fdr < 1:
+        raise ValueError(f"fdr={fdr!r} must be between 0 and 1.")

@@ -2,217 +2,362 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import combinations
+from typing import TYPE_CHECKING
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 
-from scvi_sams._exceptions import ScreenError
+from scvi_sams._exceptions import ScreenError, unknown_perturbations
 from scvi_sams.data.conditions import split_label
 from scvi_sams.data.tables import profile_frame
-from scvi_sams.tl._gene_programs import summarize_effects
+from scvi_sams.model.read_outs import check_level, pairs_together, provenance
+from scvi_sams.tl._control_null import null_perturbations
+from scvi_sams.tl.pair_calibration import calibrated_summary, widen_interval
+from scvi_sams.tl.pair_draws import model_errors, pair_draws, parse_pairs, require_pairs
+from scvi_sams.tl.pair_statistics import (
+    DEFAULT_THRESHOLDS,
+    PAIR_CLASSES,
+    pair_class,
+    pair_summary,
+    regress_pair,
+)
+from scvi_sams.tl.summaries import summarize_effects
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
+    from scvi_sams.data import Conditions
     from scvi_sams.data.tables import ProfileTable
+    from scvi_sams.model import SAMSVAE
+    from scvi_sams.model.counterfactual import Counterfactual
+    from scvi_sams.tl.pair_calibration import PairCalibration
+    from scvi_sams.tl.pair_draws import Calibration, Pairs
+    from scvi_sams.tl.pair_statistics import PairThresholds
+    from scvi_sams.tl.summaries import EffectSummary
 
-__all__ = [
-    "PAIR_CLASSES",
-    "PairRegression",
-    "PairThresholds",
-    "Surprise",
-    "classify_pairs",
-    "expected_surprise",
-    "pair_class",
-    "pair_summary",
-    "regress_pair",
-]
+__all__ = ["classify_pairs", "pair_interactions", "rank_unmeasured_pairs"]
 
+_N_CELLS_OF_MANY = 50  # where every pair is decoded
 
-_RIDGE = 0.01
-_LEAST_ADDITIVE = 0.01  # of |A|^2 + |B|^2: parts that cancel have no additive direction
+_Draws = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-class PairRegression(NamedTuple):
-    """How a pair compares with its parts, each field of shape ``(...)``."""
+def pair_interactions(
+    model: SAMSVAE,
+    pairs: Pairs,
+    n_samples: int = 50,
+    credible_level: float = 0.95,
+    thresholds: PairThresholds = DEFAULT_THRESHOLDS,
+    *,
+    calibration: Calibration = "measured",
+    counterfactual: Counterfactual | None = None,
+) -> ad.AnnData:
+    r"""Effects of pairs beyond the sum of the effects of their parts.
 
-    coefficient_1: NDArray[np.float64]
-    """Coefficient of the first part; 1 if additive."""
-    coefficient_2: NDArray[np.float64]
-    """Coefficient of the second part; 1 if additive."""
-    magnitude: NDArray[np.float64]
-    """Length of the two coefficients; the square root of 2 if additive."""
-    dominance: NDArray[np.float64]
-    """Absolute log10 ratio of the sizes of the coefficients; 0 if additive."""
-    fit: NDArray[np.float64]
-    """1 less the part of the pair that the coefficients do not explain; 1 if additive."""
-    similarity: NDArray[np.float64]
-    """Cosine of the pair and the sum of its parts; 1 if additive."""
-    interaction_score: NDArray[np.float64]
-    """Deviation along the sum of the parts, in units of that sum; 0 if additive."""
-    deviation: NDArray[np.float64]
-    """Length of the deviation from the sum of the parts, in the units of the effects."""
-    relative_deviation: NDArray[np.float64]
-    """The same over the length of the sum or of the pair, whichever is longer."""
+    .. math:: \varepsilon_{AB} = \delta_{AB} - \delta_A - \delta_B
 
+    with all effects on the same basal states and from the same draw of masks and effects, on the
+    scale of :meth:`SAMSVAE.get_average_treatment_effect`. Shifts add up in latent space. A pair
+    therefore departs from additivity by the curvature of the decoder alone, unless the model was
+    made with ``interactions=True``, when a measured pair has a shift of its own too; one that was
+    not measured still has none.
 
-def regress_pair(
-    first: NDArray[np.floating], second: NDArray[np.floating], pair: NDArray[np.floating]
-) -> PairRegression:
-    r"""Regress the effect of a pair on the effects of its parts.
+    Draws of masks and effects take the decoder as known, which makes most of the deviation, and
+    their intervals alone are far too narrow (``python -m benchmarks pair_interactions``). So the
+    errors of the decoder are learned from measured pairs, whose observed deviation is compared
+    with the model's,
 
-    .. math:: \delta_{AB} = c_1 \delta_A + c_2 \delta_B + \text{rest}
+    .. math::
+        \mathrm E\,(\hat\varepsilon_{pg} - \bar\varepsilon_{pg})^2
+            = s_{pg}^2 + \alpha^2 + \beta^2 (\bar\delta_{Ag}^2 + \bar\delta_{Bg}^2),
 
-    by least squares over genes, shrunk towards additivity (:math:`c_1 = c_2 = 1`) by a ridge of
-    1% of :math:`|\delta_A|^2 + |\delta_B|^2`. Without it the coefficients of two parts that do
-    the same, or of a part that does nothing, would be arbitrary.
+    with :math:`s` the standard error of the observed, and :math:`\alpha, \beta` by weighted least
+    squares; likewise one variance :math:`\tau^2` of the interaction score, by the estimator of
+    Paule and Mandel (1982). Either half :math:`h` of an interval becomes
+    :math:`\sqrt{h^2 + q^2 \tau^2}`, with :math:`q` a quantile of Student's t with as many degrees
+    of freedom as pairs. A measured pair is not among those that widen its own interval.
 
-    Parameters
-    ----------
-    first, second, pair
-        Effects of the parts and of the pair against no perturbation, shape ``(..., n_genes)``.
-
-    Returns
-    -------
-    Coefficients and what follows from them, of shape ``(...)``. Without any effect at all the pair
-    is additive.
-
-    Notes
-    -----
-    Regression, magnitude and dominance are those of the genetic interaction map of Norman et al.
-    (Science 365, 786, 2019), who use Theil and Sen's robust slopes and distance correlation for
-    fit and similarity. Effects of a model have no outliers of measurement, and least squares is
-    vectorised; on observed effects expect differences where a few genes dominate.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scvi_sams.tl import regress_pair
-    >>> first, second = np.eye(2)
-    >>> found = regress_pair(first, second, first + second)
-    >>> found.coefficient_1.item(), found.dominance.item(), found.relative_deviation.item()
-    (1.0, 0.0, 0.0)
-    """
-    a, b, y = (np.asarray(effect, dtype=np.float64) for effect in (first, second, pair))
-    additive = a + b
-    residual = y - additive
-    aa, bb, ab = (a * a).sum(-1), (b * b).sum(-1), (a * b).sum(-1)
-    ar, br = (a * residual).sum(-1), (b * residual).sum(-1)
-    ridge = _RIDGE * (aa + bb)
-    saa, sbb = aa + ridge, bb + ridge
-    determinant = saa * sbb - ab**2
-    c1 = 1 + ratio(sbb * ar - ab * br, determinant)
-    c2 = 1 + ratio(saa * br - ab * ar, determinant)
-    rest = y - c1[..., None] * a - c2[..., None] * b
-    squared, sum_squared = (y * y).sum(-1), (additive * additive).sum(-1)
-    larger = np.maximum(squared, sum_squared)
-    deviation = np.sqrt((residual * residual).sum(-1))
-    sizes = np.abs(np.stack([c1, c2])).clip(min=1e-12)
-    return PairRegression(
-        coefficient_1=c1,
-        coefficient_2=c2,
-        magnitude=np.hypot(c1, c2),
-        dominance=np.abs(np.log10(sizes[0] / sizes[1])),
-        fit=1 - ratio((rest * rest).sum(-1), larger),
-        similarity=ratio((y * additive).sum(-1), np.sqrt(squared * sum_squared), empty=1.0),
-        interaction_score=ratio(
-            (residual * additive).sum(-1),
-            squared_length_of_sum(a, b),
-        ),
-        deviation=deviation,
-        relative_deviation=ratio(deviation, np.sqrt(larger)),
-    )
-
-
-def squared_length_of_sum(
-    first: NDArray[np.float64], second: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Squared length of the sum of two parts, by which scores are divided; bounded from below."""
-    squared = np.square(first).sum(-1) + np.square(second).sum(-1)
-    return np.asarray(np.maximum(np.square(first + second).sum(-1), _LEAST_ADDITIVE * squared))
-
-
-def ratio(
-    numerator: NDArray[np.float64], denominator: NDArray[np.float64], empty: float = 0.0
-) -> NDArray[np.float64]:
-    """Quotient, `empty` where there is nothing to divide by."""
-    numerator, denominator = np.asarray(numerator), np.asarray(denominator)
-    out = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), empty)
-    return np.asarray(np.divide(numerator, denominator, out=out, where=denominator > 0))
-
-
-PAIR_CLASSES = ("additive", "synergistic", "buffering", "epistatic", "neomorphic")
-"""Kinds of interactions, see :func:`classify_pairs`."""
-
-
-class PairThresholds(NamedTuple):
-    """Where one kind of interaction ends and the next begins."""
-
-    relative_deviation: float = 0.2
-    """A pair that deviates by less from the sum of its parts is additive."""
-    fit: float = 0.5
-    """A pair of which the parts explain less is neomorphic."""
-    dominance_ratio: float = 3.0
-    """Ratio of the coefficients from which one part masks the other ..."""
-    masked_coefficient: float = 0.5
-    """... if that of the other is at most this."""
-
-
-_DEFAULT_THRESHOLDS = PairThresholds()
-
-
-def pair_class(
-    regression: PairRegression, thresholds: PairThresholds = _DEFAULT_THRESHOLDS
-) -> NDArray[np.int64]:
-    """Kind of interaction, as positions in `PAIR_CLASSES`.
+    Eight measured pairs are needed that have no shift of their own, of ten cells or more, with as
+    many of both parts alone (at the same doses) and of controls. Where there are fewer, or the
+    pair asked for has a shift of its own, intervals are those of masks and effects alone, a lower
+    bound, and ``obs["calibrated"]`` is False. Pairs that the model was trained on flatter it a
+    little: give cells that it has not seen where there are such. Cells of a pair that come from
+    other batches than the controls make intervals wider than they need be.
 
     Parameters
     ----------
-    regression
-        Pairs against their parts, of any shape, from :func:`regress_pair`.
+    model
+        A trained model whose perturbations act by a shift.
+    pairs
+        Labels (``"A+B"``), two names each, or two doses each; measured or not.
+    n_samples
+        Draws of masks and effects, two at least.
+    credible_level
+        Level of the intervals.
     thresholds
-        Where the kinds end.
+        Where the kinds of interaction end.
+    calibration
+        Cells whose pairs say how far the decoder errs: ``"measured"`` for those of the model's
+        AnnData, an AnnData of other cells (held-out pairs, say), or ``None`` for intervals of
+        masks and effects alone, which saves a pass over the cells.
+    counterfactual
+        The cells, from :meth:`SAMSVAE.counterfactual`; 200 basal states from the prior by default.
 
     Returns
     -------
-    Codes of the shape of the fields of `regression`, see :func:`classify_pairs` for the rules.
+    anndata.AnnData
+        Pairs x genes, with the posterior mean of :math:`\varepsilon` in ``X``. ``layers``:
+        ``lower``, ``upper`` and ``std`` of it, ``effect`` (of the pair) and ``additive`` (sum of
+        the parts), both posterior means. ``obs``, with posterior means of numbers:
+
+        * ``first``, ``second``
+        * ``measured``: whether cells of the model's AnnData have both; missing without it
+        * ``calibrated``: whether intervals, ``std``, ``surprise`` and ``uncertainty`` hold the
+          errors of the decoder (class probabilities never do)
+        * the columns of :func:`classify_pairs`, among them ``interaction_score``
+        * ``interaction_score_lower``, ``interaction_score_upper``: its interval
+        * ``probability_<kind>`` of each kind of interaction, the most probable one as ``class``,
+          and its ``class_probability``
+        * ``surprise``: root of the expected squared deviation from additivity, summed over genes,
+          which is ``expected_deviation`` squared plus ``uncertainty`` squared
+
+    Raises
+    ------
+    NotImplementedError
+        If perturbations do not act by a shift, and have no posterior (ConditionalVAE), or every
+        combination is a perturbation of its own (SVAEPlus by default).
+    UnknownPerturbationError
+        If a pair names a perturbation that the model has not seen.
+    ScreenError
+        If what is given as a pair is not two perturbations, or an argument cannot be used.
+    ValueError
+        If ``credible_level`` is not between 0 and 1.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from scvi_sams.tl import PAIR_CLASSES, pair_class, regress_pair
-    >>> first, second = np.eye(2)
-    >>> PAIR_CLASSES[pair_class(regress_pair(first, second, 1.1 * first)).item()]
-    'epistatic'
+    >>> found = scvi_sams.tl.pair_interactions(model, ["KLF1+CEBPA"])  # doctest: +SKIP
+    >>> found.obs[["interaction_score", "class", "class_probability"]]  # doctest: +SKIP
+    >>> found.to_df().loc["KLF1+CEBPA"].nlargest(10)  # doctest: +SKIP
     """
-    c1, c2 = np.abs(regression.coefficient_1), np.abs(regression.coefficient_2)
-    is_masked = (np.minimum(c1, c2) <= thresholds.masked_coefficient) & (
-        regression.dominance >= np.log10(thresholds.dominance_ratio)
+    require_pairs(model, "pair_interactions")
+    asked = parse_pairs(model, pairs)
+    check_level(credible_level)
+    cells = model.counterfactual() if counterfactual is None else counterfactual
+    rows = []
+    columns: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("mean", "lower", "upper", "std", "effect", "additive")
+    }
+    calibrations = _calibrations(model, asked, calibration, cells.seed)
+    drawn = pair_draws(cells, asked.index[:, :2], asked.dose[:, :2], n_samples)
+    for draws, errors in zip(drawn, calibrations, strict=True):
+        rows.append(_summary(draws, credible_level, thresholds, errors))
+        first, second, pair = draws
+        summary = summarize_effects(pair - first - second, credible_level)
+        if errors is not None:
+            summary = _with_errors(summary, first.mean(0), second.mean(0), errors, credible_level)
+        for name in ("mean", "lower", "upper", "std"):
+            columns[name].append(getattr(summary, name))
+        columns["effect"].append(pair.mean(0))
+        columns["additive"].append((first + second).mean(0))
+    layers = {name: np.stack(values).astype(np.float32) for name, values in columns.items()}
+    found = ad.AnnData(
+        layers.pop("mean"),
+        obs=_pair_obs(model, asked, rows),
+        var=pd.DataFrame(index=pd.Index(model.get_var_names())),
+        layers=layers,
     )
-    conditions = [
-        regression.relative_deviation < thresholds.relative_deviation,
-        regression.fit < thresholds.fit,
-        is_masked,
-        regression.interaction_score > 0,
+    found.uns["scvi_sams"] = provenance(model, cells.seed) | {
+        "credible_level": credible_level,
+        "units": cells.units,
+        "thresholds": thresholds._asdict(),
+        "n_calibration_pairs": _n_pairs(calibrations),
+    }
+    return found
+
+
+def rank_unmeasured_pairs(
+    model: SAMSVAE,
+    perturbations: Sequence[str] | None = None,
+    n_pairs: int | None = None,
+    n_samples: int = 10,
+    credible_level: float = 0.95,
+    thresholds: PairThresholds = DEFAULT_THRESHOLDS,
+    *,
+    calibration: Calibration = "measured",
+    counterfactual: Counterfactual | None = None,
+) -> pd.DataFrame:
+    r"""Pairs that nobody measured, the most surprising first.
+
+    Ranked by the error to expect of adding up the effects of the parts, which is what is expected
+    to be non-additive and what is unknown of it,
+    :math:`\mathrm E|\varepsilon|^2 = |\mathrm E\varepsilon|^2
+    + \operatorname{tr}\operatorname{Cov}\varepsilon`. As shifts add up in latent space, this is
+    the curvature of the decoder at work: saturation of shared latents, and strong effects that
+    meet in the same genes. Epistasis that no latent state of a measured cell shows is beyond it,
+    whether or not the model has ``interactions``. What is unknown is that of masks and effects
+    and, where enough pairs were measured, the errors of the decoder (``calibrated``), as in
+    :func:`pair_interactions`.
+
+    Parameters
+    ----------
+    model
+        A trained model whose perturbations act by a shift.
+    perturbations
+        Perturbations to pair; all by default, but for null perturbations made of controls.
+    n_pairs
+        Number of pairs to return; all by default.
+    n_samples
+        Draws of masks and effects; the time is proportional to it, to the number of cells and to
+        the square of the number of perturbations.
+    credible_level, thresholds, calibration
+        As in :func:`pair_interactions`.
+    counterfactual
+        The cells, from :meth:`SAMSVAE.counterfactual`; 50 basal states from the prior by default.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a pair, by falling ``surprise``, with the columns of :func:`pair_interactions` but
+        for ``measured``.
+
+    Raises
+    ------
+    NotImplementedError
+        If perturbations do not act by a shift, and have no posterior (ConditionalVAE), or every
+        combination is a perturbation of its own (SVAEPlus by default).
+    UnknownPerturbationError
+        If ``perturbations`` names one that the model has not seen.
+    ScreenError
+        If the model was loaded without its AnnData, every pair was measured, or an argument
+        cannot be used.
+    ValueError
+        If ``credible_level`` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> scvi_sams.tl.rank_unmeasured_pairs(model, n_pairs=20)  # doctest: +SKIP
+    """
+    require_pairs(model, "rank_unmeasured_pairs")
+    names = model.perturbation_names
+    nulls = set(null_perturbations(names))
+    chosen = [n for n in names if n not in nulls] if perturbations is None else perturbations
+    if unknown := [name for name in chosen if name not in names]:
+        raise unknown_perturbations(unknown, names)
+    if n_pairs is not None and n_pairs < 1:
+        raise ScreenError(f"n_pairs={n_pairs}: at least one is needed.")
+    if model.adata is None:
+        raise ScreenError(
+            "Which pairs were measured is in the AnnData, and the model was loaded without it: "
+            "load it with its AnnData, or ask pair_interactions() for given pairs."
+        )
+    measured = set(pairs_together(model))
+    candidates = [
+        (names[a], names[b])
+        for a, b in combinations(sorted({names.index(name) for name in chosen}), 2)
+        if (a, b) not in measured
     ]
-    names = ["additive", "neomorphic", "epistatic", "synergistic"]
-    codes = [PAIR_CLASSES.index(name) for name in names]
-    return np.asarray(np.select(conditions, codes, PAIR_CLASSES.index("buffering")))
+    if not candidates:
+        raise ScreenError(
+            f"No pair of these {len(chosen)} perturbations is unmeasured: name more of them."
+        )
+    asked = parse_pairs(model, candidates)
+    check_level(credible_level)
+    cells = counterfactual or model.counterfactual(n_cells=_N_CELLS_OF_MANY)
+    calibrations = _calibrations(model, asked, calibration, cells.seed)
+    drawn = pair_draws(cells, asked.index[:, :2], asked.dose[:, :2], n_samples)
+    rows = [
+        _summary(draws, credible_level, thresholds, errors)
+        for draws, errors in zip(drawn, calibrations, strict=True)
+    ]
+    table = _pair_obs(model, asked, rows).drop(columns="measured")
+    table = table.sort_values("surprise", ascending=False, kind="stable").iloc[:n_pairs]
+    table.attrs = provenance(model, cells.seed) | {
+        "units": cells.units,
+        "n_calibration_pairs": _n_pairs(calibrations),
+    }
+    return table
+
+
+def _calibrations(
+    model: SAMSVAE, asked: Conditions, calibration: Calibration, seed: int | None
+) -> list[PairCalibration | None]:
+    """Variances of the model's errors for each pair; none where they are unknown."""
+    errors = model_errors(model, calibration, seed)
+    if errors is None:
+        return [None] * len(asked.labels)
+    return errors.of(asked.index[:, :2], asked.dose[:, :2])
+
+
+def _summary(
+    draws: _Draws,
+    credible_level: float,
+    thresholds: PairThresholds,
+    errors: PairCalibration | None,
+) -> dict[str, float | str | bool]:
+    """Summary of a pair, with the errors of the decoder where they are known."""
+    summary = pair_summary(*draws, credible_level, thresholds)
+    if errors is not None:
+        parts = draws[0].mean(0), draws[1].mean(0)
+        summary = calibrated_summary(summary, *parts, errors, credible_level)
+    return {"calibrated": errors is not None, **summary}
+
+
+def _with_errors(
+    summary: EffectSummary,
+    first: np.ndarray,
+    second: np.ndarray,
+    errors: PairCalibration,
+    credible_level: float,
+) -> EffectSummary:
+    """Interval and spread of the deviation of each gene, with the errors of the decoder."""
+    variance = errors.deviation_variance(first, second)
+    lower, upper = widen_interval(
+        summary.mean, summary.lower, summary.upper, variance, errors.n_pairs, credible_level
+    )
+    std = np.sqrt(summary.std**2 + variance)
+    return summary._replace(lower=lower, upper=upper, std=std)
+
+
+def _pair_obs(
+    model: SAMSVAE,
+    asked: Conditions,
+    rows: list[dict[str, float | str | bool]],
+) -> pd.DataFrame:
+    """Names of the parts, whether they were measured together, and the summary of each pair."""
+    names = np.asarray(model.perturbation_names, object)
+    first, second = asked.index[:, :2].T
+    measured = None if model.adata is None else set(pairs_together(model))
+    obs = pd.DataFrame(
+        {"first": names[first], "second": names[second]},
+        index=pd.Index(asked.labels, name="pair"),
+    )
+    pairs = zip(first.tolist(), second.tolist(), strict=True)
+    obs["measured"] = pd.array(
+        [None if measured is None else pair in measured for pair in pairs], dtype="boolean"
+    )
+    table = pd.DataFrame(rows, index=obs.index)
+    table["class"] = pd.Categorical(table["class"], categories=PAIR_CLASSES)
+    return obs.join(table)
+
+
+def _n_pairs(calibrations: Sequence[PairCalibration | None]) -> int:
+    """Measured pairs that the errors were learned from, 0 where they are not known."""
+    return max((errors.n_pairs for errors in calibrations if errors is not None), default=0)
 
 
 def classify_pairs(
     effects: ProfileTable,
     pairs: Sequence[str] | None = None,
-    thresholds: PairThresholds = _DEFAULT_THRESHOLDS,
+    thresholds: PairThresholds = DEFAULT_THRESHOLDS,
     combination_delimiter: str = "+",
 ) -> pd.DataFrame:
     r"""Compare the effects of pairs with those of their parts, and name the kind of interaction.
 
-    With :math:`\delta_{AB} = c_1 \delta_A + c_2 \delta_B + \text{rest}` (:func:`regress_pair`),
-    the first rule that holds gives the kind:
+    With :math:`\delta_{AB} = c_1 \delta_A + c_2 \delta_B + \text{rest}`, by least squares over
+    genes and shrunk a little towards additivity (:math:`c_1 = c_2 = 1`), the first rule that holds
+    gives the kind:
 
     * *additive*: the pair deviates from :math:`\delta_A + \delta_B` by less than a fifth
       (``relative_deviation``)
@@ -236,8 +381,19 @@ def classify_pairs(
 
     Returns
     -------
-    A row a pair: ``first``, ``second``, the fields of :class:`PairRegression`, and ``class``
-    (categorical).
+    pandas.DataFrame
+        A row a pair: ``first``, ``second`` and
+
+        * ``coefficient_1``, ``coefficient_2``: of the parts; 1 if additive
+        * ``magnitude``: length of the two; the square root of 2 if additive
+        * ``dominance``: absolute log10 ratio of their sizes; 0 if additive
+        * ``fit``: 1 less the part of the pair that they do not explain; 1 if additive
+        * ``similarity``: cosine of the pair and the sum of its parts; 1 if additive
+        * ``interaction_score``: deviation along the sum of the parts, in units of that sum
+        * ``deviation``: length of the deviation from the sum, in the units of the effects
+        * ``relative_deviation``: the same over the length of the sum or of the pair, whichever is
+          longer
+        * ``class``: the kind, a categorical
 
     Raises
     ------
@@ -295,115 +451,3 @@ def _parts_of_pairs(
         if lacking := [each for each in (name, *of_name) if each not in known]:
             raise ScreenError(f"{name!r} needs {lacking[0]!r}, which is not in `effects`.")
     return parts
-
-
-_DEFAULT_THRESHOLDS = PairThresholds()
-
-
-class Surprise(NamedTuple):
-    """How far a pair is expected to be from the sum of its parts, lengths over genes."""
-
-    surprise: float
-    """Root of the expected squared deviation: the error to expect of the additive prediction."""
-    expected_deviation: float
-    """Length of the expected deviation."""
-    uncertainty: float
-    """Root of the variance of the deviation, summed over genes."""
-
-
-def expected_surprise(residuals: NDArray[np.floating]) -> Surprise:
-    r"""How surprising a pair would be to somebody who adds up its parts.
-
-    With the deviation :math:`\varepsilon` from additivity, a vector over genes,
-
-    .. math:: \mathrm E\,|\varepsilon|^2 = |\mathrm E\,\varepsilon|^2
-        + \operatorname{tr} \operatorname{Cov} \varepsilon,
-
-    what is expected and what is unknown, each estimated from the draws without bias.
-
-    Parameters
-    ----------
-    residuals
-        Draws of the deviation, shape ``(n_draws, n_genes)``, two draws at least.
-
-    Returns
-    -------
-    Square roots of the three terms; an expected deviation below what so few draws can tell from
-    0 is 0.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two draws.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scvi_sams.tl import expected_surprise
-    >>> expected_surprise(np.array([[3.0, 4.0], [3.0, 4.0]]))
-    Surprise(surprise=5.0, expected_deviation=5.0, uncertainty=0.0)
-    """
-    draws = np.asarray(residuals, dtype=np.float64)
-    if len(draws) < 2:
-        raise ValueError(f"{len(draws)} draws: at least two are needed to know a variance.")
-    total = float(np.square(draws).sum(-1).mean())
-    variance = float(draws.var(axis=0, ddof=1).sum())
-    expected = max(total - variance, 0.0)
-    return Surprise(*(float(np.sqrt(value)) for value in (total, expected, variance)))
-
-
-def pair_summary(
-    first: NDArray[np.floating],
-    second: NDArray[np.floating],
-    pair: NDArray[np.floating],
-    credible_level: float = 0.95,
-    thresholds: PairThresholds = _DEFAULT_THRESHOLDS,
-) -> dict[str, float | str]:
-    """Kind and size of the interaction of a pair, with what the draws leave open.
-
-    Parameters
-    ----------
-    first, second, pair
-        Draws of the effects of the parts and of the pair, shape ``(n_draws, n_genes)``, the same
-        draw in the same row; a part that is certain may have one row.
-    credible_level
-        Level of the interval of the interaction score.
-    thresholds
-        Where the kinds of interaction end.
-
-    Returns
-    -------
-    Posterior means of the fields of :class:`PairRegression`, ``interaction_score_lower`` and
-    ``interaction_score_upper``, the probability of each kind (``probability_<kind>``), the most
-    probable kind as ``class`` with its ``class_probability``, and the fields of
-    :class:`Surprise`.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two draws, or `credible_level` is not between 0 and 1.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scvi_sams.tl import pair_summary
-    >>> first, second = np.eye(2)[:, None].repeat(3, axis=1)
-    >>> pair_summary(first, second, 1.5 * (first + second))["class"]
-    'synergistic'
-    """
-    first, second, pair = np.broadcast_arrays(first, second, pair)
-    regression = regress_pair(first, second, pair)
-    summary: dict[str, float | str] = {
-        name: float(values.mean()) for name, values in regression._asdict().items()
-    }
-    score = summarize_effects(regression.interaction_score[:, None], credible_level)
-    summary["interaction_score_lower"] = float(score.lower[0])
-    summary["interaction_score_upper"] = float(score.upper[0])
-    codes = pair_class(regression, thresholds)
-    probability = np.bincount(codes, minlength=len(PAIR_CLASSES)) / len(codes)
-    for name, value in zip(PAIR_CLASSES, probability, strict=True):
-        summary[f"probability_{name}"] = float(value)
-    most = int(probability.argmax())
-    summary |= {"class": PAIR_CLASSES[most], "class_probability": float(probability[most])}
-    residuals = np.asarray(pair, dtype=np.float64) - first - second
-    return summary | expected_surprise(residuals)._asdict()

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.evaluation._recovery import effect_recovery
+from scvi_sams.tl.latent_matching import matched_correlation, paired
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +31,10 @@ def match_latents(reference: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    A row a matched latent of the reference, in its order: ``other_latent``, ``correlation``
-    (absolute; 0 for a latent that does nothing) and ``sign`` (-1 where the other one points the
-    other way, 0 without correlation).
+    pandas.DataFrame
+        A row a matched latent of the reference, in its order: ``other_latent``, ``correlation``
+        (absolute; 0 for a latent that does nothing) and ``sign`` (-1 where the other one points
+        the other way, 0 without correlation).
 
     Raises
     ------
@@ -49,48 +50,44 @@ def match_latents(reference: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     >>> match_latents(a, b).round(3).to_dict("list")
     {'other_latent': ['latent_1', 'latent_0'], 'correlation': [1.0, 1.0], 'sign': [1, -1]}
     """
-    match = effect_recovery(reference, other)
-    other = other.loc[reference.index]
-    first = reference.iloc[:, match.true_latents].to_numpy(np.float64)
-    second = other.iloc[:, match.predicted_latents].to_numpy(np.float64)
+    first, second = paired(reference, other)
+    rows, columns, correlation, _ = matched_correlation(first, second)
+    first, second = first[:, rows], second[:, columns]
     centred = (first - first.mean(0)) * (second - second.mean(0))
-    sign = np.where(match.correlation > 0, np.sign(centred.sum(0)), 0).astype(int)
     return pd.DataFrame(
         {
-            "other_latent": other.columns[match.predicted_latents],
-            "correlation": match.correlation,
-            "sign": sign,
+            "other_latent": other.columns[columns],
+            "correlation": correlation,
+            "sign": np.where(correlation > 0, np.sign(centred.sum(0)), 0).astype(int),
         },
-        index=pd.Index(reference.columns[match.true_latents], name="latent"),
+        index=pd.Index(reference.columns[rows], name="latent"),
     )
 
 
 def mechanism_stability(
-    reference: pd.DataFrame,
-    others: Sequence[pd.DataFrame],
-    latent_effects: Sequence[pd.DataFrame] | None = None,
+    tables: Sequence[pd.DataFrame], latent_effects: Sequence[pd.DataFrame] | None = None
 ) -> pd.DataFrame:
-    """How often other fits make the calls of a reference fit, sign included.
+    """How often other fits make the calls of the first one, sign included.
 
-    Latents of each other fit are matched with those of the reference by :func:`match_latents`.
+    Latents of each other fit are matched with those of the first by :func:`match_latents`.
 
     Parameters
     ----------
-    reference
-        Mechanisms of the fit to judge, from ``model.get_mechanisms()``.
-    others
-        Mechanisms of fits with other seeds.
+    tables
+        Mechanisms of fits with different seeds, from :func:`mechanisms`; the first is the one to
+        judge.
     latent_effects
-        What to match latents by, rows x latents: that of the reference, then one for each other
-        fit, such as effects on genes. By default the ``effect_mean`` of the tables.
+        What to match latents by, rows x latents, one for each fit, such as effects on genes. By
+        default the ``effect_mean`` of the tables.
 
     Returns
     -------
-    A row for each called entry of the reference: ``perturbation``, ``latent``, ``share_called``
-    (of the other fits, those that call the matched latent with the same sign),
-    ``latent_correlation`` (mean over the other fits, absolute, of the matched latents) and
-    ``share_perturbation_called`` (of the other fits, those that call the perturbation on any
-    latent). The mean of ``share_called`` over the calls is in ``attrs["agreement"]``.
+    pandas.DataFrame
+        A row for each called entry of the first fit: ``perturbation``, ``latent``,
+        ``share_called`` (of the other fits, those that call the matched latent with the same
+        sign), ``latent_correlation`` (mean over the other fits, absolute, of the matched latents)
+        and ``share_perturbation_called`` (of the other fits, those that call the perturbation on
+        any latent). The mean of ``share_called`` over the calls is in ``attrs["agreement"]``.
 
     Raises
     ------
@@ -101,18 +98,18 @@ def mechanism_stability(
 
     Examples
     --------
-    >>> tables = [fit(seed).get_mechanisms() for seed in range(3)]  # doctest: +SKIP
-    >>> mechanism_stability(tables[0], tables[1:]).attrs["agreement"]  # doctest: +SKIP
+    >>> tables = [scvi_sams.tl.mechanisms(fit(seed)) for seed in range(3)]  # doctest: +SKIP
+    >>> scvi_sams.tl.mechanism_stability(tables).attrs["agreement"]  # doctest: +SKIP
     """
-    if len(others) == 0:
+    if len(tables) < 2:
         raise ScreenError("Stability needs the mechanisms of at least one other fit.")
-    tables = [reference, *others]
+    reference = tables[0]
     effects = [_wide(table, "effect_mean") for table in tables]
     described_by = effects if latent_effects is None else list(latent_effects)
     if len(described_by) != len(tables):
         raise ValueError(
-            f"latent_effects holds {len(described_by)} tables for {len(tables)} fits: give that "
-            "of the reference first, then one for each other fit."
+            f"latent_effects holds {len(described_by)} tables for {len(tables)} fits: give one "
+            "for each, in their order."
         )
     called = [_wide(table, "called") for table in tables]
     result = reference.loc[reference["called"], ["perturbation", "latent"]].reset_index(drop=True)

@@ -1,7 +1,6 @@
 """Training: the plan with its schedules, global updates and guard; the data it is given."""
 
-from scvi_sams.train._autotune import autotune_arguments
 from scvi_sams.train.data_splitter import DataPlacement, SAMSDataSplitter
 from scvi_sams.train.trainingplan import SAMSTrainingPlan
 
-__all__ = ["DataPlacement", "SAMSDataSplitter", "SAMSTrainingPlan", "autotune_arguments"]
+__all__ = ["DataPlacement", "SAMSDataSplitter", "SAMSTrainingPlan"]

@@ -13,7 +13,7 @@ import pandas as pd
 import scvi
 import torch
 
-from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus
+from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, SVAEPlus, tl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,6 +202,12 @@ def _history(column: str) -> Callable[[Any], Any]:
     return read
 
 
+def _interactions(column: str) -> Callable[[Any], Any]:
+    return lambda model: tl.interaction_effects(model).pivot(
+        index="pair", columns="latent", values=column
+    )
+
+
 def _effect(model: Any) -> AnnData:
     return model.get_average_treatment_effect(CONDITIONS, n_samples=5, n_cells=20)
 
@@ -217,13 +223,13 @@ READ_OUTS: dict[str, Callable[[Any], Any]] = {
     "latent_perturbation": _latent("perturbation"),
     "latent_draw": lambda m: m.get_latent_representation(indices=CELLS, give_mean=False),
     "mask": lambda m: m.get_perturbation_mask(),
-    "mask_prior": lambda m: m.get_mask_prior(),
+    "mask_prior": lambda m: tl.mask_prior(m),
     "effect": lambda m: m.get_perturbation_effect(),
     "shift": lambda m: m.get_perturbation_shift(CONDITIONS),
-    "interaction_mask": lambda m: m.get_interaction_mask(),
-    "interaction_effect": lambda m: m.get_interaction_effect(),
-    "dose_response": lambda m: m.get_dose_response(),
-    "direct_effect": lambda m: m.get_direct_effect(),
+    "interaction_mask": _interactions("inclusion_probability"),
+    "interaction_effect": _interactions("effect"),
+    "dose_response": lambda m: tl.dose_response(m),
+    "direct_effect": lambda m: tl.direct_effects(m),
     "treatment_effect": lambda m: _effect(m).X,
     "treatment_effect_std": lambda m: _effect(m).layers["std"],
     "predicted": lambda m: _predict(m).X,
@@ -231,15 +237,19 @@ READ_OUTS: dict[str, Callable[[Any], Any]] = {
     "predicted_counts": lambda m: m.predict(["A+B"], n_samples=3).X.toarray(),
     "elbo": lambda m: m.get_elbo(indices=CELLS, n_samples=3, return_mean=False),
     "iwelbo": lambda m: m.get_iwelbo(indices=CELLS, n_particles=3, return_mean=False),
-    "mechanisms": lambda m: m.get_mechanisms(),
-    "active_perturbations": lambda m: m.get_active_perturbations(),
-    "gene_programs": lambda m: m.get_gene_programs(n_cells=10).X,
+    "mechanisms": lambda m: tl.mechanisms(m),
+    "active_perturbations": lambda m: tl.active_perturbations(m),
+    "gene_programs": lambda m: tl.gene_programs(m, counterfactual=m.counterfactual(n_cells=10)).X,
     "pair_interactions": lambda m: (
-        m.get_pair_interactions([("A", "B")], n_samples=3, n_cells=10).X
+        tl.pair_interactions(
+            m, [("A", "B")], n_samples=3, counterfactual=m.counterfactual(n_cells=10)
+        ).X
     ),
-    "perturbation_distance": lambda m: m.get_perturbation_distance(n_cells=10),
-    "differential_expression": lambda m: m.get_differential_expression(
-        ["A+B"], n_samples=5, n_cells=10
+    "perturbation_distance": lambda m: tl.perturbation_distance(
+        m, counterfactual=m.counterfactual(n_cells=10)
+    ),
+    "differential_expression": lambda m: tl.differential_expression(
+        m, ["A+B"], n_samples=5, counterfactual=m.counterfactual(n_cells=10)
     ),
     "train_loss": _history("train_loss"),
     "elbo_train": _history("elbo_train"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from scvi_sams import CPAVAE, SAMSVAE, ScreenError, UnknownPerturbationError
+from scvi_sams import CPAVAE, SAMSVAE, ScreenError, UnknownPerturbationError, tl
 
 from ._members import fit_member, tiny_screen
 from .conftest import SETUP, SIZE
@@ -69,12 +69,12 @@ class TestArgument:
         model.is_trained_ = True
         assert model.module.direct_effects is None
         with pytest.raises(NotImplementedError, match="direct_effects=True"):
-            model.get_direct_effect()
+            tl.direct_effects(model)
 
     def test_dict(self):
         model = make({"P005": "gene_07", "P002": "P003"})
         model.is_trained_ = True
-        table = model.get_direct_effect()
+        table = tl.direct_effects(model)
         assert table["gene"].to_dict() == {"P002": "P003", "P005": "gene_07"}
 
     def test_unknown_perturbation(self):
@@ -88,7 +88,7 @@ class TestArgument:
 
 class TestReadOut:
     def test_knock_downs(self, direct):
-        table = direct.get_direct_effect()
+        table = tl.direct_effects(direct)
         assert table.index.tolist() == direct.perturbation_names[:4]
         assert table["gene"].tolist() == direct.perturbation_names[:4]
         assert (table["lower"] < table["log2_fold_change"]).all()
@@ -96,11 +96,11 @@ class TestReadOut:
         np.testing.assert_allclose(table["log2_fold_change"], np.log2(KEPT), atol=1.0)
 
     def test_level(self, direct):
-        narrow, wide = (direct.get_direct_effect(level) for level in (0.5, 0.9))
+        narrow, wide = (tl.direct_effects(direct, level) for level in (0.5, 0.9))
         ratio = (wide["upper"] - wide["lower"]) / (narrow["upper"] - narrow["lower"])
         np.testing.assert_allclose(ratio, 1.6449 / 0.6745, rtol=1e-3)
         with pytest.raises(ValueError, match="credible_level=1"):
-            direct.get_direct_effect(1)
+            tl.direct_effects(direct, 1)
 
     def test_predictions_have_them(self, direct):
         """The knock-down of a target is in what is predicted of it."""
@@ -119,7 +119,7 @@ class TestReadOut:
             draws = module.sample_globals(1)
             doses = torch.zeros(1, len(names))
             doses[0, names.index("P002")] = dose
-            population, _ = direct._population("prior", 3, None, None)
+            population = direct.counterfactual(n_cells=3).population
             own, none = (
                 module.decode_condition(population, doses, draws._replace(direct=value)).scale
                 for value in (draws.direct, torch.zeros_like(draws.direct))
@@ -147,4 +147,4 @@ class TestReadOut:
         direct.save(str(tmp_path / "model"))
         for adata in (direct.adata.copy(), False):
             loaded = SAMSVAE.load(str(tmp_path / "model"), adata, accelerator="cpu")
-            assert loaded.get_direct_effect().equals(direct.get_direct_effect())
+            assert tl.direct_effects(loaded).equals(tl.direct_effects(direct))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvi_sams import SAMSVAE
+from scvi_sams import SAMSVAE, tl
 
 from ._members import fit_member, read_outs, tiny_screen
 from ._simulations import fit_recovery, recovery_screen, true_effects
@@ -33,7 +33,7 @@ def dosed(request):
 
 class TestReadOut:
     def test_table(self, dosed):
-        table = dosed.get_dose_response()
+        table = tl.dose_response(dosed)
         assert table.index.tolist() == dosed.perturbation_names
         for name in ("ec50", "slope"):
             assert (table[name] > 0).all()
@@ -42,7 +42,7 @@ class TestReadOut:
         assert table["ec50"].nunique() == len(table)
 
     def test_intervals_widen_with_the_level(self, dosed):
-        narrow, wide = (dosed.get_dose_response(level) for level in (0.5, 0.9))
+        narrow, wide = (tl.dose_response(dosed, level) for level in (0.5, 0.9))
         np.testing.assert_array_equal(narrow["ec50"], wide["ec50"])
         # The intervals are normal in the logarithm: 1.645 against 0.674 standard deviations.
         ratio = np.log(wide["ec50_upper"] / wide["ec50"]) / np.log(
@@ -53,11 +53,11 @@ class TestReadOut:
     @pytest.mark.parametrize("level", [0.0, 1.0, 95])
     def test_wrong_level(self, dosed, level):
         with pytest.raises(ValueError, match=f"credible_level={level}"):
-            dosed.get_dose_response(level)
+            tl.dose_response(dosed, level)
 
     def test_shift_follows_the_curve(self, dosed):
         """The shift at a dose is the saturated one times the Hill curve of the table."""
-        curve = dosed.get_dose_response().loc["P002"]
+        curve = tl.dose_response(dosed).loc["P002"]
         doses = np.array([*DOSES, 50.0])
         shift = dosed.get_perturbation_shift([{"P002": dose} for dose in [*doses, 1e6]])
         power = doses ** curve["slope"]
@@ -69,7 +69,7 @@ class TestReadOut:
         )
 
     def test_half_at_ec50(self, dosed):
-        ec50 = dosed.get_dose_response().loc["P001", "ec50"]
+        ec50 = tl.dose_response(dosed).loc["P001", "ec50"]
         half, whole = dosed.get_perturbation_shift([{"P001": ec50}, {"P001": 1e9}]).to_numpy()
         np.testing.assert_allclose(half, whole / 2, rtol=1e-4, atol=1e-6)
 
@@ -105,7 +105,7 @@ class TestStart:
 
     def test_frame_with_dense_masks(self):
         model = fit_member("CPAVAE", dose_screen(), setup=DOSED, dose_response="hill")
-        assert (model.get_dose_response()["ec50"] > 0).all()
+        assert (tl.dose_response(model)["ec50"] > 0).all()
 
     def test_linear_by_default(self):
         model = fit_member("SAMSVAE", dose_screen(), setup=DOSED)
@@ -121,7 +121,7 @@ def test_saved(dosed, tmp_path):
     without = SAMSVAE.load(str(tmp_path / "model"), adata=False, accelerator="cpu")
     expected = read_outs(dosed, ["P001"], with_cells=False)
     for model in (loaded, without):
-        np.testing.assert_array_equal(model.get_dose_response(), dosed.get_dose_response())
+        np.testing.assert_array_equal(tl.dose_response(model), tl.dose_response(dosed))
         for name, value in read_outs(model, ["P001"], with_cells=False).items():
             np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
@@ -152,7 +152,7 @@ class TestRecovery:
     """Hill curves of known EC50 at five doses, one of which is held out."""
 
     def test_ec50(self, recovered):
-        table = recovered["hill"].get_dose_response()
+        table = tl.dose_response(recovered["hill"])
         truth = recovered["hill"].adata.uns["truth"]["ec50"]
         assert truth.max() / truth.min() > 10
         ratio = table["ec50"] / truth

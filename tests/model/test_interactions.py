@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvi_sams import SAMSVAE, ScreenError, UnknownPerturbationError
+from scvi_sams import SAMSVAE, ScreenError, UnknownPerturbationError, tl
 from scvi_sams.evaluation import mask_recovery
 
 from ._members import fit_member, read_outs, tiny_screen
@@ -15,6 +15,11 @@ from .conftest import SETUP, SIZE
 
 def measured_pairs(adata):
     return sorted(label for label in adata.obs["perturbation"].unique() if "+" in label)
+
+
+def interactions_of(model, column="effect"):
+    table = tl.interaction_effects(model)
+    return table.pivot(index="pair", columns="latent", values=column)
 
 
 def make(interactions, adata=None, **setup):
@@ -32,7 +37,7 @@ def paired(request):
 
 class TestReadOut:
     def test_tables(self, paired):
-        mask, effect = paired.get_interaction_mask(), paired.get_interaction_effect()
+        mask, effect = interactions_of(paired, "inclusion_probability"), interactions_of(paired)
         assert mask.index.tolist() == effect.index.tolist() == measured_pairs(paired.adata)
         assert mask.columns.tolist() == paired.get_perturbation_mask().columns.tolist()
         assert ((mask >= 0) & (mask <= 1)).all(axis=None)
@@ -59,7 +64,7 @@ class TestReadOut:
         model = fit_member("SAMSVAE", interactions=True, mask_evidence_cells=None)
         pairs = measured_pairs(model.adata)
         own = model.module.effects.moments()[0][-len(pairs) :].detach()
-        np.testing.assert_allclose(model.get_interaction_effect(), own, atol=1e-6)
+        np.testing.assert_allclose(interactions_of(model), own, atol=1e-6)
 
     def test_unmeasured_pairs_are_additive(self, paired):
         parts = ["P001", "P004"]
@@ -85,14 +90,17 @@ class TestPairs:
     def test_named(self):
         model = make([("P004", "P001"), ("P002", "P003")])
         model.is_trained_ = True
-        assert model.get_interaction_mask().index.tolist() == ["P001+P004", "P002+P003"]
+        assert interactions_of(model, "inclusion_probability").index.tolist() == [
+            "P001+P004",
+            "P002+P003",
+        ]
 
     def test_delimiter(self):
         adata = tiny_screen()
         adata.obs["perturbation"] = adata.obs["perturbation"].astype(str).str.replace("+", "_")
         model = make(True, adata, combination_delimiter="_")
         model.is_trained_ = True
-        index = model.get_interaction_mask().index
+        index = interactions_of(model, "inclusion_probability").index
         assert index.tolist() == [pair.replace("+", "_") for pair in measured_pairs(tiny_screen())]
 
     @pytest.mark.parametrize("interactions", [False, []])
@@ -128,7 +136,10 @@ class TestSaved:
         label = label.replace(dict.fromkeys(measured_pairs(other), "P005+P006"))
         other.obs["perturbation"] = label
         loaded = SAMSVAE.load(str(tmp_path / "model"), other, accelerator="cpu")
-        np.testing.assert_array_equal(loaded.get_interaction_mask(), paired.get_interaction_mask())
+        np.testing.assert_array_equal(
+            interactions_of(loaded, "inclusion_probability"),
+            interactions_of(paired, "inclusion_probability"),
+        )
         conditions = [*measured_pairs(paired.adata), "P005+P006"]
         expected = read_outs(paired, conditions, with_cells=False)
         for name, value in read_outs(loaded, conditions, with_cells=False).items():
@@ -138,9 +149,7 @@ class TestSaved:
     def test_no_adata(self, paired, tmp_path):
         paired.save(str(tmp_path / "model"))
         loaded = SAMSVAE.load(str(tmp_path / "model"), adata=False, accelerator="cpu")
-        np.testing.assert_array_equal(
-            loaded.get_interaction_effect(), paired.get_interaction_effect()
-        )
+        np.testing.assert_array_equal(interactions_of(loaded), interactions_of(paired))
 
 
 @pytest.mark.slow
@@ -158,7 +167,7 @@ class TestRecovery:
     def test_pairs(self, interaction_fraction):
         adata = recovery_screen(interaction_fraction=interaction_fraction, **self.SCREEN)
         model = fit_recovery("SAMSVAE", adata, n_latent=8, interactions=True)
-        called = model.get_interaction_mask().gt(0.5).any(axis=1)
+        called = interactions_of(model, "inclusion_probability").gt(0.5).any(axis=1)
         assert len(called) == 10
         truth = adata.uns["truth"]
         planted = set()

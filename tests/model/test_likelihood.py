@@ -5,7 +5,7 @@ import pytest
 import scvi
 import torch
 
-from scvi_sams.model import _likelihood_mixin
+from scvi_sams.model import read_outs
 
 CELLS = np.arange(0, 200)
 
@@ -33,10 +33,10 @@ class TestImportanceWeighted:
         assert abs(one - elbo) < 4 * np.hypot(one_error, error)
         assert np.hypot(one_error, error) < 1  # of some 400 nats
 
-    @pytest.mark.parametrize("limit", ["_MAX_WEIGHT_ELEMENTS", "_MAX_EFFECT_ELEMENTS"])
+    @pytest.mark.parametrize("limit", ["MAX_WEIGHT_ELEMENTS", "MAX_EFFECT_ELEMENTS"])
     def test_chunks(self, fitted, monkeypatch, limit):
         whole, whole_error = _mean_and_error(fitted.get_iwelbo, 5, n_particles=10)
-        monkeypatch.setattr(_likelihood_mixin, limit, 100)
+        monkeypatch.setattr(read_outs, limit, 100)
         chunked, error = _mean_and_error(fitted.get_iwelbo, 5, n_particles=10, batch_size=50)
         assert abs(whole - chunked) < 4 * np.hypot(whole_error, error)
 

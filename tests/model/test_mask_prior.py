@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvi_sams import SAMSVAE
+from scvi_sams import SAMSVAE, tl
 
 from ._members import fit_member, tiny_screen
 from ._simulations import fit_recovery, recovery_screen
@@ -37,7 +37,7 @@ def learned(request):
 class TestGiven:
     def test_no_width(self):
         model = fit_member("SAMSVAE", mask_prior=0.1, max_epochs=2)
-        prior = model.get_mask_prior()
+        prior = tl.mask_prior(model)
         assert prior.index.tolist() == ["all"]
         assert prior.columns.tolist() == ["mean", "lower", "upper"]
         np.testing.assert_allclose(prior.to_numpy(), 0.1, rtol=1e-6)
@@ -62,7 +62,7 @@ class TestLearned:
     @pytest.mark.parametrize("shared_by", SHARING)
     def test_table(self, learned, shared_by):
         model = learned(shared_by)
-        prior = model.get_mask_prior()
+        prior = tl.mask_prior(model)
         index = {
             "all": ["all"],
             "latent": [f"latent_{latent}" for latent in range(6)],
@@ -81,31 +81,31 @@ class TestLearned:
         mask = model.get_perturbation_mask().to_numpy(dtype=float)
         axes = {"all": (0, 1), "latent": 0, "perturbation": 1}[shared_by]
         a, b = BETA
-        n_masks = mask.size / len(model.get_mask_prior())
+        n_masks = mask.size / len(tl.mask_prior(model))
         expected = (a + mask.sum(axes)) / (a + b + n_masks)
-        found = model.get_mask_prior()["mean"]
+        found = tl.mask_prior(model)["mean"]
         np.testing.assert_allclose(found, np.atleast_1d(expected), atol=0.02)
 
     def test_interval_narrows_with_its_level(self, learned):
-        narrow, wide = (learned("perturbation").get_mask_prior(level) for level in (0.5, 0.95))
+        narrow, wide = (tl.mask_prior(learned("perturbation"), level) for level in (0.5, 0.95))
         assert (wide["lower"] < narrow["lower"]).all()
         assert (narrow["upper"] < wide["upper"]).all()
         with pytest.raises(ValueError, match="credible_level=0"):
-            learned("all").get_mask_prior(0)
+            tl.mask_prior(learned("all"), 0)
 
     def test_saved(self, learned, tmp_path):
         for shared_by in SHARING:
             model = learned(shared_by)
             model.save(str(tmp_path / shared_by))
             loaded = SAMSVAE.load(str(tmp_path / shared_by), adata=False, accelerator="cpu")
-            assert loaded.get_mask_prior().equals(model.get_mask_prior())
+            assert tl.mask_prior(loaded).equals(tl.mask_prior(model))
 
     def test_of_svae_plus(self):
         model = fit_member("SVAEPlus")
-        prior = model.get_mask_prior()
+        prior = tl.mask_prior(model)
         assert prior.index.tolist() == model.perturbation_names
         assert prior["mean"].nunique() > 1
-        fixed = fit_member("SVAEPlus", mask_prior=0.2, max_epochs=2).get_mask_prior()
+        fixed = tl.mask_prior(fit_member("SVAEPlus", mask_prior=0.2, max_epochs=2))
         np.testing.assert_allclose(fixed.to_numpy(), 0.2, rtol=1e-6)
 
 
@@ -124,7 +124,7 @@ def test_learns_the_density():
     """
     adata = recovery_screen(n_perturbations=40, n_latent=6, mask_probability=0.15)
     model = fit_recovery("SAMSVAE", adata, n_latent=6, mask_prior=(1.0, 5.0))
-    prior = model.get_mask_prior().loc["all"]
+    prior = tl.mask_prior(model).loc["all"]
     density = adata.uns["truth"]["mask"].mean()
     called = (model.get_perturbation_mask() > 0.5).to_numpy().mean()
     assert abs(called - density) < 0.03

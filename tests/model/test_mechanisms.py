@@ -6,16 +6,14 @@ import pandas as pd
 import pytest
 import scvi
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 
-from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, ScreenError, SVAEPlus
+from scvi_sams import CPAVAE, SAMSVAE, ConditionalVAE, ScreenError, SVAEPlus, tl
 from scvi_sams.datasets import simulated_screen
-from scvi_sams.tl import (
-    add_control_null,
-    bayesian_q_value,
-    calibrated_q_value,
-    hierarchical_clusters,
-    match_latents,
-)
+from scvi_sams.tl import add_control_null, match_latents
+from scvi_sams.tl.distances import latent_gene_norm
+from scvi_sams.tl.error_rates import bayesian_q_value, calibrated_q_value
 
 from .conftest import QUIET, SETUP, SIZE, fit, small_screen
 
@@ -45,7 +43,7 @@ def _wide(table, column):
 
 class TestTable:
     def test_agrees_with_masks_and_effects(self, fitted):
-        table = fitted.get_mechanisms()
+        table = tl.mechanisms(fitted)
         assert table.columns.tolist() == COLUMNS
         assert len(table) == 6 * fitted.module.n_latent
         for column, expected in (
@@ -66,7 +64,7 @@ class TestTable:
         assert (table["effect_lower"] <= table["effect_upper"]).all()
 
     def test_moments_and_intervals_are_those_of_draws(self, fitted):
-        table = fitted.get_mechanisms(credible_level=0.5)
+        table = tl.mechanisms(fitted, credible_level=0.5)
         q, effects = fitted.module.effects.posterior, fitted.module.effects
         rng = np.random.default_rng(0)
         on = rng.random((20_000, 6, effects.frame.shape[0])) < effects.mask_probability().numpy()
@@ -80,7 +78,7 @@ class TestTable:
             np.testing.assert_allclose(table[column][steady], expected[steady], atol=0.03)
 
     def test_without_a_null_calls_are_bayesian(self, fitted):
-        table = fitted.get_mechanisms(fdr=0.1)
+        table = tl.mechanisms(fitted, fdr=0.1)
         expected = bayesian_q_value(fitted.get_perturbation_mask())
         np.testing.assert_allclose(_wide(table, "q_value"), expected, atol=1e-5)
         assert (table["called"] == (table["q_value"] <= 0.1)).all()
@@ -89,20 +87,20 @@ class TestTable:
         assert not table["called"].all()
 
     def test_rates_are_checked(self, fitted):
-        for method in (fitted.get_mechanisms, fitted.get_active_perturbations):
+        for method in (tl.mechanisms, tl.active_perturbations):
             with pytest.raises(ValueError, match="fdr=0"):
-                method(fdr=0)
+                method(fitted, fdr=0)
         with pytest.raises(ValueError, match="credible_level"):
-            fitted.get_mechanisms(credible_level=1)
+            tl.mechanisms(fitted, credible_level=1)
 
 
 class TestNull:
     def test_calibrates_and_is_left_out(self, with_null):
-        table = with_null.get_mechanisms(fdr=0.25)
+        table = tl.mechanisms(with_null, fdr=0.25)
         assert table.attrs == {"fdr": 0.25, "n_null": 5}
         assert not table["is_null"].any()
         assert table["perturbation"].nunique() == 6
-        whole = with_null.get_mechanisms(fdr=0.25, include_null=True)
+        whole = tl.mechanisms(with_null, fdr=0.25, include_null=True)
         log_odds = _wide(whole, "log_odds")
         is_null = log_odds.index.str.startswith("control_null_")
         assert is_null.sum() == 5
@@ -119,37 +117,37 @@ class TestNull:
     def test_others_can_be_named_or_none(self, with_null):
         names = with_null.perturbation_names
         some = [name for name in names if name.startswith("control_null_")][:4]
-        table = with_null.get_mechanisms(fdr=0.25, null=some)
+        table = tl.mechanisms(with_null, fdr=0.25, null=some)
         assert table.attrs["n_null"] == 4
         assert table["perturbation"].nunique() == 7
-        table = with_null.get_mechanisms(null=())
+        table = tl.mechanisms(with_null, null=())
         assert table.attrs["n_null"] == 0
         assert table["perturbation"].nunique() == 11
         with pytest.raises(ScreenError, match="'nonsense'"):
-            with_null.get_mechanisms(null=["nonsense"])
+            tl.mechanisms(with_null, null=["nonsense"])
 
     def test_of_several_fits_adds_up(self, with_null):
-        other = with_null.get_mechanisms(0.25, include_null=True)
-        table = with_null.get_mechanisms(0.2, null_tables=[other, other])
+        other = tl.mechanisms(with_null, 0.25, include_null=True)
+        table = tl.mechanisms(with_null, 0.2, null_tables=[other, other])
         assert table.attrs["n_null"] == 15
         log_odds = _wide(other, "log_odds")
         is_null = log_odds.index.str.startswith("control_null_")
         null = pd.concat(3 * [log_odds[is_null]])
         calibrated = calibrated_q_value(log_odds[~is_null], null)
         pd.testing.assert_frame_equal(_wide(table, "null_q_value"), calibrated)
-        active = with_null.get_active_perturbations(0.2, null_tables=[other, other])
+        active = tl.active_perturbations(with_null, 0.2, null_tables=[other, other])
         assert active.attrs["n_null"] == 15
         with pytest.raises(ScreenError, match="no null perturbations"):
-            with_null.get_mechanisms(null_tables=[with_null.get_mechanisms(0.25)])
+            tl.mechanisms(with_null, null_tables=[tl.mechanisms(with_null, 0.25)])
 
     def test_too_small_says_so(self, with_null):
         with pytest.warns(UserWarning, match="With 5 null perturbations"):
-            table = with_null.get_mechanisms(fdr=0.05)
+            table = tl.mechanisms(with_null, fdr=0.05)
         assert not table["called"].any()
 
     def test_of_whole_perturbations(self, with_null):
-        active = with_null.get_active_perturbations(fdr=0.25)
-        log_odds = _wide(with_null.get_mechanisms(0.25, include_null=True), "log_odds")
+        active = tl.active_perturbations(with_null, fdr=0.25)
+        log_odds = _wide(tl.mechanisms(with_null, 0.25, include_null=True), "log_odds")
         best = log_odds.max(axis=1).to_frame()
         is_null = best.index.str.startswith("control_null_")
         expected = calibrated_q_value(best[~is_null], best[is_null])
@@ -162,7 +160,7 @@ class TestNull:
     def test_is_known_after_loading(self, with_null, tmp_path):
         with_null.save(str(tmp_path / "model"))
         loaded = SAMSVAE.load(str(tmp_path / "model"), with_null.adata, accelerator="cpu")
-        pd.testing.assert_frame_equal(loaded.get_mechanisms(0.25), with_null.get_mechanisms(0.25))
+        pd.testing.assert_frame_equal(tl.mechanisms(loaded, 0.25), tl.mechanisms(with_null, 0.25))
 
 
 class TestFamily:
@@ -181,7 +179,7 @@ class TestFamily:
         model_class.setup_anndata(screen, **SETUP, **further)
         model = model_class(screen, **SIZE, **settings)
         model.train(max_epochs=3, **QUIET)
-        table = model.get_mechanisms()
+        table = tl.mechanisms(model)
         assert (
             table.drop(columns=["perturbation", "latent", "null_q_value"]).notna().all(axis=None)
         )
@@ -196,34 +194,40 @@ class TestFamily:
             np.testing.assert_allclose(
                 _wide(table, "effect_mean"), model.get_perturbation_effect(), atol=1e-5
             )
-        assert len(model.get_active_perturbations()) == 6
-        assert np.isfinite(model.get_perturbation_distance()).all(axis=None)
-        assert model.get_perturbation_distance("mask").shape == (6, 6)
+        assert len(tl.active_perturbations(model)) == 6
+        assert np.isfinite(tl.perturbation_distance(model)).all(axis=None)
+        assert tl.perturbation_distance(model, "mask").shape == (6, 6)
 
     def test_members_without_say_so(self, screen):
         for model_class in (CPAVAE, ConditionalVAE):
             model_class.setup_anndata(screen, **SETUP)
             model = model_class(screen, **SIZE)
             model.train(max_epochs=2, **QUIET)
-            with pytest.raises(NotImplementedError, match="get_mechanisms"):
-                model.get_mechanisms()
-            with pytest.raises(NotImplementedError, match="get_active_perturbations"):
-                model.get_active_perturbations()
+            with pytest.raises(NotImplementedError, match="mechanisms: "):
+                tl.mechanisms(model)
+            with pytest.raises(NotImplementedError, match="active_perturbations: "):
+                tl.active_perturbations(model)
             if model_class is CPAVAE:
-                assert model.get_perturbation_distance().shape == (6, 6)
+                assert tl.perturbation_distance(model).shape == (6, 6)
 
 
 class TestSimilarity:
     def test_distance_and_graph(self, any_fitted):
-        distance = any_fitted.get_perturbation_distance(metric="euclidean", n_cells=50)
+        distance = tl.perturbation_distance(
+            any_fitted, metric="euclidean", counterfactual=any_fitted.counterfactual(n_cells=50)
+        )
         assert distance.index.tolist() == any_fitted.perturbation_names
-        again = any_fitted.get_perturbation_distance(metric="euclidean", n_cells=50)
+        again = tl.perturbation_distance(
+            any_fitted, metric="euclidean", counterfactual=any_fitted.counterfactual(n_cells=50)
+        )
         pd.testing.assert_frame_equal(distance, again, check_exact=True)
-        graph = any_fitted.get_perturbation_graph(
-            metric="euclidean", n_cells=50, n_neighbors=2, n_clusters=2
+        graph = tl.perturbation_graph(
+            any_fitted,
+            metric="euclidean",
+            n_neighbors=2,
+            counterfactual=any_fitted.counterfactual(n_cells=50),
         )
         np.testing.assert_array_equal(graph.obsp["perturbation_distances"], distance)
-        assert graph.obs["cluster"].nunique() == 2
         np.testing.assert_allclose(
             graph.obs["strength"],
             np.linalg.norm(any_fitted.get_perturbation_effect(), axis=1),
@@ -232,7 +236,7 @@ class TestSimilarity:
 
     def test_scale_of_a_latent_is_its_effect_on_genes(self, fitted):
         """A perturbation that moves one latent by one has the length that a latent is given."""
-        norm = fitted._latent_gene_norm(n_cells=300, seed=0)
+        norm = latent_gene_norm(fitted.counterfactual(n_cells=300))
         effects = fitted.module.effects
         state = {name: value.clone() for name, value in effects.state_dict().items()}
         try:
@@ -243,7 +247,7 @@ class TestSimilarity:
             effect = fitted.get_average_treatment_effect(["P001"], n_samples=1, n_cells=3_000)
         finally:
             effects.load_state_dict(state)
-        assert norm["latent_2"] == pytest.approx(np.linalg.norm(effect.X), rel=0.05)
+        assert norm[2] == pytest.approx(np.linalg.norm(effect.X), rel=0.05)
 
     def test_effects_that_are_not_there_have_no_direction(self, fitted):
         effects = fitted.module.effects
@@ -253,25 +257,27 @@ class TestSimilarity:
             effects.selection_penalty[:] = 0.0
             effects.mask_logits[:2, 1] = 5.0
             effects.slab_mean[:] = 2.0
-            distance = fitted.get_perturbation_distance(n_cells=20)
+            distance = tl.perturbation_distance(
+                fitted, counterfactual=fitted.counterfactual(n_cells=20)
+            )
         finally:
             effects.load_state_dict(state)
         is_on = np.arange(6) < 2
         np.testing.assert_allclose(distance, is_on[:, None] != is_on, atol=1e-6)
 
     def test_null_is_left_out(self, with_null):
-        assert len(with_null.get_perturbation_distance(n_cells=20)) == 6
+        assert len(tl.perturbation_distance(with_null)) == 6
 
     def test_global_randomness_is_left_alone(self, fitted):
         state = torch.random.get_rng_state()
-        fitted.get_perturbation_distance(n_cells=20)
+        tl.perturbation_distance(fitted, counterfactual=fitted.counterfactual(n_cells=20))
         assert torch.equal(state, torch.random.get_rng_state())
 
     def test_unknown_arguments(self, fitted):
         with pytest.raises(ValueError, match="by='gene'"):
-            fitted.get_perturbation_distance("gene")
+            tl.perturbation_distance(fitted, "gene")
         with pytest.raises(ValueError, match="metric='l1'"):
-            fitted.get_perturbation_distance(metric="l1")
+            tl.perturbation_distance(fitted, metric="l1")
 
 
 @pytest.mark.slow
@@ -294,7 +300,7 @@ def test_fakes_are_not_called_and_active_perturbations_are():
     model.train(**QUIET)
     truth = adata.uns["truth"]
     is_active = pd.Series(truth["mask"].any(1), index=truth["perturbation_names"])
-    active = model.get_active_perturbations(fdr=0.1)["called"].loc[is_active.index]
+    active = tl.active_perturbations(model, fdr=0.1)["called"].loc[is_active.index]
     assert (active & ~is_active).sum() <= 2
     assert (active & is_active).sum() >= 0.8 * is_active.sum()
     effect = pd.DataFrame(truth["effect"], index=truth["perturbation_names"])
@@ -326,21 +332,22 @@ class TestPapalexi:
 
     def test_the_interferon_pathway_stands_together(self, papalexi):
         pathway = ["IFNGR1", "IFNGR2", "JAK2", "STAT1"]
-        distance = papalexi.get_perturbation_distance()
+        distance = tl.perturbation_distance(papalexi)
         assert distance.loc[pathway, pathway].to_numpy().max() < 0.2
         assert distance.loc["SMAD4", pathway].min() > 0.6
         others = distance.columns.difference(["IFNGR1", "IFNGR2", "JAK2", "STAT1"])
         assert distance.loc[pathway, others].to_numpy().min() > 0.2
-        clusters = hierarchical_clusters(distance, max_distance=0.5)
+        tree = linkage(squareform(distance, checks=False), "average")
+        clusters = pd.Series(fcluster(tree, 0.5, "distance"), index=distance.index)
         assert clusters[pathway].nunique() == 1
         assert clusters["SMAD4"] != clusters["STAT1"]
-        graph = papalexi.get_perturbation_graph(n_neighbors=3)
+        graph = tl.perturbation_graph(papalexi, n_neighbors=3)
         rows = graph.obs_names.get_indexer(pathway)
         connected = graph.obsp["connectivities"].toarray()[np.ix_(rows, rows)] > 0
         assert connected[~np.eye(4, dtype=bool)].all()
 
     def test_the_pathway_is_called_and_guides_of_controls_are_not(self, papalexi):
-        table = papalexi.get_mechanisms(null=(), fdr=0.05)
+        table = tl.mechanisms(papalexi, null=(), fdr=0.05)
         called = table[table["called"]]["perturbation"]
         assert {"IFNGR1", "IFNGR2", "JAK2", "STAT1"} <= set(called)
         assert not called.str.startswith("control_null_").any()

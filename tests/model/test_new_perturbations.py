@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import scvi
 import torch
 
-from scvi_sams import SAMSVAE, ConditionalVAE, UnknownPerturbationError
+from scvi_sams import SAMSVAE, ConditionalVAE, UnknownPerturbationError, tl
 from scvi_sams.evaluation import effect_correlation
 
 from ._members import MEMBERS, fit_member, read_outs, tiny_screen
@@ -154,11 +155,10 @@ class TestPairs:
             np.testing.assert_array_equal(after[:4].detach(), before[:4].detach())
             np.testing.assert_array_equal(after[6:].detach(), before[4:].detach())
         extended.is_trained_ = True
-        for method in ("get_interaction_mask", "get_interaction_effect"):
-            found, expected = getattr(extended, method)(), getattr(model, method)()
-            np.testing.assert_allclose(found, expected, rtol=1e-6)
-            assert getattr(extended, method)().index.tolist() == ["P001+P002", "P004+P005"]
-        assert model.get_interaction_effect().to_numpy().any()
+        found, expected = tl.interaction_effects(extended), tl.interaction_effects(model)
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-6)
+        assert found["pair"].unique().tolist() == ["P001+P002", "P004+P005"]
+        assert expected["effect"].any()
 
 
 class TestNames:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -11,15 +10,11 @@ import torch
 from scipy import stats
 from scvi.distributions import Normal
 
-from scvi_sams import SAMSVAE, ScreenError, UnknownPerturbationError
+from scvi_sams import SAMSVAE, ScreenError, UnknownPerturbationError, tl
 from scvi_sams.evaluation import interaction_residuals, interval_coverage
-from scvi_sams.tl import (
-    PAIR_CLASSES,
-    PairThresholds,
-    classify_pairs,
-    expected_surprise,
-    regress_pair,
-)
+from scvi_sams.tl import PairThresholds, classify_pairs
+from scvi_sams.tl.pair_draws import model_errors
+from scvi_sams.tl.pair_statistics import PAIR_CLASSES, expected_surprise, regress_pair
 
 from ._members import SHIFTED, fit_member
 from ._recovered import N_MEASURED_PAIRS, observed, pairs_of, recovered
@@ -32,10 +27,11 @@ PARTS = ["P001", "P002", "P003", "P005", "P006"]
 class TestInteractions:
     def test_residuals_are_those_of_the_average_treatment_effects(self, any_fitted):
         """The same draws, cells and expectations, from the same seed."""
-        sizes = {"n_samples": 15, "n_cells": 20, "basal": "control"}
-        found = any_fitted.get_pair_interactions(PAIRS, seed=3, **sizes)
+        sizes = {"n_cells": 20, "basal": "control"}
+        cells = any_fitted.counterfactual(**sizes, seed=3)
+        found = tl.pair_interactions(any_fitted, PAIRS, n_samples=15, counterfactual=cells)
         scvi.settings.seed = 3
-        effect = any_fitted.get_average_treatment_effect([*PARTS, *PAIRS], **sizes)
+        effect = any_fitted.get_average_treatment_effect([*PARTS, *PAIRS], n_samples=15, **sizes)
         np.testing.assert_allclose(
             found.X, interaction_residuals(effect, PAIRS).X, rtol=1e-3, atol=1e-5
         )
@@ -46,8 +42,9 @@ class TestInteractions:
     def test_brute_force(self, fitted, monkeypatch):
         """Draw by draw, each effect from its own call."""
         sizes = {"n_cells": 20, "basal": "control"}
-        found = fitted.get_pair_interactions(
-            PAIRS[:1], n_samples=8, credible_level=0.5, seed=3, **sizes
+        cells = fitted.counterfactual(**sizes, seed=3)
+        found = tl.pair_interactions(
+            fitted, PAIRS[:1], n_samples=8, credible_level=0.5, counterfactual=cells
         )
         drawn = []
         original = fitted.module.sample_globals
@@ -57,7 +54,7 @@ class TestInteractions:
             return drawn[-1]
 
         monkeypatch.setattr(fitted.module, "sample_globals", record)
-        fitted.get_pair_interactions(PAIRS[:1], n_samples=8, seed=3, **sizes)
+        tl.pair_interactions(fitted, PAIRS[:1], n_samples=8, counterfactual=cells)
         residuals, scores = [], []
         for draw in range(8):
             one = drawn[0].subset(draw, draw + 1)
@@ -83,29 +80,32 @@ class TestInteractions:
         )
 
     def test_ways_to_write_pairs(self, fitted):
-        sizes = {"n_samples": 4, "n_cells": 8}
-        by_label = fitted.get_pair_interactions(["P001+P006"], **sizes)
+        sizes = {"n_samples": 4, "counterfactual": fitted.counterfactual(n_cells=8)}
+        by_label = tl.pair_interactions(fitted, ["P001+P006"], **sizes)
         for pair in (
             ("P001", "P006"),
             {"P001": 1.0, "P006": 1.0},
             {"P006": 1, "P001": 1, "P002": 0},
         ):
-            found = fitted.get_pair_interactions([pair], **sizes)
+            found = tl.pair_interactions(fitted, [pair], **sizes)
             np.testing.assert_array_equal(found.X, by_label.X)
             assert found.obs[["first", "second"]].iloc[0].tolist() == ["P001", "P006"]
 
     def test_doses(self, fitted):
         """A part acts at its dose in the pair, not at a dose of 1."""
         half = {"P001": 0.5, "P002": 2.0}
-        sizes = {"n_samples": 10, "n_cells": 20}
-        found = fitted.get_pair_interactions([half], seed=2, **sizes)
-        scvi.settings.seed = 2
-        effect = fitted.get_average_treatment_effect([{"P001": 0.5}, {"P002": 2.0}, half], **sizes)
+        cells = fitted.counterfactual(n_cells=20, seed=2)
+        found = tl.pair_interactions(fitted, [half], n_samples=10, counterfactual=cells)
+        effect = fitted.get_average_treatment_effect(
+            [{"P001": 0.5}, {"P002": 2.0}, half], n_samples=10, n_cells=20, seed=2
+        )
         expected = effect.X[2] - effect.X[0] - effect.X[1]
         np.testing.assert_allclose(found.X[0], expected, atol=1e-5)
 
     def test_table(self, fitted):
-        found = fitted.get_pair_interactions(PAIRS, n_samples=6, n_cells=10)
+        found = tl.pair_interactions(
+            fitted, PAIRS, n_samples=6, counterfactual=fitted.counterfactual(n_cells=10)
+        )
         together = set(fitted.adata.obs["perturbation"])
         assert found.obs["measured"].tolist() == [pair in together for pair in PAIRS]
         probability = found.obs[[f"probability_{name}" for name in PAIR_CLASSES]]
@@ -114,7 +114,7 @@ class TestInteractions:
         assert found.obs["class"].cat.categories.tolist() == list(PAIR_CLASSES)
         assert found.var_names.tolist() == fitted.adata.var_names.tolist()
         everything = PairThresholds(relative_deviation=np.inf)
-        found = fitted.get_pair_interactions(PAIRS, 6, 10, thresholds=everything)
+        found = tl.pair_interactions(fitted, PAIRS, 6, thresholds=everything)
         assert (found.obs["class"] == "additive").all()
 
     def test_a_linear_decoder_is_additive(self, monkeypatch):
@@ -132,7 +132,9 @@ class TestInteractions:
             return outputs
 
         monkeypatch.setattr(model.module, "generative", linear)
-        found = model.get_pair_interactions(PAIRS, n_samples=5, n_cells=10)
+        found = tl.pair_interactions(
+            model, PAIRS, n_samples=5, counterfactual=model.counterfactual(n_cells=10)
+        )
         assert np.abs(found.layers["effect"]).max() > 0.1
         np.testing.assert_allclose(found.X, 0, atol=1e-4)
         assert (found.obs["class"] == "additive").all()
@@ -153,12 +155,14 @@ class TestInteractions:
     )
     def test_errors(self, fitted, arguments, error, message):
         with pytest.raises(error, match=message):
-            fitted.get_pair_interactions(**({"pairs": PAIRS} | arguments))
+            tl.pair_interactions(fitted, **({"pairs": PAIRS} | arguments))
 
 
 class TestRanking:
     def test_unmeasured_pairs_in_order(self, fitted):
-        table = fitted.rank_unmeasured_pairs(n_samples=4, n_cells=8)
+        table = tl.rank_unmeasured_pairs(
+            fitted, n_samples=4, counterfactual=fitted.counterfactual(n_cells=8)
+        )
         names = fitted.perturbation_names
         every = {"+".join(pair) for pair in combinations(names, 2)}
         measured = {name for name in fitted.adata.obs["perturbation"].unique() if "+" in name}
@@ -171,34 +175,46 @@ class TestRanking:
         )
 
     def test_same_numbers_as_pairs_asked_for(self, fitted):
-        table = fitted.rank_unmeasured_pairs(["P006", "P001"], n_samples=4, n_cells=8)
+        table = tl.rank_unmeasured_pairs(
+            fitted, ["P006", "P001"], n_samples=4, counterfactual=fitted.counterfactual(n_cells=8)
+        )
         assert table.index.tolist() == ["P001+P006"]
-        found = fitted.get_pair_interactions(["P001+P006"], 4, 8)
+        cells = fitted.counterfactual(n_cells=8)
+        found = tl.pair_interactions(fitted, ["P001+P006"], 4, counterfactual=cells)
         pd.testing.assert_frame_equal(table, found.obs.drop(columns="measured"))
 
     def test_number_and_seed(self, fitted):
-        whole = fitted.rank_unmeasured_pairs(n_samples=3, n_cells=5)
-        pd.testing.assert_frame_equal(
-            fitted.rank_unmeasured_pairs(n_pairs=2, n_samples=3, n_cells=5), whole.iloc[:2]
+        whole = tl.rank_unmeasured_pairs(
+            fitted, n_samples=3, counterfactual=fitted.counterfactual(n_cells=5)
         )
-        other = fitted.rank_unmeasured_pairs(n_samples=3, n_cells=5, seed=1)
+        pd.testing.assert_frame_equal(
+            tl.rank_unmeasured_pairs(
+                fitted, n_pairs=2, n_samples=3, counterfactual=fitted.counterfactual(n_cells=5)
+            ),
+            whole.iloc[:2],
+        )
+        other = tl.rank_unmeasured_pairs(
+            fitted, n_samples=3, counterfactual=fitted.counterfactual(n_cells=5, seed=1)
+        )
         assert (other["surprise"].sort_index() != whole["surprise"].sort_index()).any()
 
-    def test_leaves_out_null_perturbations(self, fitted, monkeypatch):
-        null = "scvi_sams.model._pairs_mixin.null_perturbations"
-        monkeypatch.setattr(null, lambda _: [fitted.perturbation_names[-1]])
-        table = fitted.rank_unmeasured_pairs(n_samples=2, n_cells=3)
-        assert not table.index.str.contains(fitted.perturbation_names[-1]).any()
+    def test_leaves_out_null_perturbations(self, screen):
+        label = screen.obs["perturbation"].astype(str).str.replace("P006", "control_null_001")
+        screen.obs["perturbation"] = label
+        model = fit_member("SAMSVAE", screen, max_epochs=2)
+        cells = model.counterfactual(n_cells=3)
+        table = tl.rank_unmeasured_pairs(model, n_samples=2, counterfactual=cells)
+        assert not table.index.str.contains("control_null_001").any()
         assert len(table) > 0
 
     def test_errors(self, fitted, tmp_path):
         with pytest.raises(UnknownPerturbationError, match="P001"):
-            fitted.rank_unmeasured_pairs(["P0O1", "P002"])
+            tl.rank_unmeasured_pairs(fitted, ["P0O1", "P002"])
         measured = next(name for name in fitted.adata.obs["perturbation"].unique() if "+" in name)
         with pytest.raises(ScreenError, match="is unmeasured"):
-            fitted.rank_unmeasured_pairs(measured.split("+"))
+            tl.rank_unmeasured_pairs(fitted, measured.split("+"))
         with pytest.raises(ScreenError, match="n_pairs=0"):
-            fitted.rank_unmeasured_pairs(n_pairs=0)
+            tl.rank_unmeasured_pairs(fitted, n_pairs=0)
 
 
 N_CALIBRATING = 12
@@ -213,21 +229,25 @@ def calibrated() -> SAMSVAE:
 
 
 class TestCalibration:
-    sizes: ClassVar = {"n_samples": 6, "n_cells": 10}
+    @staticmethod
+    def found(model, pairs, seed=0, **kwargs):
+        cells = model.counterfactual(n_cells=10, seed=seed)
+        return tl.pair_interactions(model, pairs, n_samples=6, counterfactual=cells, **kwargs)
 
     def test_intervals_hold_the_errors_of_the_model(self, calibrated):
         """Those of the other measured pairs, in proportion to the effects of the parts."""
         pair, *others = pairs_of(calibrated.adata)
         first, second = pair.split("+")
-        bare = calibrated.get_pair_interactions([pair], calibration=None, seed=3, **self.sizes)
-        found = calibrated.get_pair_interactions([pair], seed=3, **self.sizes)
+        bare = self.found(calibrated, [pair], seed=3, calibration=None)
+        found = self.found(calibrated, [pair], seed=3)
         assert found.obs["calibrated"].all()
         assert found.uns["scvi_sams"]["n_calibration_pairs"] == N_CALIBRATING - 1
         without = calibrated.adata[calibrated.adata.obs["perturbation"] != pair].copy()
-        errors = calibrated._model_errors(without, seed=3).of_all
+        errors = model_errors(calibrated, without, seed=3).of_all
         assert errors.n_pairs == len(others)
-        scvi.settings.seed = 3
-        parts = calibrated.get_average_treatment_effect([first, second, pair], **self.sizes).X
+        parts = calibrated.get_average_treatment_effect(
+            [first, second, pair], n_samples=6, n_cells=10, seed=3
+        ).X
         variance = errors.absolute_variance + errors.relative_variance * (
             parts[0] ** 2 + parts[1] ** 2
         )
@@ -244,31 +264,39 @@ class TestCalibration:
         np.testing.assert_array_equal(found.X, bare.X)
 
     def test_same_bits_from_the_same_seed(self, calibrated):
-        found = [calibrated.get_pair_interactions(PAIRS, **self.sizes) for _ in range(2)]
+        found = [self.found(calibrated, PAIRS) for _ in range(2)]
         pd.testing.assert_frame_equal(found[0].obs, found[1].obs)
         np.testing.assert_array_equal(found[0].layers["upper"], found[1].layers["upper"])
 
     def test_ranking(self, calibrated):
-        table = calibrated.rank_unmeasured_pairs(n_samples=4, n_cells=8)
+        table = tl.rank_unmeasured_pairs(
+            calibrated, n_samples=4, counterfactual=calibrated.counterfactual(n_cells=8)
+        )
         assert table["calibrated"].all()
         assert table.attrs["n_calibration_pairs"] == N_CALIBRATING
-        asked = calibrated.get_pair_interactions(list(table.index), 4, 8)
+        cells = calibrated.counterfactual(n_cells=8)
+        asked = tl.pair_interactions(calibrated, list(table.index), 4, counterfactual=cells)
         pd.testing.assert_frame_equal(table, asked.obs.drop(columns="measured"))
-        bare = calibrated.rank_unmeasured_pairs(n_samples=4, n_cells=8, calibration=None)
+        bare = tl.rank_unmeasured_pairs(
+            calibrated,
+            n_samples=4,
+            calibration=None,
+            counterfactual=calibrated.counterfactual(n_cells=8),
+        )
         assert (table["uncertainty"] > bare["uncertainty"].loc[table.index]).all()
 
     def test_too_few_pairs_say_so(self, fitted):
-        found = fitted.get_pair_interactions(PAIRS, **self.sizes)
+        found = self.found(fitted, PAIRS)
         assert not found.obs["calibrated"].any()
         assert found.uns["scvi_sams"]["n_calibration_pairs"] == 0
-        bare = fitted.get_pair_interactions(PAIRS, calibration=None, **self.sizes)
+        bare = self.found(fitted, PAIRS, calibration=None)
         np.testing.assert_array_equal(found.layers["upper"], bare.layers["upper"])
 
     def test_pairs_with_a_shift_of_their_own_say_so(self, calibrated, monkeypatch):
         own, other = pairs_of(calibrated.adata)[:2]
-        shifted = {tuple(map(calibrated.perturbation_names.index, own.split("+")))}
-        monkeypatch.setattr(SAMSVAE, "_pairs_with_a_shift", shifted)
-        found = calibrated.get_pair_interactions([own, other], **self.sizes)
+        shifted = [tuple(map(calibrated.perturbation_names.index, own.split("+")))]
+        monkeypatch.setattr(calibrated.module.interactions, "pairs", shifted)
+        found = self.found(calibrated, [own, other])
         assert found.obs["calibrated"].tolist() == [False, True]
         assert found.uns["scvi_sams"]["n_calibration_pairs"] == N_CALIBRATING - 2
 
@@ -277,42 +305,53 @@ class TestCalibration:
         adata.layers["features"] = np.log1p(adata.layers["counts"].toarray())
         SAMSVAE.setup_anndata(adata, **(SETUP | {"layer": "features"}), is_count_data=False)
         model = fit(adata, max_epochs=2, gene_likelihood="normal")
-        assert model.get_pair_interactions(PAIRS, **self.sizes).obs["calibrated"].all()
+        assert self.found(model, PAIRS).obs["calibrated"].all()
 
     def test_unknown(self, calibrated):
         with pytest.raises(ScreenError, match="calibration='seen' is unknown"):
-            calibrated.get_pair_interactions(PAIRS, calibration="seen", **self.sizes)
+            self.found(calibrated, PAIRS, calibration="seen")
 
 
 @pytest.mark.parametrize("member", SHIFTED)
 def test_family(member):
     setup = {"combinations": "additive"} if member == "SVAEPlus" else {}
     model = fit_member(member, covariates=True, setup=setup)
-    found = model.get_pair_interactions(PAIRS, n_samples=3, n_cells=6)
+    found = tl.pair_interactions(
+        model, PAIRS, n_samples=3, counterfactual=model.counterfactual(n_cells=6)
+    )
     assert np.isfinite(found.X).all()
-    assert len(model.rank_unmeasured_pairs(n_samples=2, n_cells=4)) == 12
+    assert (
+        len(
+            tl.rank_unmeasured_pairs(
+                model, n_samples=2, counterfactual=model.counterfactual(n_cells=4)
+            )
+        )
+        == 12
+    )
 
 
 def test_without_a_posterior():
     model = fit_member("ConditionalVAE")
     with pytest.raises(NotImplementedError, match="get_average_treatment_effect"):
-        model.get_pair_interactions(PAIRS)
+        tl.pair_interactions(model, PAIRS)
     with pytest.raises(NotImplementedError, match="get_average_treatment_effect"):
-        model.rank_unmeasured_pairs()
+        tl.rank_unmeasured_pairs(model)
 
 
 def test_combinations_of_their_own():
     model = fit_member("SVAEPlus")
-    for method in (model.rank_unmeasured_pairs, lambda: model.get_pair_interactions(PAIRS)):
+    for method, *pairs in ((tl.rank_unmeasured_pairs,), (tl.pair_interactions, PAIRS)):
         with pytest.raises(NotImplementedError, match="combinations='additive'"):
-            method()
+            method(model, *pairs)
 
 
 def test_pairs_with_a_shift_of_their_own():
     """A measured pair that is given a large shift departs from additivity by it."""
     model = fit_member("SAMSVAE", interactions=True)
     pair = next(name for name in model.adata.obs["perturbation"].unique() if "+" in name)
-    before = model.get_pair_interactions([pair], n_samples=4, n_cells=20)
+    before = tl.pair_interactions(
+        model, [pair], n_samples=4, counterfactual=model.counterfactual(n_cells=20)
+    )
     effects = model.module.effects
     a, b = (model.perturbation_names.index(part) for part in pair.split("+"))
     row = len(model.perturbation_names) + model.module.interactions.pairs.index((a, b))
@@ -320,7 +359,9 @@ def test_pairs_with_a_shift_of_their_own():
         effects.mask_logits[row] = 30.0
         effects.slab_mean[row] = 3.0
         effects.slab_log_variance[row] = -12.0
-    after = model.get_pair_interactions([pair], n_samples=4, n_cells=20)
+    after = tl.pair_interactions(
+        model, [pair], n_samples=4, counterfactual=model.counterfactual(n_cells=20)
+    )
     assert after.obs["deviation"].item() > 2 * before.obs["deviation"].item()
     assert after.obs["class"].item() != "additive"
 
@@ -331,11 +372,11 @@ def test_ranks_the_surprises_of_a_simulation():
     model = recovered()
     truth = interaction_residuals(observed().to_df())
     unmeasured = truth.obs_names[N_MEASURED_PAIRS:]
-    table = model.rank_unmeasured_pairs()
+    table = tl.rank_unmeasured_pairs(model)
     deviation = np.linalg.norm(truth[unmeasured].X, axis=1)
     ranked = table.loc[unmeasured, "surprise"]
     assert stats.spearmanr(ranked, deviation).statistic > 0.7
-    found = model.get_pair_interactions(list(unmeasured))
+    found = tl.pair_interactions(model, list(unmeasured))
     score = classify_pairs(observed().to_df()).loc[unmeasured, "interaction_score"]
     assert found.obs["calibrated"].all()
     lower, upper = found.obs["interaction_score_lower"], found.obs["interaction_score_upper"]

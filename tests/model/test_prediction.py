@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 
 from scvi_sams import SAMSVAE, ScreenError, UnknownPerturbationError
-from scvi_sams.model import _counterfactual_mixin
+from scvi_sams.model import counterfactual
 
 from .conftest import SETUP, counts_per_library, fit, small_screen
 
@@ -320,7 +320,7 @@ class TestAverageTreatmentEffect:
     def test_memory_chunks(self, any_fitted, monkeypatch):
         arguments = {"n_samples": 7, "n_cells": 10}
         whole = _seeded(any_fitted.get_average_treatment_effect, **arguments)
-        monkeypatch.setattr(_counterfactual_mixin, "_MAX_DECODED_ELEMENTS", 3 * 10 * 80)
+        monkeypatch.setattr(counterfactual, "MAX_DECODED_ELEMENTS", 3 * 10 * 80)
         chunked = _seeded(any_fitted.get_average_treatment_effect, **arguments)
         # Sums of other lengths, in single precision.
         np.testing.assert_allclose(chunked.X, whole.X, atol=5e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import version
 
 import anndata as ad
@@ -11,7 +10,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 
-from scvi_sams import SAMSVAE, ScreenError
+from scvi_sams import SAMSVAE, ScreenError, tl
 
 from ._members import MEMBERS, SHIFTED, SPARSE, fit_member
 
@@ -20,7 +19,7 @@ class TestWriteResults:
     @pytest.fixture
     def written(self, fitted):
         adata = fitted.adata.copy()
-        fitted.write_results(adata, n_cells=20)
+        tl.write_results(fitted, adata, counterfactual=fitted.counterfactual(n_cells=20))
         return adata
 
     def test_values(self, fitted, written):
@@ -31,7 +30,7 @@ class TestWriteResults:
         }.items():
             latent = fitted.get_latent_representation(representation=representation)
             np.testing.assert_array_equal(written.obsm[key], latent)
-        programs = fitted.get_gene_programs(n_cells=20)
+        programs = tl.gene_programs(fitted, counterfactual=fitted.counterfactual(n_cells=20))
         np.testing.assert_array_equal(written.varm["sams_programs"].T, programs.X)
         assert written.varm["sams_programs"].columns.tolist() == programs.obs_names.tolist()
         found = written.uns["sams"]
@@ -59,7 +58,7 @@ class TestWriteResults:
     def test_own_adata_and_key(self):
         model = fit_member("SAMSVAE")
         before = set(model.adata.obsm)
-        model.write_results(key="second", n_cells=5)
+        tl.write_results(model, key="second", counterfactual=model.counterfactual(n_cells=5))
         assert set(model.adata.obsm) - before == {
             "X_second",
             "X_second_basal",
@@ -70,19 +69,37 @@ class TestWriteResults:
 
     def test_part_of_the_cells(self, fitted):
         some = fitted.adata[100:150].copy()
-        fitted.write_results(some, n_cells=5)
+        tl.write_results(fitted, some, counterfactual=fitted.counterfactual(n_cells=5))
         whole = fitted.get_latent_representation(representation="basal")
         np.testing.assert_allclose(some.obsm["X_sams_basal"], whole[100:150], atol=1e-5)
+
+    def test_genes_are_matched_by_name(self, fitted):
+        """In another order and among others, the rows of a gene are its own."""
+        adata = fitted.adata.copy()
+        cells = fitted.counterfactual(n_cells=5)
+        tl.write_results(fitted, adata, counterfactual=cells)
+        more = ad.concat(
+            [adata, adata[:, :3].copy()[:, ::-1]], axis=1, merge="same", uns_merge="same"
+        )
+        more.var_names = [*adata.var_names, "x", "y", "z"]
+        more = more[:, np.random.default_rng(0).permutation(more.n_vars)].copy()
+        tl.write_results(fitted, more, counterfactual=cells)
+        programs = more.varm["sams_programs"]
+        assert programs.loc[["x", "y", "z"]].isna().all(axis=None)
+        pd.testing.assert_frame_equal(programs.loc[adata.var_names], adata.varm["sams_programs"])
+        np.testing.assert_allclose(more.obsm["X_sams"], adata.obsm["X_sams"], atol=1e-5)
 
     def test_errors_leave_the_adata_as_it_was(self, fitted):
         adata = fitted.adata.copy()
         keys = (set(adata.obsm), set(adata.varm), set(adata.uns))
+        with pytest.raises(ScreenError, match="lacks the gene 'gene_00'"):
+            tl.write_results(fitted, adata[:, 1:].copy())
         with pytest.raises(ScreenError, match="view"):
-            fitted.write_results(adata[:10])
+            tl.write_results(fitted, adata[:10])
         with pytest.raises(ScreenError, match="key='a/b'"):
-            fitted.write_results(adata, key="a/b")
+            tl.write_results(fitted, adata, key="a/b")
         with pytest.raises(ValueError, match="move=0"):
-            fitted.write_results(adata, move=0)
+            tl.write_results(fitted, adata, move=0)
         assert (set(adata.obsm), set(adata.varm), set(adata.uns)) == keys
 
     def test_without_adata(self, tmp_path):
@@ -90,17 +107,19 @@ class TestWriteResults:
         model.save(tmp_path / "model", save_anndata=False)
         loaded = SAMSVAE.load(tmp_path / "model", adata=False, accelerator="cpu")
         with pytest.raises(ScreenError, match="without its AnnData"):
-            loaded.write_results()
+            tl.write_results(loaded)
         with pytest.raises(ScreenError, match="without it"):
-            loaded.rank_unmeasured_pairs()
-        assert loaded.get_pair_interactions(["P001+P002"], 2, 3).obs["measured"].isna().all()
-        assert np.isfinite(loaded.get_gene_programs(n_cells=5).X).all()
+            tl.rank_unmeasured_pairs(loaded)
+        assert tl.pair_interactions(loaded, ["P001+P002"], 2).obs["measured"].isna().all()
+        assert np.isfinite(
+            tl.gene_programs(loaded, counterfactual=loaded.counterfactual(n_cells=5)).X
+        ).all()
 
     @pytest.mark.parametrize("member", MEMBERS)
     def test_family(self, member, tmp_path):
         model = fit_member(member, covariates=True)
         adata = model.adata.copy()
-        model.write_results(adata, n_cells=5)
+        tl.write_results(model, adata, counterfactual=model.counterfactual(n_cells=5))
         assert ("X_sams_perturbation" in adata.obsm) == (member in SHIFTED)
         assert ("perturbation_effect" in adata.uns["sams"]) == (member in SHIFTED)
         assert ("perturbation_mask" in adata.uns["sams"]) == (member in SPARSE)
@@ -110,54 +129,23 @@ class TestWriteResults:
 class TestEcosystem:
     @pytest.mark.parametrize("member", MEMBERS)
     def test_hub(self, member, tmp_path):
-        """A saved model is a model of scvi-tools' hub, with metadata that find its class."""
-        pytest.importorskip("huggingface_hub", reason="scvi.hub needs huggingface_hub")
+        """A saved model is a model of scvi-tools' hub, by the recipe of the user guide."""
+        hub = pytest.importorskip("huggingface_hub", reason="scvi.hub needs huggingface_hub")
         from scvi.hub import HubMetadata, HubModel
 
         model, folder = fit_member(member), str(tmp_path / "model")
-        returned = model.save_for_hub(folder, "mit", description="Five genes.", tissues=["lung"])
+        model.save(folder, save_anndata=True)
         metadata = HubMetadata.from_dir(
             folder, anndata_version=version("anndata"), model_parent_module="scvi_sams"
         )
-        hub_model = HubModel(folder)
-        assert hub_model.metadata == returned.metadata == metadata
-        assert metadata.scvi_version == version("scvi-tools")
-        card = hub_model.model_card
-        assert card.data.license == "mit"
-        assert card.data.library_name == "scvi-tools"
-        assert {f"model_cls_name:{member}", "modality:rna", "tissue:lung"} <= set(card.data.tags)
-        for told in ("Five genes.", "300 cells, 40 genes, ", '"n_hidden": ', "Karaletsos"):
-            assert told in card.text
-        loaded = hub_model.model
+        assert metadata.model_cls_name == member
+        card = hub.ModelCard("---\nlicense: mit\nlibrary_name: scvi-tools\n---\nForty genes.")
+        HubModel(folder, metadata=metadata, model_card=card).save(overwrite=True)
+        loaded = HubModel(folder).model
         assert type(loaded) is MEMBERS[member]
         np.testing.assert_array_equal(
             loaded.get_latent_representation(), model.get_latent_representation()
         )
-        with pytest.raises(ValueError, match="already exists"):
-            model.save_for_hub(folder, "mit", description="")
-        model.save_for_hub(folder, "apache-2.0", description="", overwrite=True)
-        assert HubModel(folder).model_card.data.license == "apache-2.0"
-
-    def test_hub_without_adata(self, tmp_path):
-        pytest.importorskip("huggingface_hub", reason="scvi.hub needs huggingface_hub")
-        model, folder = fit_member("SAMSVAE"), tmp_path / "model"
-        model.save(folder, save_anndata=False)
-        loaded = SAMSVAE.load(folder, adata=False, accelerator="cpu")
-        with pytest.raises(ScreenError, match="save_anndata=False"):
-            loaded.save_for_hub(folder, "mit", description="")
-        loaded.save_for_hub(tmp_path / "hub", "mit", description="", save_anndata=False)
-        assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == [
-            "README.md",
-            "_scvi_required_metadata.json",
-            "model.pt",
-        ]
-
-    def test_hub_without_its_library(self, fitted, tmp_path, monkeypatch):
-        for name in [name for name in sys.modules if name.split(".")[:2] == ["scvi", "hub"]]:
-            monkeypatch.delitem(sys.modules, name)
-        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-        with pytest.raises(ImportError, match=r'pip install "scvi-sams\[hub\]"'):
-            fitted.save_for_hub(tmp_path / "model", "mit", description="")
 
     @pytest.mark.slow  # the library of sparse arrays compiles for half a minute
     def test_posterior_predictive_check(self, fitted):

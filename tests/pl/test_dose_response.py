@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import scvi_sams
-from scvi_sams import pl
+from scvi_sams import pl, tl
 
 
 def _curves(ec50, slope, log_std=0.5, level=0.95):
@@ -81,5 +81,5 @@ def test_curves_of_a_model_are_drawn():
     )
     model = scvi_sams.SAMSVAE(adata, n_latent=3, n_hidden=8, dose_response="hill")
     model.train(max_epochs=1, accelerator="cpu")
-    ax = pl.dose_response(model.get_dose_response())
+    ax = pl.dose_response(tl.dose_response(model))
     assert len(ax.get_legend().get_texts()) == 3

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from scvi_sams import pl
+from scvi_sams import pl, tl
 
 
 def _effects(values, conditions=None, genes=None):
@@ -117,12 +117,17 @@ def test_a_pair_that_does_nothing_is_drawn():
 def test_another_table_is_refused():
     table = _pairs([1], [1])
     del table.layers["additive"]
-    with pytest.raises(ValueError, match=r"layer additive: give what get_pair_interactions\(\)"):
+    with pytest.raises(ValueError, match=r"layer additive: give what pair_interactions\(\)"):
         pl.pair_vs_additive_effects(table)
 
 
 def test_a_trained_model_is_drawn(trained_model):
-    found = trained_model.get_pair_interactions(["P001+P002"], n_samples=4, n_cells=10)
+    found = tl.pair_interactions(
+        trained_model,
+        ["P001+P002"],
+        n_samples=4,
+        counterfactual=trained_model.counterfactual(n_cells=10),
+    )
     ax = pl.pair_vs_additive_effects(found)
     assert ax.get_title().startswith("P001+P002\n")
     assert "log2 expression" in ax.get_xlabel()

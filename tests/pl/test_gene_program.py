@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from scvi_sams import pl
+from scvi_sams import pl, tl
 
 
 def _labels(ax):
@@ -61,10 +61,14 @@ def test_what_cannot_be_drawn_is_refused(programs):
     with pytest.raises(ValueError, match="n_genes=0"):
         pl.gene_program(programs, 0, n_genes=0)
     del programs.layers["lower"]
-    with pytest.raises(ValueError, match=r"no layer lower: give what get_gene_programs\(\)"):
+    with pytest.raises(ValueError, match=r"no layer lower: give what gene_programs\(\)"):
         pl.gene_program(programs, 0)
 
 
 def test_a_trained_model_is_drawn(trained_model):
-    ax = pl.gene_program(trained_model.get_gene_programs(n_cells=20), 0, n_genes=3)
+    ax = pl.gene_program(
+        tl.gene_programs(trained_model, counterfactual=trained_model.counterfactual(n_cells=20)),
+        0,
+        n_genes=3,
+    )
     assert len(_labels(ax)) == 6

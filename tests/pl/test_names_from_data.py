@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from scvi_sams import pl
-from scvi_sams.tl import differential_expression_table
+from scvi_sams.tl.summaries import differential_expression_table
 
 # Mathematics that does not parse, a legend's sign for nothing, markup, an escape code.
 NAMES = ["$a_{$", "$b$", "_hidden", "[red]c[/]", "d\x1b[31m"]

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from scvi_sams import pl
-from scvi_sams.tl import differential_expression_table
+from scvi_sams import pl, tl
+from scvi_sams.tl.summaries import differential_expression_table
 
 _GENES = ["up", "down", "unsure", "none", "exact", "sure"]
 
@@ -64,12 +64,17 @@ def test_no_calls_are_drawn_into_given_axes(name_boxes):
 
 @pytest.mark.parametrize("column", ["lfc_std", "is_de_fdr_0.05"])
 def test_another_table_is_refused(column):
-    with pytest.raises(ValueError, match=r"get_differential_expression\(\)"):
+    with pytest.raises(ValueError, match=r"differential_expression\(\)"):
         pl.volcano(_table().drop(columns=column))
 
 
 def test_a_trained_model_is_drawn(trained_model):
-    table = trained_model.get_differential_expression(["P001", "P002"], n_samples=10, n_cells=20)
+    table = tl.differential_expression(
+        trained_model,
+        ["P001", "P002"],
+        n_samples=10,
+        counterfactual=trained_model.counterfactual(n_cells=20),
+    )
     ax = pl.volcano(table, "P001")
     drawn = sum(len(points.get_offsets()) for points in ax.collections)
     assert drawn == len(trained_model.get_var_names())

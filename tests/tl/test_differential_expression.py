@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import norm
 from scvi.model.base._de_core import _fdr_de_prediction
 
-from scvi_sams.tl import differential_expression_table
+from scvi_sams.tl.summaries import differential_expression_table
 
 GENES = [f"G{i}" for i in range(60)]
 

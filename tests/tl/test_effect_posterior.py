@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvi_sams.tl import effect_interval, local_false_sign_rate
+from scvi_sams.tl.error_rates import effect_interval, local_false_sign_rate
 
 
 def _tables(**columns):

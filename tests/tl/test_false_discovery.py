@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import false_discovery_control
 
 from scvi_sams import ScreenError
-from scvi_sams.tl import bayesian_q_value, calibrated_q_value
+from scvi_sams.tl.error_rates import bayesian_q_value, calibrated_q_value
 
 
 def _frame(values, prefix="P"):

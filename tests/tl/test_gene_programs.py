@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import norm
 
 from scvi_sams import ScreenError
-from scvi_sams.tl import summarize_effects, top_genes, total_variance_share
+from scvi_sams.tl import top_genes
+from scvi_sams.tl.summaries import summarize_effects, total_variance_share
 
 
 class TestSummarizeEffects:

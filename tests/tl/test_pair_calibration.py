@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scvi_sams.tl import pair_summary, regress_pair
-from scvi_sams.tl._pair_calibration import (
+from scvi_sams.tl.pair_calibration import (
     LEAST_PAIRS,
     PairCalibration,
     PairResiduals,
@@ -14,6 +13,7 @@ from scvi_sams.tl._pair_calibration import (
     score_gradient,
     widen_interval,
 )
+from scvi_sams.tl.pair_statistics import pair_summary, regress_pair
 
 N_GENES = 400
 

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from scvi_sams import ScreenError
-from scvi_sams.tl import PAIR_CLASSES, PairThresholds, classify_pairs, pair_class, regress_pair
+from scvi_sams.tl import PairThresholds, classify_pairs
+from scvi_sams.tl.pair_statistics import PAIR_CLASSES, pair_class, regress_pair
 
 FIRST, SECOND, NOVEL = np.linalg.qr(np.random.default_rng(0).normal(size=(40, 3)))[0].T
 

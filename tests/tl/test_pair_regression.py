@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvi_sams.tl import regress_pair
+from scvi_sams.tl.pair_statistics import regress_pair
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from scipy.cluster.hierarchy import dendrogram
 
 from scvi_sams import ScreenError
-from scvi_sams.tl import effect_distance, hierarchical_clusters, mask_distance, perturbation_graph
+from scvi_sams.tl.distances import effect_distance, mask_distance, neighbor_graph
 
 
 @pytest.fixture
@@ -70,35 +69,10 @@ class TestDistance:
             mask_distance(effect)
 
 
-class TestClusters:
-    def test_groups_are_found_and_numbered_by_size(self, effect):
-        effect = effect.iloc[1:]  # four, five and five
-        clusters = hierarchical_clusters(effect_distance(effect), n_clusters=3)
-        assert clusters.iloc[0] == "3"
-        assert clusters.groupby(GROUP[1:]).nunique().eq(1).all()
-        assert clusters.nunique() == 3
-        same = hierarchical_clusters(effect_distance(effect), max_distance=2.0)
-        assert same.tolist() == clusters.tolist()
-
-    def test_linkage_can_be_drawn(self, effect):
-        clusters = hierarchical_clusters(effect_distance(effect), n_clusters=3)
-        leaves = dendrogram(clusters.attrs["linkage"], no_plot=True)["leaves"]
-        assert [len(set(GROUP[leaves[k : k + 5]])) for k in (0, 5, 10)] == [1, 1, 1]
-
-    def test_errors(self, effect):
-        distance = effect_distance(effect)
-        with pytest.raises(ValueError, match="one of n_clusters"):
-            hierarchical_clusters(distance)
-        with pytest.raises(ValueError, match="method='ward'"):
-            hierarchical_clusters(distance, n_clusters=2, method="ward")
-        with pytest.raises(ScreenError, match="two perturbations"):
-            hierarchical_clusters(distance.iloc[:1, :1], n_clusters=1)
-
-
 class TestGraph:
     def test_neighbours_are_the_nearest(self, effect):
         distance = effect_distance(effect)
-        graph = perturbation_graph(effect, distance, n_neighbors=4)
+        graph = neighbor_graph(effect, distance, n_neighbors=4)
         found = graph.obsp["distances"].toarray() > 0
         nearest = np.argsort(distance.to_numpy(), axis=1)[:, 1:5]
         connected = graph.obsp["connectivities"].toarray() > 0
@@ -109,7 +83,7 @@ class TestGraph:
         np.testing.assert_allclose(graph.obsp["perturbation_distances"], distance)
 
     def test_scanpy_lays_it_out_and_clusters_it(self, effect, tmp_path):
-        graph = perturbation_graph(effect, effect_distance(effect), n_neighbors=4)
+        graph = neighbor_graph(effect, effect_distance(effect), n_neighbors=4)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numba, and of scanpy's use of matplotlib
             sc.tl.umap(graph)
@@ -121,7 +95,7 @@ class TestGraph:
     def test_perturbations_with_the_same_mask_are_neighbours(self):
         """At distance zero of each other, as many as there are neighbours."""
         called = pd.DataFrame(np.eye(3, dtype=bool)[np.arange(12) % 3], index=list("ABCDEFGHIJKL"))
-        graph = perturbation_graph(called.astype(float), mask_distance(called), n_neighbors=3)
+        graph = neighbor_graph(called.astype(float), mask_distance(called), n_neighbors=3)
         connected = graph.obsp["connectivities"].toarray() > 0
         group = np.arange(12) % 3
         same = (group[:, None] == group) & ~np.eye(12, dtype=bool)
@@ -130,8 +104,8 @@ class TestGraph:
     def test_errors(self, effect):
         distance = effect_distance(effect)
         with pytest.raises(ScreenError, match="same perturbations"):
-            perturbation_graph(effect.iloc[1:], distance)
+            neighbor_graph(effect.iloc[1:], distance)
         with pytest.raises(ScreenError, match="at least three"):
-            perturbation_graph(effect.iloc[:2], distance.iloc[:2, :2])
+            neighbor_graph(effect.iloc[:2], distance.iloc[:2, :2])
         with pytest.raises(ValueError, match="n_neighbors"):
-            perturbation_graph(effect, distance, n_neighbors=0)
+            neighbor_graph(effect, distance, n_neighbors=0)

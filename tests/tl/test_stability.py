@@ -51,7 +51,7 @@ def test_order_and_sign_of_latents_are_found(effect):
 
 def test_the_same_fit_agrees_wholly(effect):
     others = [_table(_shuffled(effect, seed)[0]) for seed in (1, 2)]
-    stability = mechanism_stability(_table(effect), others)
+    stability = mechanism_stability([_table(effect), *others])
     assert len(stability) == (effect != 0).to_numpy().sum()
     assert (stability["share_called"] == 1).all()
     assert (stability["share_perturbation_called"] == 1).all()
@@ -63,7 +63,7 @@ def test_a_call_that_one_of_two_lacks(effect):
     called = effect != 0
     lacking = called.copy()
     lacking.loc["P0"] = False
-    stability = mechanism_stability(_table(effect), [_table(effect, lacking), _table(effect)])
+    stability = mechanism_stability([_table(effect), _table(effect, lacking), _table(effect)])
     of_first = stability["perturbation"] == "P0"
     assert (stability.loc[of_first, "share_called"] == 0.5).all()
     assert (stability.loc[of_first, "share_perturbation_called"] == 0.5).all()
@@ -74,7 +74,7 @@ def test_an_effect_of_the_other_sign_is_not_the_same_call(effect):
     name, latent = np.argwhere(effect.to_numpy() != 0)[0]
     other = effect.copy()
     other.iloc[name, latent] *= -1
-    stability = mechanism_stability(_table(effect), [_table(other)]).set_index(
+    stability = mechanism_stability([_table(effect), _table(other)]).set_index(
         ["perturbation", "latent"]
     )["share_called"]
     flipped = (effect.index[name], effect.columns[latent])
@@ -84,7 +84,7 @@ def test_an_effect_of_the_other_sign_is_not_the_same_call(effect):
 
 def test_fewer_latents_in_the_other_fit(effect):
     other = effect.drop(columns="latent_0")
-    stability = mechanism_stability(_table(effect), [_table(other)])
+    stability = mechanism_stability([_table(effect), _table(other)])
     is_lost = stability["latent"] == "latent_0"
     assert (stability.loc[is_lost, "share_called"] == 0).all()
     assert (stability.loc[~is_lost, "share_called"] == 1).all()
@@ -99,16 +99,16 @@ def test_latents_can_be_matched_by_their_genes(effect):
     swapped = genes[["latent_1", "latent_0"]].set_axis(genes.columns, axis=1)
     called = same.gt(2).assign(latent_1=False)
     other_called = called[["latent_1", "latent_0"]].set_axis(genes.columns, axis=1)
-    tables = _table(same, called), [_table(same, other_called)]
-    assert mechanism_stability(*tables, [genes, swapped]).attrs["agreement"] == 1
-    assert mechanism_stability(*tables, [genes, genes]).attrs["agreement"] == 0
+    tables = [_table(same, called), _table(same, other_called)]
+    assert mechanism_stability(tables, [genes, swapped]).attrs["agreement"] == 1
+    assert mechanism_stability(tables, [genes, genes]).attrs["agreement"] == 0
 
 
 def test_errors(effect):
     table = _table(effect)
     with pytest.raises(ScreenError, match="at least one other"):
-        mechanism_stability(table, [])
+        mechanism_stability([table])
     with pytest.raises(ScreenError, match="'P11' is in one fit only"):
-        mechanism_stability(table, [_table(effect.drop(index="P11"))])
+        mechanism_stability([table, _table(effect.drop(index="P11"))])
     with pytest.raises(ValueError, match="holds 1 tables for 2 fits"):
-        mechanism_stability(table, [table], [effect])
+        mechanism_stability([table, table], [effect])

@@ -1,30 +1,73 @@
-"""Room for new batches and new perturbations in a fitted module."""
+"""A fitted model at new cells: room for their batches and perturbations."""
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.nn import FCLayers
 
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams._exceptions import unknown_perturbations
+from scvi_sams.data import PerturbationField
 from scvi_sams.module.posteriors import SpikeAndSlab
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
+
+    from scvi_sams.model.samsvae import SAMSVAE
     from scvi_sams.module.base import PerturbationVAEModule
 
-__all__ = [
-    "align_categories",
-    "align_pair_rows",
-    "categories_per_covariate",
-    "start_new_batches",
-    "start_new_perturbations",
-]
+__all__ = ["added_perturbations", "start_query"]
 
 
-def categories_per_covariate(registry: dict[str, Any]) -> list[int]:
+def added_perturbations(
+    registry: dict[str, Any], adata: AnnData, new_perturbations: bool
+) -> list[str]:
+    """Perturbations of new cells that a model does not know; an error unless there may be some."""
+    known = _known_perturbations(registry)
+    names = inspect.signature(PerturbationField).parameters
+    arguments = registry["setup_args"]
+    field = PerturbationField(**{name: arguments[name] for name in names if name in arguments})
+    added = field.unknown_names(adata, known)
+    if added and not new_perturbations:
+        raise unknown_perturbations(added, known)
+    return added
+
+
+def start_query(
+    query: SAMSVAE, registry: dict[str, Any], added: list[str], unfrozen: bool
+) -> None:
+    """Bring a model that scvi-tools has taken to a query to where its training starts."""
+    module, n_known = query.module, len(_known_perturbations(registry))
+    if added and module.effects is None:
+        raise NotImplementedError(
+            f"{type(query).__name__} cannot add perturbations ({', '.join(added[:5])}): they act "
+            "through the weights of its networks, which a query keeps frozen. Fit it to all "
+            "cells, or use SAMSVAE."
+        )
+    if module.effects is not None:
+        _align_pair_rows(module, n_known)
+        module.effects.freeze(frozen=not unfrozen)
+        if added:
+            _start_new_perturbations(module, n_known, unfrozen)
+    known_categories = _categories_per_covariate(registry)
+    has_new_categories = known_categories != _categories_per_covariate(query.registry)
+    query.learns_effects_only_ = bool(added) and not (unfrozen or has_new_categories)
+    _align_categories(module, known_categories)
+    _start_new_batches(module)
+
+
+def _known_perturbations(registry: dict[str, Any]) -> list[str]:
+    state = registry["field_registries"][SAMS_REGISTRY_KEYS.PERTURBATION_KEY]["state_registry"]
+    return list(state[PerturbationField.COLUMN_NAMES_KEY])
+
+
+def _categories_per_covariate(registry: dict[str, Any]) -> list[int]:
     """Numbers of categories of the batch and of the further categorical covariates."""
     fields = registry["field_registries"]
     n_batch = len(fields[REGISTRY_KEYS.BATCH_KEY]["state_registry"]["categorical_mapping"])
@@ -33,19 +76,11 @@ def categories_per_covariate(registry: dict[str, Any]) -> list[int]:
 
 
 @torch.no_grad()
-def align_categories(module: PerturbationVAEModule, n_known: Sequence[int]) -> None:
+def _align_categories(module: PerturbationVAEModule, n_known: Sequence[int]) -> None:
     """Bring the weights of categories to where the networks look for them.
 
-    scvi-tools appends the weights of new categories after all others, which moves those of every
-    covariate but the last one. New categories start at the mean of the known ones of their
-    covariate.
-
-    Parameters
-    ----------
-    module
-        Module that :meth:`~scvi.model.base.ArchesMixin.load_query_data` has filled.
-    n_known
-        Numbers of categories of each covariate in the reference.
+    scvi-tools appends those of new categories after all others, which moves those of every
+    covariate but the last. New ones start at the mean of the known ones of their covariate.
     """
     for network in module.modules():
         if not isinstance(network, FCLayers) or not network.n_cat_list:
@@ -74,7 +109,7 @@ def _aligned(
 
 
 @torch.no_grad()
-def start_new_batches(module: PerturbationVAEModule) -> None:
+def _start_new_batches(module: PerturbationVAEModule) -> None:
     """Start the basal means of batches that were never seen at the mean of the others."""
     if module.closed_form is not None:
         seen = module.closed_form.statistics.basal_weight.squeeze(1) > 0
@@ -83,18 +118,8 @@ def start_new_batches(module: PerturbationVAEModule) -> None:
 
 
 @torch.no_grad()
-def align_pair_rows(module: PerturbationVAEModule, n_known: int) -> None:
-    """Bring the effects of pairs to where they are looked for, after all perturbations.
-
-    scvi-tools appends the rows of new perturbations after all others.
-
-    Parameters
-    ----------
-    module
-        Module that :meth:`~scvi.model.base.ArchesMixin.load_query_data` has filled.
-    n_known
-        Number of perturbations of the reference.
-    """
+def _align_pair_rows(module: PerturbationVAEModule, n_known: int) -> None:
+    """Bring the effects of pairs after all perturbations; scvi-tools appends new ones last."""
     effects = module.effects
     if effects is None or effects.n_pairs == 0 or effects.n_perturbations == n_known:
         return
@@ -114,20 +139,10 @@ def align_pair_rows(module: PerturbationVAEModule, n_known: int) -> None:
 
 
 @torch.no_grad()
-def start_new_perturbations(
+def _start_new_perturbations(
     module: PerturbationVAEModule, n_known: int, unfrozen: bool = False
 ) -> None:
-    """Leave the rows of new perturbations to training, from where training starts.
-
-    Parameters
-    ----------
-    module
-        Module with the rows of known perturbations first.
-    n_known
-        Number of perturbations of the reference.
-    unfrozen
-        Whether all else is trained on too.
-    """
+    """Leave the rows of new perturbations to training, from where training starts."""
     effects = module.effects
     if effects is None:
         return

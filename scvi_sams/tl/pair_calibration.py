@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy import sparse
 from scipy.optimize import brentq, nnls
 from scipy.stats import t as student_t
 
-from scvi_sams.tl._pairs import ratio, squared_length_of_sum
+from scvi_sams.tl.pair_statistics import ratio, squared_length_of_sum
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from scvi_sams.data import Conditions
+
 __all__ = [
     "LEAST_PAIRS",
+    "MeasuredPairs",
     "PairCalibration",
     "PairResiduals",
     "ScoreGradient",
     "calibrate_pairs",
     "calibrated_summary",
+    "find_measured_pairs",
+    "pair_residuals",
     "score_gradient",
     "widen_interval",
 ]
 
-
-LEAST_PAIRS = 8
-"""Pairs from which a variance is learned, at least."""
+LEAST_PAIRS = 8  # from which a variance is learned
+_LEAST_CELLS = 10  # of a pair, of either part and of controls; with fewer no standard error
+_MOST_PAIRS = 100  # a variance gains little from more, and each is decoded
 _MAX_UPDATES = 20
 _TOLERANCE = 1e-6
+
+
+class MeasuredPairs(NamedTuple):
+    """Pairs measured at doses at which both parts were measured alone."""
+
+    perturbation: NDArray[np.int32]
+    """Positions of the perturbations of each pair, increasing, pairs x 2."""
+    dose: NDArray[np.float32]
+    """Their doses, pairs x 2."""
+    groups: NDArray[np.int64]
+    """Groups of cells of the pair and of its parts, in that order, pairs x 3."""
+    group: NDArray[np.int64]
+    """Group of each cell, 0 for controls and -1 for none of these."""
+    n_cells: NDArray[np.int64]
+    """Cells of each group."""
 
 
 class PairResiduals(NamedTuple):
@@ -84,7 +105,7 @@ class ScoreGradient(NamedTuple):
 def score_gradient(
     first: NDArray[np.floating], second: NDArray[np.floating], pair: NDArray[np.floating]
 ) -> ScoreGradient:
-    r"""How the interaction score of :func:`regress_pair` answers to small changes of effects.
+    r"""How the interaction score answers to small changes of effects of shape ``(..., n_genes)``.
 
     With :math:`a = \delta_A + \delta_B` and the score
     :math:`f = \langle \delta_{AB} - a, a \rangle / |a|^2`,
@@ -95,19 +116,6 @@ def score_gradient(
             = \frac{\delta_{AB} - 2 (1 + f)\, a}{|a|^2}.
 
     Where parts cancel, the denominator of the score is not :math:`|a|^2` and is taken as given.
-
-    Parameters
-    ----------
-    first, second, pair
-        Effects of the parts and of the pair, shape ``(..., n_genes)``.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scvi_sams.tl._pair_calibration import score_gradient
-    >>> first, second = np.eye(2)
-    >>> score_gradient(first, second, first + second).pair
-    array([0.5, 0.5])
     """
     a, b, y = (np.asarray(effect, dtype=np.float64) for effect in (first, second, pair))
     additive = a + b
@@ -116,6 +124,104 @@ def score_gradient(
     coefficient = np.where(squared >= length, 2 * (1 + score), 2.0)[..., None]
     length = length[..., None]
     return ScoreGradient(ratio(additive, length), ratio(y - coefficient * additive, length))
+
+
+def find_measured_pairs(
+    conditions: Conditions, seed: int | None, without: Container[tuple[int, int]] = ()
+) -> MeasuredPairs:
+    """Pairs with enough cells of their own, of both parts alone and of controls.
+
+    Of more than are needed some are drawn by the seed; ``without`` are left out.
+    """
+    n_cells = conditions.n_cells
+    row_of = {
+        (*index[dose > 0].tolist(), *dose[dose > 0].tolist()): row
+        for row, (index, dose) in enumerate(zip(conditions.index, conditions.dose, strict=True))
+    }
+    found = []
+    for a, b, dose_a, dose_b in sorted(key for key in row_of if len(key) == 4):
+        groups = [(a, b, dose_a, dose_b), (a, dose_a), (b, dose_b), ()]
+        if (a, b) not in without and row_of.keys() >= set(groups):
+            members = [row_of[group] for group in groups]
+            if n_cells[members].min() >= _LEAST_CELLS:
+                found.append(members)
+    kept = np.arange(len(found))
+    if len(kept) > _MOST_PAIRS:
+        kept = np.sort(np.random.default_rng(seed).choice(kept, _MOST_PAIRS, replace=False))
+    rows = np.array(found, dtype=np.int64).reshape(-1, 4)[kept]
+    # Sums are kept of the groups that are used alone, controls first.
+    used = np.array([*rows[:1, 3], *np.setdiff1d(rows[:, :3], rows[:1, 3])], dtype=np.int64)
+    group_of = np.full(len(n_cells), -1)
+    group_of[used] = np.arange(len(used))
+    pairs = rows[:, 0]
+    return MeasuredPairs(
+        conditions.index[pairs, :2],
+        conditions.dose[pairs, :2],
+        group_of[rows[:, :3]],
+        group_of[conditions.codes],
+        n_cells[used],
+    )
+
+
+def pair_residuals(
+    measured: MeasuredPairs,
+    chunks: Iterable[tuple[slice, Any]],
+    effects: Sequence[tuple[NDArray[np.float64], ...]],
+    gradients: Sequence[ScoreGradient],
+) -> PairResiduals:
+    r"""Observed deviations from additivity and interaction scores against those of a model.
+
+    Scores are compared along the model's gradient, :math:`r = \sum_c \langle w_c, \hat\delta_c -
+    \delta_c \rangle` over the pair and its parts: to first order the difference of the scores, and
+    linear in the cells, so that its standard error follows from their variance along
+    :math:`w_c`. Noise would bias the score of the observed effects themselves.
+
+    Expression comes in runs of cells x genes with their place among the cells; effects are those
+    of the first part, the second and the pair. Each field has a row a pair.
+    """
+    n_pairs, n_groups = len(effects), len(measured.n_cells)
+    first, second, pair = (
+        np.stack(side).astype(np.float64) for side in zip(*effects, strict=True)
+    )
+    of_pair, of_parts = (np.stack(side) for side in zip(*gradients, strict=True))
+    # Weights of the cells of the pair, of its parts and of the controls, whose mean is in all.
+    weights = np.concatenate([of_pair, of_parts, -of_pair - 2 * of_parts]).T
+    n_genes = len(weights)
+    sums = np.zeros((2, n_groups, n_genes + weights.shape[1]))
+    for rows, expression in chunks:
+        cells = np.flatnonzero(measured.group[rows] >= 0)
+        group, expression = measured.group[rows][cells], expression[cells]
+        member = sparse.csr_matrix(
+            (np.ones(len(cells)), (group, np.arange(len(cells)))), shape=(n_groups, len(cells))
+        )
+        along = np.asarray(expression @ weights)
+        squared = expression.power(2) if sparse.issparse(expression) else np.square(expression)
+        for total, genes, scores in zip(
+            sums, (expression, squared), (along, np.square(along)), strict=True
+        ):
+            by_gene = member @ genes
+            total[:, :n_genes] += by_gene.toarray() if sparse.issparse(by_gene) else by_gene
+            total[:, n_genes:] += member @ scores
+    n_cells = np.maximum(measured.n_cells, 1)[:, None]
+    mean = sums[0] / n_cells
+    variance = np.maximum(sums[1] / n_cells - mean**2, 0) / np.maximum(n_cells - 1, 1)
+    mean, by_gene, by_score = mean[:, :n_genes], variance[:, :n_genes], variance[:, n_genes:]
+    g = measured.groups
+    observed = [mean[g[:, side]] - mean[0] for side in range(3)]
+    differences = [seen - said for seen, said in zip(observed, (pair, first, second), strict=True)]
+    p = np.arange(n_pairs)
+    return PairResiduals(
+        deviation=differences[0] - differences[1] - differences[2],
+        deviation_error=np.sqrt(by_gene[g].sum(1) + by_gene[0]),
+        squared_parts=first**2 + second**2,
+        score=(of_pair * differences[0] + of_parts * (differences[1] + differences[2])).sum(1),
+        score_error=np.sqrt(
+            by_score[g[:, 0], p]
+            + by_score[g[:, 1], n_pairs + p]
+            + by_score[g[:, 2], n_pairs + p]
+            + by_score[0, 2 * n_pairs + p]
+        ),
+    )
 
 
 def calibrate_pairs(residuals: PairResiduals) -> PairCalibration:
@@ -136,29 +242,6 @@ def calibrate_pairs(residuals: PairResiduals) -> PairCalibration:
 
     (the estimator of Paule and Mandel, 1982), 0 if sampling explains the residuals. All are
     second moments about 0: an error that all pairs share counts too.
-
-    Parameters
-    ----------
-    residuals
-        Measured pairs against the model, :data:`LEAST_PAIRS` at least.
-
-    Raises
-    ------
-    ValueError
-        If there are too few pairs.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scvi_sams.tl._pair_calibration import PairResiduals, calibrate_pairs
-    >>> rng = np.random.default_rng(0)
-    >>> genes, ones = rng.normal(0, [[0.5]], (40, 500)), np.ones((40, 500))
-    >>> scores = rng.normal(0, 0.2, 40)
-    >>> found = calibrate_pairs(
-    ...     PairResiduals(genes, 0.3 * ones, 0 * ones, scores, np.full(40, 0.1))
-    ... )
-    >>> round(found.absolute_variance, 2)  # 0.5 ** 2 - 0.3 ** 2
-    0.16
     """
     n_pairs = len(residuals.score)
     if n_pairs < LEAST_PAIRS:
@@ -182,28 +265,6 @@ def widen_interval(
     Either half :math:`h` becomes :math:`\sqrt{h^2 + q^2 \tau^2}`, with :math:`\tau^2` the variance
     of the error and :math:`q` the quantile of Student's t with as many degrees of freedom as
     pairs that the variance was learned from.
-
-    Parameters
-    ----------
-    mean, lower, upper
-        Middle and ends of the interval, of one shape.
-    variance
-        Variance of the error.
-    n_pairs
-        Pairs that it was learned from.
-    credible_level
-        Level of the interval.
-
-    Returns
-    -------
-    The ends.
-
-    Examples
-    --------
-    >>> from scvi_sams.tl._pair_calibration import widen_interval
-    >>> lower, upper = widen_interval(0.0, -3.0, 3.0, 4.0, 10_000_000, 0.9545)
-    >>> round(float(upper), 3)
-    5.0
     """
     q = student_t.ppf((1 + credible_level) / 2, n_pairs)
     error = q * np.sqrt(np.asarray(variance, dtype=np.float64))
@@ -218,23 +279,9 @@ def calibrated_summary(
     calibration: PairCalibration,
     credible_level: float,
 ) -> dict[str, float | str]:
-    r"""Let a pair's summary know the errors of the model.
+    """A pair's summary with a wider interval of the score, and a larger uncertainty and surprise.
 
-    Parameters
-    ----------
-    summary
-        From :func:`pair_summary`.
-    first, second
-        Expected effects of the parts, shape ``(n_genes,)``.
-    calibration
-        Variances of the model's errors.
-    credible_level
-        Level of the interval of the interaction score, as in `summary`.
-
-    Returns
-    -------
-    The summary with a wider interval of the score, and with the variance of the errors, summed
-    over genes, in ``uncertainty`` and ``surprise``. Classes and their probabilities stay.
+    Classes and their probabilities stay; the expected effects of the parts have shape (n_genes,).
     """
     names = ("interaction_score", "interaction_score_lower", "interaction_score_upper")
     score, lower, upper = (np.array(summary[name], dtype=np.float64) for name in names)

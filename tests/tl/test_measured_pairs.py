@@ -2,36 +2,57 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import sparse
 
+from scvi_sams.data import Conditions
 from scvi_sams.data.tables import log_expression_chunks
+from scvi_sams.datasets import simulated_screen
 from scvi_sams.evaluation import interaction_residuals, observed_average_treatment_effect
-from scvi_sams.model._measured_pairs import find_measured_pairs, pair_residuals
-from scvi_sams.tl._pair_calibration import score_gradient
-from scvi_sams.tl._pairs import regress_pair
-
-from .conftest import SETUP, small_screen
+from scvi_sams.tl.pair_calibration import find_measured_pairs, pair_residuals, score_gradient
+from scvi_sams.tl.pair_statistics import regress_pair
 
 NAMES = [f"P00{number}" for number in range(1, 7)]
 
 
-def doses_of(adata) -> sparse.csr_matrix:
+def doses_of(adata) -> np.ndarray:
     labels = adata.obs["perturbation"].astype(str)
-    return sparse.csr_matrix([[float(n in label) for n in NAMES] for label in labels])
+    return np.array([[float(n in label) for n in NAMES] for label in labels])
+
+
+def measured_of(dosage, seed=0, **kwargs):
+    names = NAMES if dosage.shape[1] == 6 else [f"{n:02d}" for n in range(dosage.shape[1])]
+    return find_measured_pairs(Conditions.from_matrix(dosage, names), seed, **kwargs)
+
+
+def rows_of(measured):
+    """Positions and doses of pairs, a tuple each."""
+    return [
+        (*members, *doses)
+        for members, doses in zip(
+            measured.perturbation.tolist(), measured.dose.tolist(), strict=True
+        )
+    ]
 
 
 @pytest.fixture(scope="module")
 def screen():
-    return small_screen(n_cells=1_200, pair_fraction=0.4)
+    return simulated_screen(
+        1_200,
+        80,
+        n_perturbations=6,
+        n_pairs=3,
+        n_latent=3,
+        control_fraction=0.2,
+        pair_fraction=0.4,
+    )
 
 
 def test_pairs_beside_their_parts(screen):
-    measured = find_measured_pairs(doses_of(screen), seed=0)
+    measured = measured_of(doses_of(screen))
     labels = screen.obs["perturbation"].astype(str).to_numpy()
     assert (labels[measured.group == 0] == "control").all()
     found = []
-    for dosage, groups in zip(measured.dosage.toarray(), measured.groups, strict=True):
-        parts = [NAMES[column] for column in np.flatnonzero(dosage)]
+    for members, groups in zip(measured.perturbation, measured.groups, strict=True):
+        parts = [NAMES[member] for member in members]
         for group, label in zip(groups, ["+".join(parts), *parts], strict=True):
             assert set(labels[measured.group == group]) == {label}
             assert measured.n_cells[group] == (labels == label).sum()
@@ -41,36 +62,32 @@ def test_pairs_beside_their_parts(screen):
 
 
 def test_needs_cells_of_all_four_groups(screen):
-    dosage = doses_of(screen).toarray()
-    whole = find_measured_pairs(sparse.csr_matrix(dosage), 0)
-    assert whole.dosage.shape[0] == 3
-    first = whole.dosage.toarray()[0]
-    part = int(np.flatnonzero(first)[0])
-    alone = (dosage.sum(1) == 1) & (dosage[:, part] == 1)
-    for dropped in ((dosage == first).all(1), alone, dosage.sum(1) == 0):
+    dosage = doses_of(screen)
+    whole = rows_of(measured_of(dosage))
+    assert len(whole) == 3
+    first, second = whole[0][:2]
+    of_pair = (dosage.sum(1) == 2) & (dosage[:, [first, second]] == 1).all(1)
+    alone = (dosage.sum(1) == 1) & (dosage[:, first] == 1)
+    for dropped in (of_pair, alone, dosage.sum(1) == 0):
         kept = np.append(np.flatnonzero(~dropped), np.flatnonzero(dropped)[:9])
-        found = find_measured_pairs(sparse.csr_matrix(dosage[kept]), 0).dosage.toarray()
-        assert not (found == first).all(1).any()
-    left_out = find_measured_pairs(
-        sparse.csr_matrix(dosage), 0, without={tuple(np.flatnonzero(first).tolist())}
-    )
-    assert left_out.dosage.shape[0] == 2
+        assert whole[0] not in rows_of(measured_of(dosage[kept]))
+    assert len(rows_of(measured_of(dosage, without={(first, second)}))) == 2
 
 
 def test_doses_must_agree(screen):
-    dosage = doses_of(screen).toarray()
+    dosage = doses_of(screen)
     dosage[dosage.sum(1) == 2] *= 0.5
-    assert find_measured_pairs(sparse.csr_matrix(dosage), 0).dosage.shape[0] == 0
+    assert rows_of(measured_of(dosage)) == []
 
 
 def test_more_than_a_hundred_are_drawn_from():
     n = 16
     rows = [np.zeros(n), *np.eye(n), *(a + b for a, b in zip(*_pairs(n), strict=True))]
-    dosage = sparse.csr_matrix(np.repeat(rows, 10, axis=0))
-    found = [find_measured_pairs(dosage, seed).dosage.toarray() for seed in (0, 0, 1)]
+    dosage = np.repeat(rows, 10, axis=0)
+    found = [rows_of(measured_of(dosage, seed)) for seed in (0, 0, 1)]
     assert [len(pairs) for pairs in found] == [100, 100, 100]
-    np.testing.assert_array_equal(found[0], found[1])
-    assert (found[0] != found[2]).any()
+    assert found[0] == found[1]
+    assert found[0] != found[2]
 
 
 def _pairs(n):
@@ -80,12 +97,11 @@ def _pairs(n):
 
 def test_against_observed_effects_and_resampled_cells(screen):
     """Deviations are those of the observed effects; errors of scores those of a bootstrap."""
-    labels = {"perturbation_key": "perturbation", "control": "control", "layer": SETUP["layer"]}
+    labels = {"perturbation_key": "perturbation", "control": "control", "layer": "counts"}
     observed = observed_average_treatment_effect(screen, **labels)
-    measured = find_measured_pairs(doses_of(screen), seed=0)
+    measured = measured_of(doses_of(screen))
     effects, names = [], []
-    for row in measured.dosage.toarray():
-        first, second = (NAMES[column] for column in np.flatnonzero(row))
+    for first, second in np.array(NAMES)[measured.perturbation]:
         names.append(f"{first}+{second}")
         frame = observed.to_df().astype(float)
         model = [0.9 * frame.loc[name].to_numpy() for name in (first, second, names[-1])]
@@ -93,7 +109,7 @@ def test_against_observed_effects_and_resampled_cells(screen):
     gradients = [score_gradient(*effect) for effect in effects]
 
     def residuals_of(adata, groups):
-        chunks = log_expression_chunks(adata, SETUP["layer"], None, 1e4)
+        chunks = log_expression_chunks(adata, "counts", None, 1e4)
         return pair_residuals(groups, chunks, effects, gradients)
 
     found = residuals_of(screen, measured)
@@ -120,7 +136,7 @@ def test_against_observed_effects_and_resampled_cells(screen):
 def test_score_residual_is_the_difference_of_scores_to_first_order():
     rng = np.random.default_rng(2)
     dosage = np.repeat([[0, 0], [1, 0], [0, 1], [1, 1]], 10, axis=0).astype(float)
-    measured = find_measured_pairs(sparse.csr_matrix(dosage), 0)
+    measured = measured_of(dosage)
     effect = tuple(rng.normal(size=(3, 20)))
     gradient = [score_gradient(*effect)]
     moved = [value + 1e-4 * rng.normal(size=20) for value in effect]

@@ -1,0 +1,243 @@
+"""What a trained model is read by: its registry, its posterior with labels, states and bounds."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scvi
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.utils import track
+
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams._exceptions import ScreenError
+from scvi_sams.data import Conditions, PerturbationField
+from scvi_sams.data.field import registered_conditions, registered_dosage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from scipy import sparse
+
+    from scvi_sams.data import ConditionsLike
+    from scvi_sams.model.samsvae import SAMSVAE
+    from scvi_sams.module.posteriors import EffectsPosterior
+
+__all__ = [
+    "check_level",
+    "delimiter_of",
+    "field_state",
+    "inclusion_and_slab",
+    "latent_names",
+    "latent_representation",
+    "log_importance_weights",
+    "pair_table",
+    "pairs_together",
+    "parse_conditions",
+    "parse_distinct",
+    "perturbation_table",
+    "provenance",
+    "registered_doses",
+    "require_effects",
+    "require_part",
+]
+
+MAX_WEIGHT_ELEMENTS = 20_000_000  # of one decoded (particles, cells, genes) tensor
+MAX_EFFECT_ELEMENTS = 50_000_000  # of the draws of all effects held at once
+
+
+def field_state(model: SAMSVAE, registry_key: str) -> dict[str, Any]:
+    """State of a registered field, with or without the AnnData."""
+    return model.registry["field_registries"][registry_key]["state_registry"]
+
+
+def registered_doses(model: SAMSVAE) -> sparse.csr_matrix:
+    """Doses of the cells of a model, cells x perturbations."""
+    return registered_dosage(model.adata_manager)
+
+
+def pairs_together(model: SAMSVAE) -> list[tuple[int, int]]:
+    """Pairs of perturbations that some cell has both of, by their positions, in order."""
+    conditions = registered_conditions(model.adata_manager)
+    together: set[tuple[int, int]] = set()
+    for index, dose in zip(conditions.index, conditions.dose, strict=True):
+        together.update(combinations(index[dose > 0].tolist(), 2))
+    return sorted(together)
+
+
+def delimiter_of(model: SAMSVAE) -> str:
+    """What joins the parts of a label."""
+    state = field_state(model, SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+    return state[PerturbationField.DELIMITER_KEY] or "+"
+
+
+def latent_names(model: SAMSVAE) -> list[str]:
+    """Names of the latents."""
+    return [f"latent_{latent}" for latent in range(model.module.n_latent)]
+
+
+def provenance(model: SAMSVAE, seed: int | None = None) -> dict[str, Any]:
+    """What every file written from a model says of its origin."""
+    packages = ("scvi-sams", "scvi-tools", "torch", "anndata")
+    seed = scvi.settings.seed if seed is None else seed
+    return {
+        "model": type(model).__name__,
+        "seed": -1 if seed is None else seed,
+        "python": platform.python_version(),
+        **{package.replace("-", "_"): version(package) for package in packages},
+    }
+
+
+def parse_conditions(model: SAMSVAE, conditions: ConditionsLike) -> Conditions:
+    """Read conditions that a user asks for; those of equal doses are one, with several rows."""
+    state = field_state(model, SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+    return Conditions.from_request(
+        conditions,
+        model.perturbation_names,
+        state[PerturbationField.CONTROL_KEY],
+        state[PerturbationField.DELIMITER_KEY],
+    )
+
+
+def parse_distinct(model: SAMSVAE, conditions: ConditionsLike) -> Conditions:
+    """Read conditions of which each is asked for once."""
+    asked = parse_conditions(model, conditions)
+    if repeated := [asked.labels[code] for code in np.flatnonzero(asked.n_cells > 1)]:
+        raise ScreenError(
+            f"Conditions must differ, but {', '.join(repeated)} repeats. Ask for each once."
+        )
+    return asked
+
+
+def check_level(credible_level: float) -> None:
+    """Raise if a level is not between 0 and 1."""
+    if not 0 < credible_level < 1:
+        raise ValueError(f"credible_level={credible_level!r} must be between 0 and 1.")
+
+
+# -- masks and effects -------------------------------------------------------------------------
+
+
+def require_effects(
+    model: SAMSVAE, caller: str, *, masks: bool = False, pairs: bool = False
+) -> EffectsPosterior:
+    """The effects of a trained model; raise if it has none, no masks or none of pairs."""
+    model._check_if_trained(warn=False)
+    effects, name = model.module.effects, type(model).__name__
+    if effects is None:
+        raise NotImplementedError(
+            f"{caller}: in {name} perturbations act through the networks, not by a latent shift. "
+            "See get_average_treatment_effect() for what they do to genes, or use SAMSVAE or "
+            "CPAVAE."
+        )
+    if masks and not effects.sparse:
+        raise NotImplementedError(
+            f"{caller}: {name} as it was made has no masks, every perturbation moves every "
+            "latent. Its effects are in get_perturbation_effect(); for masks use SAMSVAE with a "
+            "mask_prior below one."
+        )
+    if pairs and effects.n_pairs == 0:
+        raise NotImplementedError(
+            f"{caller}: this model has no interactions, pairs act by the sum of their parts; make "
+            "SAMSVAE with interactions=True."
+        )
+    return effects
+
+
+def require_part(model: SAMSVAE, name: str, absent: str) -> Any:
+    """A part of the module of a trained model; raise if it was made without."""
+    model._check_if_trained(warn=False)
+    part = getattr(model.module, name, None)
+    if part is None:
+        raise NotImplementedError(f"{name}: this {type(model).__name__} {absent}")
+    return part
+
+
+def perturbation_table(model: SAMSVAE, values: torch.Tensor) -> pd.DataFrame:
+    """Rows of perturbations, of those of perturbations and pairs, perturbations x latents."""
+    index = pd.Index(model.perturbation_names, name="perturbation")
+    array = values[: len(index)].detach().cpu().numpy()
+    return pd.DataFrame(array, index=index, columns=latent_names(model))
+
+
+def pair_table(model: SAMSVAE, values: torch.Tensor) -> pd.DataFrame:
+    """Rows of pairs, of those of perturbations and pairs, pairs x latents."""
+    names, join = model.perturbation_names, delimiter_of(model).join
+    index = pd.Index([join((names[a], names[b])) for a, b in model.module.interactions.pairs])
+    array = values[len(names) :].detach().cpu().numpy()
+    return pd.DataFrame(array, index=index, columns=latent_names(model))
+
+
+@torch.no_grad()
+def inclusion_and_slab(model: SAMSVAE, caller: str) -> tuple[pd.DataFrame, ...]:
+    """Inclusion probability, its log-odds, mean and standard deviation where the mask is one.
+
+    Each perturbations x latents.
+    """
+    effects = require_effects(model, caller, masks=True)
+    # Not by way of the probability, which float32 rounds to one.
+    log_odds = effects.mask_log_odds().double()
+    mean, variance = effects.slab_moments()
+    fields = (torch.sigmoid(log_odds), log_odds, mean, variance.sqrt())
+    return tuple(perturbation_table(model, values.double()) for values in fields)
+
+
+# -- cells -------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def latent_representation(
+    model: SAMSVAE, loader: Any, representation: str, give_mean: bool, return_dist: bool
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """See ``SAMSVAE.get_latent_representation``."""
+    module = model.module
+    has_shift = module.effects is not None
+    values, variances = [], []
+    for tensors in loader:
+        outputs = module.inference(**module._get_inference_input(tensors))
+        if representation != "full" and has_shift:
+            shift = outputs["shift_mean"]
+            state = outputs["qz"].loc - shift if representation == "basal" else shift
+        else:
+            state = outputs["qz"].loc if give_mean or return_dist else outputs["z"]
+        mean, variance = module.to_latents(state, outputs["qz"].variance)
+        values.append(mean)
+        variances.append(variance)
+    latent = torch.cat(values).cpu().numpy()
+    return (latent, torch.cat(variances).cpu().numpy()) if return_dist else latent
+
+
+@torch.inference_mode()
+def log_importance_weights(
+    model: SAMSVAE,
+    adata: AnnData | None,
+    indices: Sequence[int] | None,
+    n_particles: int,
+    batch_size: int | None,
+) -> torch.Tensor:
+    """Weights of cells under draws of what all cells share, particles x cells, on the CPU."""
+    model._check_if_trained(warn=False)
+    adata = model._validate_anndata(adata)
+    loader = model._make_data_loader(adata, indices=indices, batch_size=batch_size)
+    module = model.module
+    n_held = max(1, MAX_EFFECT_ELEMENTS // module.n_global_elements)
+    chunks = []
+    for start in range(0, n_particles, n_held):
+        draws = module.sample_globals(min(n_held, n_particles - start))
+        cells = []
+        for tensors in track(loader, description="Importance weights", disable=len(loader) < 50):
+            n_cells, n_genes = tensors[REGISTRY_KEYS.X_KEY].shape
+            n_at_once = max(1, MAX_WEIGHT_ELEMENTS // (n_cells * n_genes))
+            parts = [
+                module.log_importance_weights(tensors, draws.subset(k, k + n_at_once)).cpu()
+                for k in range(0, draws.n_samples, n_at_once)
+            ]
+            cells.append(torch.cat(parts))
+        chunks.append(torch.cat(cells, dim=1))
+    return torch.cat(chunks)

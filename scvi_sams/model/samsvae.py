@@ -1,0 +1,926 @@
+"""The SAMS-VAE model class: AnnData in, labelled tables out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import pandas as pd
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
+from scvi.model.base import (
+    ArchesMixin,
+    BaseModelClass,
+    RNASeqMixin,
+    UnsupervisedTrainingMixin,
+    VAEMixin,
+)
+
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams.data import (
+    PerturbationField,
+    check_confounding,
+    check_counts,
+    check_features,
+    check_size_factor,
+)
+from scvi_sams.data.field import registered_dosage
+from scvi_sams.data.loader import OrderedAnnDataLoader
+from scvi_sams.model.counterfactual import draw_cells
+from scvi_sams.model.prediction import average_treatment_effect, effect_scale, predict
+from scvi_sams.model.query import added_perturbations, start_query
+from scvi_sams.model.read_outs import (
+    check_level,
+    field_state,
+    latent_names,
+    latent_representation,
+    log_importance_weights,
+    parse_conditions,
+    perturbation_table,
+    require_effects,
+)
+from scvi_sams.model.settings import (
+    choose_inference,
+    make_module,
+    median_doses,
+    named_interactions,
+    target_genes,
+)
+from scvi_sams.model.training import default_epochs, infer_query, reference_cells
+from scvi_sams.module import SAMSVAEModule
+from scvi_sams.module.doses import Doses
+from scvi_sams.module.posteriors import CorrelatedEmbeddings
+from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from anndata import AnnData
+
+    from scvi_sams.data import ConditionsLike
+    from scvi_sams.model.counterfactual import Basal, Counterfactual
+    from scvi_sams.module.base import PerturbationVAEModule
+    from scvi_sams.train import DataPlacement
+
+__all__ = ["SAMSVAE"]
+
+_WARMUP_SHARE = 0.8  # the longest warm-up of the plan: before its end the bound still rises
+
+
+class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, BaseModelClass):
+    """Sparse additive mechanism shift VAE (Bereket and Karaletsos, NeurIPS 2023).
+
+    The state of a cell is a basal state plus the sum, weighted by dose, of the effects of its
+    perturbations; each perturbation moves few of the latent dimensions.
+
+    Parameters
+    ----------
+    adata
+        AnnData set up by :meth:`setup_anndata`.
+    registry
+        Registry of a data module, in place of ``adata``.
+    n_latent
+        Number of latent dimensions; about twice as many as mechanisms are expected. Those that no
+        perturbation uses cost little.
+    n_hidden
+        Units of a hidden layer.
+    n_layers
+        Hidden layers of encoder and decoder.
+    dropout_rate
+        Share of units dropped, in the encoder only.
+    encode_covariates
+        Whether the encoder sees batch and covariates, as the decoder does.
+    gene_likelihood
+        ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts; ``"normal"`` for normalised or imaging
+        features (``setup_anndata(..., is_count_data=False)``).
+    dispersion
+        ``"gene"`` or ``"gene-batch"``: what shares an inverse dispersion, or the standard
+        deviation of features.
+    global_inference
+        ``"closed_form"``: masks and effects by coordinate ascent from running statistics of the
+        cells, in a frame that is rotated for sparsity. ``"gradient"``: by stochastic gradient with
+        relaxed masks, as in the paper. By default closed form for the posteriors that have it.
+    basal_posterior
+        Guide of the basal state zb given counts x and shift zp. ``"correlated"``: q(zb | x, zp) is
+        the product of the prior and what the counts say of the state. ``"residual"``: what the
+        counts say less the shift; the robust fallback. ``"mean_field"``: q(zb | x).
+        ``"amortized"``: a network sees x and zp (the paper's correlated guide). The first two have
+        closed-form inference.
+    embedding_posterior
+        ``"spike_and_slab"``: q(e | m) is normal where the mask is one, the prior where it is zero;
+        it has closed-form inference. ``"mean_field"``: q(e) whatever the mask.
+        ``"correlated"``: q(e | m) from a network that all perturbations share.
+    mask_prior
+        Prior probability that a perturbation moves a latent, or ``(a, b)`` of a Beta hyper-prior
+        under which it is learned. ``1.0`` switches sparsity off.
+    mask_prior_shared_by
+        Masks that share a learned probability: ``"all"``, those of a ``"latent"`` or those of a
+        ``"perturbation"``.
+    embedding_scale
+        Prior standard deviation of an effect where the mask is on.
+    spike_scale
+        Standard deviation of a dense background of effects outside the masks; ``"learned"`` from
+        the data, or ``0`` for the paper's exact zero. Closed-form inference only.
+    mask_evidence_cells
+        Evidence for a mask saturates at this many cells, so that masks call effects that are
+        large, not merely detectable. ``None`` for the exact posterior. Fewer give cleaner masks.
+        Closed-form inference only.
+    dose_response
+        ``"linear"``: the shift is proportional to the dose. ``"hill"``: it saturates, with EC50
+        and slope learned for each perturbation.
+    interactions
+        Give measured pairs a sparse shift beyond the sum of their parts: ``True`` for all pairs
+        that occur together in a cell, or the pairs.
+    interaction_prior
+        Prior probability that a pair moves a latent beyond the sum of its parts.
+    direct_effects
+        Give each perturbation a log fold change on its own gene beside the latent shift, so that
+        the knock-down of the target need not pass through shared latents. By default where its
+        name is a gene; ``True`` demands that one is, a dict says which gene each perturbation
+        targets, ``False`` is the paper's model.
+
+    Examples
+    --------
+    >>> import scvi_sams
+    >>> adata = scvi_sams.datasets.simulated_screen()
+    >>> scvi_sams.SAMSVAE.setup_anndata(
+    ...     adata, layer="counts", perturbation_key="perturbation", control="control"
+    ... )
+    >>> model = scvi_sams.SAMSVAE(adata)
+    >>> model.train()  # doctest: +SKIP
+    >>> adata.obsm["X_sams"] = model.get_latent_representation()  # doctest: +SKIP
+    """
+
+    _module_cls: type[PerturbationVAEModule] = SAMSVAEModule
+    _data_loader_cls = OrderedAnnDataLoader
+    _data_splitter_cls = SAMSDataSplitter
+    _training_plan_cls = SAMSTrainingPlan
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        n_latent: int = 40,
+        n_hidden: int = 400,
+        n_layers: int = 1,
+        dropout_rate: float = 0.05,
+        encode_covariates: bool = False,
+        gene_likelihood: Literal["nb", "zinb", "poisson", "normal"] = "nb",
+        dispersion: Literal["gene", "gene-batch"] = "gene",
+        global_inference: Literal["closed_form", "gradient"] | None = None,
+        basal_posterior: Literal[
+            "mean_field", "correlated", "residual", "amortized"
+        ] = "correlated",
+        embedding_posterior: Literal[
+            "mean_field", "correlated", "spike_and_slab"
+        ] = "spike_and_slab",
+        mask_prior: float | tuple[float, float] = 0.02,
+        mask_prior_shared_by: Literal["all", "latent", "perturbation"] = "all",
+        embedding_scale: float = 1.0,
+        spike_scale: float | Literal["learned"] = "learned",
+        mask_evidence_cells: float | None = 30.0,
+        dose_response: Literal["linear", "hill"] = "linear",
+        interactions: bool | Sequence[tuple[str, str]] = False,
+        interaction_prior: float = 0.002,
+        direct_effects: bool | Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(adata, registry)
+        # What is saved is the pairs themselves: another AnnData may have others.
+        interactions = named_interactions(self, interactions)
+        make_module(
+            self,
+            n_latent=n_latent,
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+            dropout_rate=dropout_rate,
+            encode_covariates=encode_covariates,
+            gene_likelihood=gene_likelihood,
+            dispersion=dispersion,
+            global_inference=choose_inference(
+                global_inference, basal_posterior, embedding_posterior
+            ),
+            basal_posterior=basal_posterior,
+            embedding_posterior=embedding_posterior,
+            mask_prior=mask_prior,
+            mask_prior_shared_by=mask_prior_shared_by,
+            embedding_scale=embedding_scale,
+            background_scale=spike_scale,
+            mask_evidence_cells=mask_evidence_cells,
+            reference_doses=median_doses(self, dose_response),
+            interactions=[tuple(map(self.perturbation_names.index, p)) for p in interactions],
+            interaction_prior=interaction_prior,
+            targets=target_genes(self, direct_effects),
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        perturbation_key: str | None = None,
+        dosage_key: str | None = None,
+        perturbation_names_uns_key: str | None = None,
+        control: str | Sequence[str] | None = None,
+        combination_delimiter: str | None = "+",
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        is_count_data: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Say where an AnnData keeps counts, perturbations and covariates.
+
+        Parameters
+        ----------
+        adata
+            The screen, cells x genes. It is annotated, never changed otherwise.
+        layer
+            Layer with the counts; ``adata.X`` by default.
+        perturbation_key
+            Column of ``adata.obs`` with labels: ``"control"``, ``"KLF1"``, ``"KLF1+CEBPA"``.
+        dosage_key
+            With ``perturbation_key``, a column of doses (a number, or ``"1.0+0.5"`` in the order
+            of the parts). Alone, a key of ``adata.obsm`` with the dosage matrix (cells x
+            perturbations; array, sparse matrix or DataFrame).
+        perturbation_names_uns_key
+            Key of ``adata.uns`` with the names of the columns of a dosage matrix that has none.
+        control
+            Label or labels of unperturbed cells.
+        combination_delimiter
+            What joins the parts of a label; ``None`` takes every label as one perturbation.
+        batch_key, labels_key
+            Columns of ``adata.obs``. Labels are kept for plots and other tools, not modelled.
+        size_factor_key
+            Column of ``adata.obs`` to use as library size; the sum of the counts by default. Give
+            it where the genes are a subset, so that their sum is not the library size.
+        categorical_covariate_keys, continuous_covariate_keys
+            Further covariates of the decoder.
+        is_count_data
+            Whether the matrix holds counts, which is then checked. ``False`` for normalised or
+            imaging features, with ``gene_likelihood="normal"``.
+
+        Raises
+        ------
+        ScreenError
+            If something cannot be used; the message names it and the mend.
+
+        Examples
+        --------
+        >>> import scvi_sams
+        >>> adata = scvi_sams.datasets.simulated_screen()
+        >>> scvi_sams.SAMSVAE.setup_anndata(
+        ...     adata, layer="counts", perturbation_key="perturbation", control="control"
+        ... )
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        if is_count_data:
+            check_counts(adata, layer)
+        else:
+            check_features(adata, layer)
+        if size_factor_key is not None:
+            check_size_factor(adata, size_factor_key)
+        perturbations = PerturbationField(
+            perturbation_key,
+            dosage_key,
+            perturbation_names_uns_key,
+            control,
+            combination_delimiter,
+        )
+        fields = [
+            # Checked above, entry by entry; scvi-tools draws some from numpy's global stream.
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
+            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
+            perturbations,
+        ]
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        if kwargs.get("source_registry") is None:  # a screen of its own, not a query
+            key = SAMS_REGISTRY_KEYS.PERTURBATION_KEY
+            names = manager.get_state_registry(key).column_names
+            check_confounding(adata, registered_dosage(manager), names, batch_key)
+        cls.register_manager(manager)
+
+    @classmethod
+    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
+        """Not offered: scvi-tools' out-of-memory loader does not carry dosages."""
+        raise NotImplementedError(
+            "scvi-tools' annbatch loader does not carry the dosage matrix; use setup_anndata with "
+            "a backed AnnData, which train(data_placement='disk') reads in shuffled chunks."
+        )
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        train_size: float | None = None,
+        batch_size: int = 128,
+        early_stopping: bool = False,
+        data_placement: DataPlacement = "auto",
+        plan_kwargs: dict[str, Any] | None = None,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Train the model.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells. By default as many as make about 3,000 steps, between
+            2 and 80. Learning rate, warm-up and the switching on of the masks follow the share
+            of them that is done. A query of new perturbations alone (``load_query_data``) takes
+            600 steps, or 5 passes where it needs no gradients.
+        train_size
+            Share of the cells to train on, 0.9 by default; the rest is for validation.
+        batch_size
+            Cells in a minibatch. Small ones train faster here.
+        early_stopping
+            Stop when the validation bound no longer improves. Counting starts when masks and
+            warm-up are done (``early_stopping_warmup_epochs``).
+        data_placement
+            ``"device"`` keeps the cells as compact tensors on the device that trains and forms
+            minibatches there, ``"host"`` reads each from the AnnData: the fit is the same.
+            ``"disk"``, for a backed AnnData, reads shuffled pools of cells, so that the screen may
+            be larger than memory: other minibatches, as good a fit. ``"auto"`` is ``"device"``
+            where the cells fit, else ``"disk"`` or ``"host"``, where they are. See
+            :class:`~scvi_sams.train.SAMSDataSplitter`.
+        plan_kwargs
+            Arguments of :class:`~scvi_sams.train.SAMSTrainingPlan`.
+        datasplitter_kwargs
+            Arguments of :class:`~scvi.dataloaders.DataSplitter`, such as ``external_indexing``
+            to choose the cells. Ignored, like ``data_placement``, with a ``datamodule``.
+        **kwargs
+            Further arguments of scvi-tools' ``train`` and :class:`~scvi.train.Trainer`, such as
+            ``accelerator``, ``devices``, ``check_val_every_n_epoch``, ``enable_checkpointing``,
+            ``gradient_clip_val``, ``precision``, ``ckpt_path`` or ``callbacks``.
+
+        Raises
+        ------
+        TrainingDivergedError
+            If training diverged and could not be mended by restarts.
+
+        Examples
+        --------
+        >>> model.train(max_epochs=50, early_stopping=True)  # doctest: +SKIP
+        """
+        datasplitter_kwargs = datasplitter_kwargs or {}
+        learns_effects_only = getattr(self, "learns_effects_only_", False)
+        needs_gradients = self.module.closed_form is None or self.module.global_parameters()
+        if learns_effects_only and not needs_gradients:
+            infer_query(self, max_epochs, batch_size)
+            self.reference_cells_ = reference_cells(self)
+            return
+        if max_epochs is None:
+            max_epochs = default_epochs(
+                self, train_size, batch_size, datasplitter_kwargs, learns_effects_only
+            )
+        if early_stopping:
+            warmup_epochs = math.ceil(_WARMUP_SHARE * max_epochs)
+            kwargs.setdefault("early_stopping_warmup_epochs", warmup_epochs)
+        self.module.train()  # scvi-tools leaves a module that was trained before as for reading
+        super().train(
+            max_epochs=max_epochs,
+            train_size=train_size,
+            batch_size=batch_size,
+            early_stopping=early_stopping,
+            plan_kwargs=plan_kwargs,
+            datasplitter_kwargs={"data_placement": data_placement, **datasplitter_kwargs},
+            **kwargs,
+        )
+        self.reference_cells_ = reference_cells(self)
+
+    @classmethod
+    def load_query_data(
+        cls,
+        adata: AnnData,
+        reference_model: str | Self,
+        *,
+        new_perturbations: bool = False,
+        unfrozen: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Take a fitted model to cells of new batches or new perturbations (scArches).
+
+        The effects of known perturbations stay as they are, and so do the networks but for their
+        weights of new batches. What is new is learned by :meth:`train`: the weights of new
+        batches by gradient, masks and embeddings of new perturbations as the model learned the
+        others. The task is the transfer of Lopez et al. (CLeaR 2023). What no cell of the
+        reference shows cannot be learned this way: the decoder does not know it, and the effect
+        comes out too small. Fit all cells together then.
+
+        Parameters
+        ----------
+        adata
+            New cells, laid out as those the model was set up with. Perturbations that they lack
+            are fine.
+        reference_model
+            The fitted model, or the folder it was saved in.
+        new_perturbations
+            Add the perturbations of ``adata`` that the model does not know. Otherwise they are an
+            error, as a misspelt name would be.
+        unfrozen
+            Train everything on, known effects included.
+        **kwargs
+            Further arguments of :meth:`scvi.model.base.ArchesMixin.load_query_data`.
+
+        Returns
+        -------
+        The model, to be trained on the query.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a cell has a perturbation that the model has not seen, unless it is to be added.
+        NotImplementedError
+            If the model cannot take new perturbations without training its networks.
+
+        Examples
+        --------
+        >>> query = SAMSVAE.load_query_data(new_adata, model)  # doctest: +SKIP
+        >>> query.train(max_epochs=20)  # doctest: +SKIP
+        """
+        registry = (
+            cls.load_registry(reference_model)
+            if isinstance(reference_model, str)
+            else reference_model.registry
+        )
+        added = added_perturbations(registry, adata, new_perturbations)
+        if isinstance(reference_model, str):  # by way of a model, which reads older files too
+            with torch.random.fork_rng():  # parameters that are drawn only to be replaced
+                reference_model = cls.load(reference_model, adata=False)
+        query = super().load_query_data(adata, reference_model, unfrozen=unfrozen, **kwargs)
+        start_query(query, registry, added, unfrozen)
+        return query
+
+    # -- what was learned of perturbations --------------------------------------------------------
+
+    @property
+    def perturbation_names(self) -> list[str]:
+        """Names of the perturbations the model knows, in the order of every matrix."""
+        state = field_state(self, SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+        return list(state[PerturbationField.COLUMN_NAMES_KEY])
+
+    def get_perturbation_mask(self) -> pd.DataFrame:
+        """Probability that each perturbation moves each latent.
+
+        Returns
+        -------
+        Posterior inclusion probabilities, perturbations x latents. With ``mask_evidence_cells``
+        they are those of a coarsened posterior: an effect must exceed the background by a fixed
+        size, not only be detectable, and is charged for having chosen the direction of a latent
+        that no other perturbation uses. Predictions use the posterior without that charge.
+        ``attrs["mask_prior"]`` holds the prior probability, see :meth:`get_mask_prior`.
+
+        Raises
+        ------
+        NotImplementedError
+            If the model has no masks.
+
+        Examples
+        --------
+        >>> mask = model.get_perturbation_mask()  # doctest: +SKIP
+        >>> mask.index[mask.gt(0.5).any(axis=1)]  # doctest: +SKIP
+        """
+        effects = require_effects(self, "get_perturbation_mask", masks=True)
+        table = perturbation_table(self, effects.mask_probability())
+        table.attrs["mask_prior"] = effects.mask_prior.mean().squeeze().tolist()
+        return table
+
+    def get_perturbation_effect(self) -> pd.DataFrame:
+        """Expected effect of each perturbation: mask times embedding.
+
+        Returns
+        -------
+        ``E[m * e]``, perturbations x latents, in standard deviations of the basal state. The
+        learned background (``spike_scale``) is not in it; :meth:`get_perturbation_shift` has both.
+
+        Raises
+        ------
+        NotImplementedError
+            If perturbations do not act by a shift.
+
+        Examples
+        --------
+        >>> model.get_perturbation_effect().loc["STAT1"]  # doctest: +SKIP
+        """
+        effects = require_effects(self, "get_perturbation_effect")
+        if isinstance(effects, CorrelatedEmbeddings):
+            with torch.no_grad():
+                return perturbation_table(self, effects.moments()[0])
+        return perturbation_table(self, effects.mask_probability() * effects.slab_mean)
+
+    def get_perturbation_shift(self, conditions: ConditionsLike) -> pd.DataFrame:
+        """Expected shift of the latent state under conditions, measured or not.
+
+        Parameters
+        ----------
+        conditions
+            Labels (``"A"``, ``"A+B"``), dicts (``{"A": 1.0, "B": 0.5}``) or a dosage matrix.
+
+        Returns
+        -------
+        Conditions x latents, in standard deviations of the basal state.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a condition names a perturbation that the model has not seen.
+        NotImplementedError
+            If perturbations do not act by a shift.
+
+        Examples
+        --------
+        >>> model.get_perturbation_shift(["KLF1", "KLF1+CEBPA"])  # doctest: +SKIP
+        """
+        require_effects(self, "get_perturbation_shift")
+        asked = parse_conditions(self, conditions)
+        columns = (
+            torch.as_tensor(c, device=self.device) for c in (asked.cell_index, asked.cell_dose)
+        )
+        with torch.inference_mode():
+            shift = self.module.expected_shift(Doses(*columns))
+        return pd.DataFrame(
+            shift.cpu().numpy(), index=asked.cell_labels, columns=latent_names(self)
+        )
+
+    # -- cells ------------------------------------------------------------------------------------
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        representation: Literal["full", "basal", "perturbation"] = "full",
+        give_mean: bool = True,
+        batch_size: int | None = None,
+        return_dist: bool = False,
+        dataloader: Any = None,
+        **data_loader_kwargs: Any,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Latent state of cells.
+
+        Parameters
+        ----------
+        adata
+            Cells; those the model was set up with by default.
+        indices
+            Which of them; all by default.
+        representation
+            ``"full"``: the state, basal plus shift. ``"basal"``: what the cell would be without
+            its perturbations. ``"perturbation"``: the shift alone, which depends on the cell's
+            perturbations only, not on its counts. A model without shifts has only one state.
+        give_mean
+            Posterior means; otherwise one draw (of the full state only).
+        batch_size
+            Cells in a minibatch.
+        return_dist
+            Return means and variances (of the full state only).
+        dataloader
+            Minibatches to use in place of ``adata``.
+        **data_loader_kwargs
+            Further arguments of the data loader.
+
+        Returns
+        -------
+        Array of shape ``(n_cells, n_latent)`` in the order of ``indices``, or a pair of them with
+        ``return_dist``.
+
+        Raises
+        ------
+        ValueError
+            For an unknown ``representation``, or one other than ``"full"`` with ``return_dist`` or
+            without ``give_mean``.
+
+        Examples
+        --------
+        >>> adata.obsm["X_sams"] = model.get_latent_representation()  # doctest: +SKIP
+        """
+        if representation not in {"full", "basal", "perturbation"}:
+            raise ValueError(
+                f"representation={representation!r} is unknown; use 'full', 'basal' or "
+                "'perturbation'."
+            )
+        if representation != "full" and (return_dist or not give_mean):
+            raise ValueError(
+                "return_dist=True and give_mean=False are for representation='full' only."
+            )
+        self._check_if_trained(warn=False)
+        if dataloader is None:
+            adata = self._validate_anndata(adata)
+            dataloader = self._make_data_loader(
+                adata, indices=indices, batch_size=batch_size, **data_loader_kwargs
+            )
+        if representation == "perturbation":
+            require_effects(self, "get_latent_representation(representation='perturbation')")
+        return latent_representation(self, dataloader, representation, give_mean, return_dist)
+
+    def get_iwelbo(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        n_particles: int = 100,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+    ) -> float | np.ndarray:
+        r"""Importance-weighted bound on the log-likelihood of cells.
+
+        .. math:: \log \frac1K \sum_k \frac{p(x_i \mid z^{(k)}_i) \, p(z^{b(k)}_i)}
+           {q(z^{b(k)}_i \mid x_i, \cdot)}
+
+        Masks and effects are drawn once a particle, shared by all cells, and not scored against
+        their priors: the cells are held out, the global latents were learned before (Bereket and
+        Karaletsos 2023). It rises with ``n_particles``; with one particle it is, on average, the
+        local part of :meth:`get_elbo`.
+
+        Parameters
+        ----------
+        adata
+            Cells; those the model was set up with by default.
+        indices
+            Which of them; all by default.
+        n_particles
+            Number K of importance samples.
+        batch_size
+            Cells in a minibatch.
+        return_mean
+            Return the mean over cells.
+
+        Returns
+        -------
+        Nats a cell: the mean, or an array of shape ``(n_cells,)`` in the order of ``indices``.
+
+        Raises
+        ------
+        ValueError
+            If ``n_particles`` is below one.
+
+        Examples
+        --------
+        >>> model.get_iwelbo(indices=model.validation_indices)  # doctest: +SKIP
+        """
+        if n_particles < 1:
+            raise ValueError(f"n_particles={n_particles}: at least one is needed.")
+        log_weights = log_importance_weights(self, adata, indices, n_particles, batch_size)
+        bound = (torch.logsumexp(log_weights, 0) - math.log(n_particles)).numpy()
+        return float(bound.mean()) if return_mean else bound
+
+    def get_elbo(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        n_samples: int = 10,
+        batch_size: int | None = None,
+        include_global: bool = True,
+        return_mean: bool = True,
+    ) -> float | np.ndarray:
+        """Evidence lower bound of cells.
+
+        Unlike scvi-tools' it includes the divergences of masks and embeddings, divided by the
+        number of training cells; without them it would not be a bound.
+
+        Parameters
+        ----------
+        adata
+            Cells; those the model was set up with by default.
+        indices
+            Which of them; all by default.
+        n_samples
+            Draws of all latents that the expectation is estimated from.
+        batch_size
+            Cells in a minibatch.
+        include_global
+            Whether to subtract the global divergences.
+        return_mean
+            Return the mean over cells.
+
+        Returns
+        -------
+        Nats a cell, higher is better: the mean, or an array of shape ``(n_cells,)`` in the order
+        of ``indices``.
+
+        Raises
+        ------
+        ValueError
+            If ``n_samples`` is below one.
+
+        Examples
+        --------
+        >>> model.get_elbo()  # doctest: +SKIP
+        """
+        if n_samples < 1:
+            raise ValueError(f"n_samples={n_samples}: at least one is needed.")
+        bound = log_importance_weights(self, adata, indices, n_samples, batch_size).mean(0).numpy()
+        if include_global:
+            with torch.no_grad():
+                divergences = self.module.global_divergences().values()
+            n_cells = max(1, self.module.n_training_cells)
+            bound = bound - float(sum(divergences)) / n_cells
+        return float(bound.mean()) if return_mean else bound
+
+    # -- conditions, measured or not --------------------------------------------------------------
+
+    def counterfactual(
+        self,
+        basal: Basal = "prior",
+        n_cells: int = 200,
+        batch: str | None = None,
+        library_size: float | None = None,
+        *,
+        seed: int | None = 0,
+    ) -> Counterfactual:
+        """Draw one population of cells, to be put under any condition.
+
+        The functions of :mod:`scvi_sams.tl` that compare conditions make one by default, with the
+        defaults below; give them this one for other cells, another batch or another seed.
+
+        Parameters
+        ----------
+        basal, batch, library_size
+            As in :meth:`predict`.
+        n_cells
+            Cells of the population. Ignored if ``basal`` is cells.
+        seed
+            Seed of the cells, and of what is drawn for them later; ``None`` for torch's own
+            stream of random numbers.
+
+        Returns
+        -------
+        Counterfactual
+            The cells, with the means to decode them under conditions.
+
+        Raises
+        ------
+        ScreenError
+            If an argument cannot be used with this model.
+
+        Examples
+        --------
+        >>> controls = model.counterfactual("control", n_cells=500)  # doctest: +SKIP
+        >>> scvi_sams.tl.differential_expression(
+        ...     model, ["KLF1"], counterfactual=controls
+        ... )  # doctest: +SKIP
+        """
+        self._check_if_trained(warn=False)
+        return draw_cells(self, basal, n_cells, batch, library_size, seed)
+
+    def predict(
+        self,
+        conditions: ConditionsLike,
+        n_samples: int = 200,
+        basal: Literal["prior", "control"] | AnnData | Sequence[int] = "prior",
+        library_size: float | None = None,
+        batch: str | None = None,
+        return_mean: bool = False,
+        *,
+        seed: int | None = None,
+    ) -> AnnData:
+        """Simulate cells under conditions, whether or not they were ever measured.
+
+        Cell k of every condition has the same basal state, library size and covariates, so that
+        conditions can be compared cell by cell.
+
+        Parameters
+        ----------
+        conditions
+            Labels (``"A"``, ``"A+B"``, a control label), dicts (``{"A": 1.0, "B": 0.5}``) or a
+            dosage matrix (conditions x perturbations).
+        n_samples
+            Cells of each condition. Ignored if ``basal`` is cells.
+        basal
+            Where basal states come from: ``"prior"``, ``"control"`` (the posterior of control
+            cells of the training data, drawn with replacement), or cells to ask "what if" about:
+            an AnnData, or indices into the model's own. Such cells keep their basal state, library
+            size and covariates.
+        library_size
+            Library size (or size factor) of every cell. By default those of control cells.
+        batch
+            Batch to predict for. By default batches as they occur among control cells.
+        return_mean
+            Return the mean normalised expression of each condition in place of its cells.
+        seed
+            Seed of all draws; by default they come from torch's stream, which
+            ``scvi.settings.seed`` seeds.
+
+        Returns
+        -------
+        AnnData of cells x genes with counts in ``X`` and ``obs`` columns ``condition``,
+        ``library_size`` and ``basal_cell``; ``layers["normalized_expression"]`` holds each cell's
+        expected share of the library. With ``return_mean``, conditions x genes with the mean of
+        that share in ``X`` and its standard deviation over cells in ``layers["std"]``.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a condition names a perturbation that the model has not seen.
+        ScreenError
+            If an argument cannot be used with this model.
+
+        Examples
+        --------
+        >>> cells = model.predict(["KLF1+CEBPA"], n_samples=200)  # doctest: +SKIP
+        """
+        return predict(self, conditions, n_samples, basal, library_size, batch, return_mean, seed)
+
+    def get_average_treatment_effect(
+        self,
+        conditions: ConditionsLike | None = None,
+        reference: str | dict[str, float] | None = None,
+        method: Literal["log_normalized", "mean"] | None = None,
+        n_samples: int = 25,
+        n_cells: int = 200,
+        credible_level: float = 0.95,
+        basal: Literal["prior", "control"] | AnnData | Sequence[int] = "prior",
+        batch: str | None = None,
+        *,
+        seed: int | None = None,
+    ) -> AnnData:
+        """Average effect of conditions on each gene, over a population of cells.
+
+        Every draw of masks and effects is applied to the same basal states, and expectations over
+        counts are computed, not sampled (:func:`~scvi_sams.module.expected_log_normalized`), so
+        that the draws differ by what is uncertain about the perturbations alone.
+
+        Parameters
+        ----------
+        conditions
+            As in :meth:`predict`; all single perturbations by default.
+        reference
+            The condition that effects are measured against; no perturbation by default.
+        method
+            ``"log_normalized"``: difference of the mean of ``log2(1 + 1e4 * x / library)``, as
+            computed from observed counts (Bereket and Karaletsos 2023); the default for counts.
+            ``"mean"``: difference of the expected counts per 10,000; for features that are no
+            counts, of their expected values.
+        n_samples
+            Draws of masks and effects, which the intervals are made of.
+        n_cells
+            Cells of the population.
+        credible_level
+            Level of the intervals.
+        basal
+            Where basal states come from, as in :meth:`predict`.
+        batch
+            Batch to predict for, as in :meth:`predict`.
+        seed
+            Seed of all draws, as in :meth:`predict`.
+
+        Returns
+        -------
+        AnnData, conditions x genes: posterior mean in ``X``, ends of the interval in
+        ``layers["lower"]`` and ``layers["upper"]``, posterior standard deviation in
+        ``layers["std"]``; NaN where perturbations act through networks (ConditionalVAE), which
+        have no posterior.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a condition names a perturbation that the model has not seen.
+        ScreenError
+            If a condition is given twice, ``reference`` is more than one, or ``n_samples``,
+            ``basal`` or ``batch`` cannot be used.
+        ValueError
+            If ``method`` is unknown or not for this likelihood, or ``credible_level`` is not
+            between 0 and 1.
+
+        Examples
+        --------
+        >>> effect = model.get_average_treatment_effect(["KLF1", "KLF1+CEBPA"])  # doctest: +SKIP
+        >>> effect.to_df().loc["KLF1"].nlargest(10)  # doctest: +SKIP
+        """
+        scale = effect_scale(self, method)
+        check_level(credible_level)
+        cells = self.counterfactual(basal, n_cells, batch, seed=seed)
+        return average_treatment_effect(
+            self, conditions, reference, scale, n_samples, credible_level, cells
+        )
+
+    # -- what scvi-tools' mixins offer and this model has not -------------------------------------
+
+    def get_latent_library_size(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Not offered: library sizes are observed, not latent."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no latent library size: it takes the sum of the counts, "
+            "or the column given as size_factor_key in setup_anndata."
+        )
+
+    def get_marginal_ll(self, *args: Any, **kwargs: Any) -> float | np.ndarray:
+        """Not offered under this name: see :meth:`get_iwelbo`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} estimates the marginal log-likelihood of cells by "
+            "get_iwelbo(n_particles=...), whose draws of masks and effects all cells share."
+        )

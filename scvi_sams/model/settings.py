@@ -1,0 +1,153 @@
+"""From the arguments of a model's constructor to its module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from scvi import REGISTRY_KEYS
+
+from scvi_sams._exceptions import ScreenError, unknown_perturbations
+from scvi_sams.data import Conditions
+from scvi_sams.model.read_outs import field_state, pairs_together, registered_doses
+from scvi_sams.module.likelihood import Dispersion, GeneLikelihood
+from scvi_sams.module.networks import BasalPosterior
+from scvi_sams.module.posteriors import EmbeddingPosterior
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from scvi_sams.model.samsvae import SAMSVAE
+
+__all__ = [
+    "choose_inference",
+    "make_module",
+    "median_doses",
+    "named_interactions",
+    "target_genes",
+]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "gene_likelihood": get_args(GeneLikelihood),
+    "dispersion": get_args(Dispersion),
+    "global_inference": ("closed_form", "gradient"),
+    "basal_posterior": get_args(BasalPosterior),
+    "embedding_posterior": get_args(EmbeddingPosterior),
+    "dose_response": ("linear", "hill"),
+}
+_NOT_SHOWN = {"targets", "interactions", "reference_doses"}
+
+
+def make_module(model: SAMSVAE, **settings: Any) -> None:
+    """Make the module for the registered data."""
+    for name, choices in _CHOICES.items():
+        if settings.get(name, choices[0]) not in choices:
+            known = ", ".join(map(repr, choices))
+            raise ValueError(f"{name}={settings[name]!r} is unknown; use one of {known}.")
+    arguments, stats = model.registry["setup_args"], model.summary_stats
+    gene_likelihood = settings["gene_likelihood"]
+    if gene_likelihood != "normal" and not arguments.get("is_count_data", True):
+        raise ScreenError(
+            f"gene_likelihood={gene_likelihood!r} is for counts, and the data were set up with "
+            "is_count_data=False; use gene_likelihood='normal', or set up the counts."
+        )
+    n_cats_per_cov = None
+    if stats.get("n_extra_categorical_covs", 0) > 0:
+        n_cats_per_cov = list(field_state(model, REGISTRY_KEYS.CAT_COVS_KEY)["n_cats_per_key"])
+    model.module = model._module_cls(
+        n_input=stats.n_vars,
+        n_perturbations=stats.n_perturbation,
+        n_batch=stats.n_batch,
+        n_cats_per_cov=n_cats_per_cov,
+        n_continuous_cov=stats.get("n_extra_continuous_covs", 0),
+        use_size_factor_key=arguments.get("size_factor_key") is not None,
+        **settings,
+    )
+    shown = {k: v for k, v in settings.items() if k not in _NOT_SHOWN}
+    model._model_summary_string = (
+        f"{type(model).__name__} with {stats.n_perturbation} perturbations, "
+        + ", ".join(f"{name}={value!r}" for name, value in shown.items())
+    )
+
+
+def choose_inference(
+    global_inference: Literal["closed_form", "gradient"] | None,
+    basal_posterior: str,
+    embedding_posterior: str,
+) -> Literal["closed_form", "gradient"]:
+    """The engine of masks and effects, closed form where the posteriors have it."""
+    has_closed_form = (
+        basal_posterior in {"correlated", "residual"} and embedding_posterior == "spike_and_slab"
+    )
+    if global_inference == "closed_form" and not has_closed_form:
+        raise ValueError(
+            f"global_inference='closed_form' needs a bound that is quadratic in the shift and "
+            f"effects given masks, not basal_posterior={basal_posterior!r} with "
+            f"embedding_posterior={embedding_posterior!r}: use basal_posterior='correlated' or "
+            "'residual' and embedding_posterior='spike_and_slab', or global_inference='gradient'."
+        )
+    return global_inference or ("closed_form" if has_closed_form else "gradient")
+
+
+def target_genes(
+    model: SAMSVAE, direct_effects: bool | Mapping[str, str] | None
+) -> list[int] | None:
+    """Index of the gene that each perturbation targets, -1 for none; ``None`` if none does."""
+    if direct_effects is False:
+        return None
+    genes = {str(gene): index for index, gene in enumerate(model.get_var_names())}
+    names = model.perturbation_names
+    if direct_effects is None or direct_effects is True:
+        targets = [genes.get(name, -1) for name in names]
+        if max(targets) >= 0:
+            return targets
+        if direct_effects is None:
+            return None
+        raise ScreenError(
+            "direct_effects=True, but no perturbation is named like a gene of adata.var_names; "
+            "give a dict of perturbations to genes."
+        )
+    target_of = {str(name): str(gene) for name, gene in direct_effects.items()}
+    if unknown := [name for name in target_of if name not in names]:
+        raise unknown_perturbations(unknown, names)
+    if absent := [gene for gene in target_of.values() if gene not in genes]:
+        raise ScreenError(
+            "direct_effects names genes that are not in adata.var_names: "
+            f"{', '.join(absent[:5])}. Correct or leave them out."
+        )
+    return [genes[target_of[name]] if name in target_of else -1 for name in names]
+
+
+def named_interactions(
+    model: SAMSVAE, interactions: bool | Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """Names of the pairs that get an interaction."""
+    names = model.perturbation_names
+    if interactions is False or (interactions is not True and len(interactions) == 0):
+        return []
+    if interactions is True:
+        if model.adata is None:
+            raise ScreenError("interactions=True needs the AnnData; name the pairs instead.")
+        pairs = pairs_together(model)
+        if not pairs:
+            raise ScreenError(
+                "interactions=True, but no cell has two perturbations; leave it out."
+            )
+        return [(names[a], names[b]) for a, b in pairs]
+    pairs_given = [(str(a), str(b)) for a, b in interactions]
+    Conditions.from_request([{a: 1.0, b: 1.0} for a, b in pairs_given], names)
+    return pairs_given
+
+
+def median_doses(model: SAMSVAE, dose_response: str) -> list[float] | None:
+    """Median dose of each perturbation, about which the prior of its EC50 lies; if it has one."""
+    if dose_response != "hill":
+        return None
+    medians = [1.0] * len(model.perturbation_names)
+    if model.adata is not None:
+        dosage = registered_doses(model).tocsc()
+        for column in range(dosage.shape[1]):
+            doses = dosage.data[dosage.indptr[column] : dosage.indptr[column + 1]]
+            if len(doses):
+                medians[column] = float(np.median(doses))
+    return medians

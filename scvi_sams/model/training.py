@@ -1,0 +1,92 @@
+"""What training needs beyond scvi-tools': how long, a query without gradients, reference cells."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scvi import REGISTRY_KEYS
+
+from scvi_sams.data.matrices import DiskMatrix, is_on_disk
+from scvi_sams.model.read_outs import registered_doses
+from scvi_sams.train.global_updates import infer_effects
+
+if TYPE_CHECKING:
+    from scvi_sams.model.samsvae import SAMSVAE
+
+__all__ = ["default_epochs", "infer_query", "reference_cells"]
+
+_TARGET_STEPS = 3_000  # where the benchmarks stop to gain
+_MIN_EPOCHS = 2
+_MAX_EPOCHS = 80  # small screens are overfitted beyond
+_QUERY_STEPS = 600  # of new perturbations alone, where they need gradients
+_QUERY_PASSES = 5  # where they need none
+_MAX_REFERENCE_CELLS = 2_000
+
+
+def default_epochs(
+    model: SAMSVAE,
+    train_size: float | None,
+    batch_size: int,
+    datasplitter_kwargs: dict[str, Any],
+    learns_effects_only: bool,
+) -> int:
+    """Passes over the training cells that make the usual number of steps."""
+    indices = datasplitter_kwargs.get("external_indexing")
+    n_cells = math.ceil((train_size or 0.9) * model.adata.n_obs)
+    n_cells = n_cells if indices is None else len(indices[0])
+    n_steps = _QUERY_STEPS if learns_effects_only else _TARGET_STEPS
+    n_epochs = math.ceil(n_steps / math.ceil(n_cells / batch_size))
+    return int(np.clip(n_epochs, _MIN_EPOCHS, _MAX_EPOCHS))
+
+
+def infer_query(model: SAMSVAE, n_passes: int | None, batch_size: int) -> None:
+    """Infer masks and effects of new perturbations, with every network as it is.
+
+    No gradient is needed: what the cells say of the effects is summed up, then masks and effects
+    are solved for; cells with several perturbations ask for further passes.
+    """
+    n_cells = model.adata.n_obs
+    model.module.n_training_cells = n_cells
+    loader = model._make_data_loader(model.adata, batch_size=batch_size, shuffle=True)
+    infer_effects(model.module, loader, n_passes or _QUERY_PASSES)
+    model.train_indices_, model.validation_indices_ = np.arange(n_cells), np.array([], dtype=int)
+    model.test_indices_ = np.array([], dtype=int)
+    model.history_ = {}
+    model.is_trained_ = True
+
+
+def reference_cells(model: SAMSVAE) -> dict[str, np.ndarray]:
+    """Library sizes and covariates of control cells, to predict without the AnnData.
+
+    All training cells stand in where there are no controls. No expression is kept.
+    """
+    train_indices = np.asarray(model.train_indices)
+    manager = model.adata_manager
+    is_control = registered_doses(model).getnnz(axis=1) == 0
+    controls = train_indices[is_control[train_indices]]
+    indices = controls if len(controls) else train_indices
+    if len(indices) > _MAX_REFERENCE_CELLS:
+        indices = np.random.default_rng(0).choice(indices, _MAX_REFERENCE_CELLS, replace=False)
+    indices = np.sort(indices)
+    kept = {}
+    for key in (
+        REGISTRY_KEYS.SIZE_FACTOR_KEY,
+        REGISTRY_KEYS.BATCH_KEY,
+        REGISTRY_KEYS.CAT_COVS_KEY,
+        REGISTRY_KEYS.CONT_COVS_KEY,
+    ):
+        if key in manager.data_registry:
+            values = manager.get_from_registry(key)
+            values = values.to_numpy() if isinstance(values, pd.DataFrame) else values
+            kept[key] = np.asarray(values)[indices].reshape(len(indices), -1)
+    if REGISTRY_KEYS.SIZE_FACTOR_KEY not in kept:
+        library = np.ones((len(indices), 1), dtype=np.float32)
+        if model.module.is_count_model:
+            counts = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+            rows = DiskMatrix(counts).rows(indices) if is_on_disk(counts) else counts[indices]
+            library = np.asarray(rows.sum(1)).reshape(-1, 1)
+        kept[REGISTRY_KEYS.SIZE_FACTOR_KEY] = library
+    return kept

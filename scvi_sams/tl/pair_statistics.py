@@ -1,0 +1,205 @@
+"""The effect of a pair against the effects of its parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scvi_sams.tl.summaries import summarize_effects
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "DEFAULT_THRESHOLDS",
+    "PAIR_CLASSES",
+    "PairRegression",
+    "PairThresholds",
+    "Surprise",
+    "expected_surprise",
+    "pair_class",
+    "pair_summary",
+    "ratio",
+    "regress_pair",
+    "squared_length_of_sum",
+]
+
+PAIR_CLASSES = ("additive", "synergistic", "buffering", "epistatic", "neomorphic")
+_RIDGE = 0.01
+_LEAST_ADDITIVE = 0.01  # of |A|^2 + |B|^2: parts that cancel have no additive direction
+
+
+class PairRegression(NamedTuple):
+    """How a pair compares with its parts, each field of shape ``(...)``."""
+
+    coefficient_1: NDArray[np.float64]
+    """Coefficient of the first part; 1 if additive."""
+    coefficient_2: NDArray[np.float64]
+    """Coefficient of the second part; 1 if additive."""
+    magnitude: NDArray[np.float64]
+    """Length of the two coefficients; the square root of 2 if additive."""
+    dominance: NDArray[np.float64]
+    """Absolute log10 ratio of the sizes of the coefficients; 0 if additive."""
+    fit: NDArray[np.float64]
+    """1 less the part of the pair that the coefficients do not explain; 1 if additive."""
+    similarity: NDArray[np.float64]
+    """Cosine of the pair and the sum of its parts; 1 if additive."""
+    interaction_score: NDArray[np.float64]
+    """Deviation along the sum of the parts, in units of that sum; 0 if additive."""
+    deviation: NDArray[np.float64]
+    """Length of the deviation from the sum of the parts, in the units of the effects."""
+    relative_deviation: NDArray[np.float64]
+    """The same over the length of the sum or of the pair, whichever is longer."""
+
+
+class PairThresholds(NamedTuple):
+    """Where one kind of interaction ends and the next begins, see :func:`classify_pairs`."""
+
+    relative_deviation: float = 0.2
+    """A pair that deviates by less from the sum of its parts is additive."""
+    fit: float = 0.5
+    """A pair of which the parts explain less is neomorphic."""
+    dominance_ratio: float = 3.0
+    """Ratio of the coefficients from which one part masks the other ..."""
+    masked_coefficient: float = 0.5
+    """... if that of the other is at most this."""
+
+
+DEFAULT_THRESHOLDS = PairThresholds()
+
+
+class Surprise(NamedTuple):
+    """How far a pair is expected to be from the sum of its parts, lengths over genes."""
+
+    surprise: float
+    """Root of the expected squared deviation: the error to expect of the additive prediction."""
+    expected_deviation: float
+    """Length of the expected deviation."""
+    uncertainty: float
+    """Root of the variance of the deviation, summed over genes."""
+
+
+def regress_pair(
+    first: NDArray[np.floating], second: NDArray[np.floating], pair: NDArray[np.floating]
+) -> PairRegression:
+    r"""Regress the effect of a pair on the effects of its parts, each of shape ``(..., n_genes)``.
+
+    :math:`\delta_{AB} = c_1 \delta_A + c_2 \delta_B + \text{rest}` by least squares over genes,
+    shrunk towards additivity (:math:`c_1 = c_2 = 1`) by a ridge of 1% of :math:`|\delta_A|^2 +
+    |\delta_B|^2`. Without it the coefficients of two parts that do the same, or of a part that
+    does nothing, would be arbitrary. Without any effect at all the pair is additive.
+
+    Regression, magnitude and dominance are those of the genetic interaction map of Norman et al.
+    (Science 365, 786, 2019), who use Theil and Sen's robust slopes and distance correlation for
+    fit and similarity. Effects of a model have no outliers of measurement.
+    """
+    a, b, y = (np.asarray(effect, dtype=np.float64) for effect in (first, second, pair))
+    additive = a + b
+    residual = y - additive
+    aa, bb, ab = (a * a).sum(-1), (b * b).sum(-1), (a * b).sum(-1)
+    ar, br = (a * residual).sum(-1), (b * residual).sum(-1)
+    ridge = _RIDGE * (aa + bb)
+    saa, sbb = aa + ridge, bb + ridge
+    determinant = saa * sbb - ab**2
+    c1 = 1 + ratio(sbb * ar - ab * br, determinant)
+    c2 = 1 + ratio(saa * br - ab * ar, determinant)
+    rest = y - c1[..., None] * a - c2[..., None] * b
+    squared, sum_squared = (y * y).sum(-1), (additive * additive).sum(-1)
+    larger = np.maximum(squared, sum_squared)
+    deviation = np.sqrt((residual * residual).sum(-1))
+    sizes = np.abs(np.stack([c1, c2])).clip(min=1e-12)
+    return PairRegression(
+        coefficient_1=c1,
+        coefficient_2=c2,
+        magnitude=np.hypot(c1, c2),
+        dominance=np.abs(np.log10(sizes[0] / sizes[1])),
+        fit=1 - ratio((rest * rest).sum(-1), larger),
+        similarity=ratio((y * additive).sum(-1), np.sqrt(squared * sum_squared), empty=1.0),
+        interaction_score=ratio((residual * additive).sum(-1), squared_length_of_sum(a, b)),
+        deviation=deviation,
+        relative_deviation=ratio(deviation, np.sqrt(larger)),
+    )
+
+
+def squared_length_of_sum(
+    first: NDArray[np.float64], second: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Squared length of the sum of two parts, by which scores are divided; bounded from below."""
+    squared = np.square(first).sum(-1) + np.square(second).sum(-1)
+    return np.asarray(np.maximum(np.square(first + second).sum(-1), _LEAST_ADDITIVE * squared))
+
+
+def ratio(
+    numerator: NDArray[np.float64], denominator: NDArray[np.float64], empty: float = 0.0
+) -> NDArray[np.float64]:
+    """Quotient, `empty` where there is nothing to divide by."""
+    numerator, denominator = np.asarray(numerator), np.asarray(denominator)
+    out = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), empty)
+    return np.asarray(np.divide(numerator, denominator, out=out, where=denominator > 0))
+
+
+def pair_class(
+    regression: PairRegression, thresholds: PairThresholds = DEFAULT_THRESHOLDS
+) -> NDArray[np.int64]:
+    """Kind of interaction, as positions in ``PAIR_CLASSES``, of the shape of the fields."""
+    c1, c2 = np.abs(regression.coefficient_1), np.abs(regression.coefficient_2)
+    is_masked = (np.minimum(c1, c2) <= thresholds.masked_coefficient) & (
+        regression.dominance >= np.log10(thresholds.dominance_ratio)
+    )
+    conditions = [
+        regression.relative_deviation < thresholds.relative_deviation,
+        regression.fit < thresholds.fit,
+        is_masked,
+        regression.interaction_score > 0,
+    ]
+    names = ["additive", "neomorphic", "epistatic", "synergistic"]
+    codes = [PAIR_CLASSES.index(name) for name in names]
+    return np.asarray(np.select(conditions, codes, PAIR_CLASSES.index("buffering")))
+
+
+def expected_surprise(residuals: NDArray[np.floating]) -> Surprise:
+    r"""How surprising a pair would be to somebody who adds up its parts.
+
+    With draws x genes of the deviation :math:`\varepsilon` from additivity,
+    :math:`\mathrm E\,|\varepsilon|^2 = |\mathrm E\,\varepsilon|^2 + \operatorname{tr}
+    \operatorname{Cov} \varepsilon`, each term estimated without bias. An expected deviation below
+    what so few draws can tell from 0 is 0.
+    """
+    draws = np.asarray(residuals, dtype=np.float64)
+    if len(draws) < 2:
+        raise ValueError(f"{len(draws)} draws: at least two are needed to know a variance.")
+    total = float(np.square(draws).sum(-1).mean())
+    variance = float(draws.var(axis=0, ddof=1).sum())
+    expected = max(total - variance, 0.0)
+    return Surprise(*(float(np.sqrt(value)) for value in (total, expected, variance)))
+
+
+def pair_summary(
+    first: NDArray[np.floating],
+    second: NDArray[np.floating],
+    pair: NDArray[np.floating],
+    credible_level: float = 0.95,
+    thresholds: PairThresholds = DEFAULT_THRESHOLDS,
+) -> dict[str, float | str]:
+    """Kind and size of the interaction of a pair, with what the draws leave open.
+
+    Draws x genes of both parts and the pair, the same draw in the same row; a part that is certain
+    may have one row. See :func:`~scvi_sams.tl.pair_interactions` for the columns.
+    """
+    first, second, pair = np.broadcast_arrays(first, second, pair)
+    regression = regress_pair(first, second, pair)
+    summary: dict[str, float | str] = {
+        name: float(values.mean()) for name, values in regression._asdict().items()
+    }
+    score = summarize_effects(regression.interaction_score[:, None], credible_level)
+    summary["interaction_score_lower"] = float(score.lower[0])
+    summary["interaction_score_upper"] = float(score.upper[0])
+    codes = pair_class(regression, thresholds)
+    probability = np.bincount(codes, minlength=len(PAIR_CLASSES)) / len(codes)
+    for name, value in zip(PAIR_CLASSES, probability, strict=True):
+        summary[f"probability_{name}"] = float(value)
+    most = int(probability.argmax())
+    summary |= {"class": PAIR_CLASSES[most], "class_probability": float(probability[most])}
+    residuals = np.asarray(pair, dtype=np.float64) - first - second
+    return summary | expected_surprise(residuals)._asdict()
