@@ -30,15 +30,27 @@ class HostState:
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
         for name in self.host_state:
-            destination[prefix + name] = torch.tensor(getattr(self, name))
+            value = getattr(self, name)
+            dtype = torch.float64 if isinstance(value, float) else None  # Python's own
+            destination[prefix + name] = torch.tensor(value, dtype=dtype)
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *args: Any,
     ) -> None:
         for name in self.host_state:
             if prefix + name in state_dict:
                 setattr(self, name, state_dict.pop(prefix + name).item())
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[misc]
+            elif strict:
+                missing_keys.append(prefix + name)
+        super()._load_from_state_dict(  # type: ignore[misc]
+            state_dict, prefix, local_metadata, strict, missing_keys, *args
+        )
 
 
 def ignore_buffers(module: nn.Module, names: Iterable[str]) -> None:
