@@ -35,10 +35,8 @@ __all__ = [
     "relaxed_bernoulli",
 ]
 
-GIVEN_LOGIT = 30.0  # of a mask that is given: its probability is exactly one in float32
+GIVEN_LOGIT = 40.0  # of a mask that is given: its probability is exactly one in any precision
 _LEAST_LOG = -1e6  # stands in for the logarithm of zero, which has no product with zero
-_MAX_DIVERGENCE_ROWS = 1_024  # a step costs the same however many perturbations there are
-_N_MOMENT_DRAWS = 64  # of masks, for which the correlated posterior has moments
 _RELAXATION_TEMPERATURE = 0.5
 _N_CODE = 100  # width of the network that the correlated posterior shares
 
@@ -272,12 +270,16 @@ class EffectsPosterior(HostState, nn.Module):
         Whether perturbations move cells yet: not during the warm-up.
     n_frozen, frozen
         Number of rows that training leaves as they are, and which, shape ``(n_rows, 1)``.
+    max_divergence_rows
+        Rows from which the divergence is estimated, where gradients train more: a step costs the
+        same however many perturbations there are.
     rotation
         Orthogonal matrix, shape ``(n_latent, n_latent)``.
     """
 
     host_state: ClassVar[tuple[str, ...]] = ("masks_on", "n_frozen")
     has_variance: ClassVar[bool] = True
+    max_divergence_rows = 1_024
     rotation: Tensor
     frozen: Tensor
 
@@ -453,11 +455,10 @@ class EffectsPosterior(HostState, nn.Module):
             return {"kl_mask": zero, "kl_embedding": zero}
         rows: Tensor | slice = slice(None)
         weight = 1.0
-        if self.trainable and self.training and self.n_rows > _MAX_DIVERGENCE_ROWS:
-            rows = torch.randint(
-                self.n_rows, (_MAX_DIVERGENCE_ROWS,), device=self.slab_mean.device
-            )
-            weight = self.n_rows / _MAX_DIVERGENCE_ROWS
+        n_some = self.max_divergence_rows
+        if self.trainable and self.training and self.n_rows > n_some:
+            rows = torch.randint(self.n_rows, (n_some,), device=self.slab_mean.device)
+            weight = self.n_rows / n_some
         logits = self.mask_logits[rows]
         kl_mask = self.mask_prior.kl_masks(logits, rows).sum()
         kl_embedding = self._kl_embedding(rows, torch.sigmoid(logits)).sum()
@@ -500,11 +501,13 @@ class EffectsPosterior(HostState, nn.Module):
         Shape ``([n_samples,] n_cells, n_latent)``, in the networks' coordinates.
         """
         rows = doses.perturbation[doses.dose > 0].unique()
-        if len(rows) == 0:
-            return self.rotation.new_zeros(len(doses.perturbation), self.mask_prior.n_latent)
-        index = torch.searchsorted(rows, doses.perturbation).clamp(max=len(rows) - 1)
-        effects = self.rsample(rows, n_samples)[:, index]
-        shift = self.to_network(additive_shift(doses, effects))
+        if len(rows) == 0:  # controls alone
+            shape = (n_samples, len(doses.perturbation), self.mask_prior.n_latent)
+            shift = self.rotation.new_zeros(shape)
+        else:
+            index = torch.searchsorted(rows, doses.perturbation).clamp(max=len(rows) - 1)
+            effects = self.rsample(rows, n_samples)[:, index]
+            shift = self.to_network(additive_shift(doses, effects))
         return shift[0] if n_samples == 1 else shift
 
 
@@ -541,7 +544,14 @@ class CorrelatedEmbeddings(EffectsPosterior):
     vector in place of the code, which costs time and memory that grow with the square of the
     number of perturbations; a code has the same part (a row of weights a perturbation) and costs
     a row. The last layer starts at zero: training begins at the mean-field posterior.
+
+    Attributes
+    ----------
+    n_moment_draws
+        Draws of masks, always the same, over which :meth:`moments` are taken.
     """
+
+    n_moment_draws = 64
 
     def __init__(
         self, prior: MaskPrior, embedding_scale: float = 1.0, trainable: bool = True
@@ -572,9 +582,9 @@ class CorrelatedEmbeddings(EffectsPosterior):
         generator = torch.Generator().manual_seed(0)
         # A Latin hypercube: each mask is on in its share of the draws. All rows have the same,
         # so that the moments of one do not depend on which others are asked for.
-        uniform = torch.rand(_N_MOMENT_DRAWS, on.shape[-1], generator=generator)
+        uniform = torch.rand(self.n_moment_draws, on.shape[-1], generator=generator)
         rank = uniform.argsort(0).to(on).view(-1, *([1] * (on.dim() - 1)), on.shape[-1])
-        masks = ((rank + 0.5) / _N_MOMENT_DRAWS < on).to(on.dtype)
+        masks = ((rank + 0.5) / self.n_moment_draws < on).to(on.dtype)
         mean, variance = self._embedding(rows, masks)
         first = (masks * mean).mean(0)
         second = (masks * (variance + mean.square())).mean(0)
