@@ -9,16 +9,21 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from scvi_sams.module import ClosedFormInference, PerturbationEffects, Potential
+from scvi_sams.module import closed_form
 from scvi_sams.module.closed_form import (
-    SpikeSlab,
-    learned_spike_variance,
+    ClosedForm,
+    learned_background_variance,
+    one_thread,
     procrustes,
     selection_penalty,
     sparse_rotation,
     spike_slab,
 )
-from scvi_sams.module.doses import additive_shift, dosage_entries
+from scvi_sams.module.networks import Potential
+from scvi_sams.module.posteriors import MaskPrior, SpikeAndSlab, SpikeSlab
+from scvi_sams.module.statistics import RunningStatistics
+
+from .minibatches import padded
 
 PRIOR_LOGIT = -1.3
 EMBEDDING_VARIANCE = 0.8
@@ -58,12 +63,12 @@ class TestSpikeSlab:
         assert posterior.slab_variance.item() == pytest.approx(variance)
         assert posterior.spike_mean.item() == posterior.spike_variance.item() == 0
 
-    @pytest.mark.parametrize("spike_variance", [1e-3, 0.05, 0.6])
+    @pytest.mark.parametrize("background_variance", [1e-3, 0.05, 0.6])
     @pytest.mark.parametrize(("score", "curvature"), LIKELIHOODS)
-    def test_continuous_spike_is_the_exact_posterior(self, score, curvature, spike_variance):
-        posterior = posterior_of(score, curvature, spike_variance=spike_variance)
-        slab = integrate(score, curvature, EMBEDDING_VARIANCE + spike_variance)
-        spike = integrate(score, curvature, spike_variance)
+    def test_continuous_spike_is_the_exact_posterior(self, score, curvature, background_variance):
+        posterior = posterior_of(score, curvature, background_variance=background_variance)
+        slab = integrate(score, curvature, EMBEDDING_VARIANCE + background_variance)
+        spike = integrate(score, curvature, background_variance)
         log_odds = PRIOR_LOGIT + math.log(slab[0] / spike[0])
         assert posterior.mask_logits.item() == pytest.approx(log_odds)
         assert posterior.slab_mean.item() == pytest.approx(slab[1])
@@ -71,13 +76,13 @@ class TestSpikeSlab:
         assert posterior.spike_mean.item() == pytest.approx(spike[1])
         assert posterior.spike_variance.item() == pytest.approx(spike[2])
 
-    @pytest.mark.parametrize("spike_variance", [0.0, 0.05])
-    def test_no_data_is_the_prior(self, spike_variance):
-        posterior = posterior_of(0.0, 0.0, spike_variance=spike_variance)
+    @pytest.mark.parametrize("variance", [0.0, 0.05])
+    def test_no_data_is_the_prior(self, variance):
+        posterior = posterior_of(0.0, 0.0, background_variance=variance)
         assert posterior.mask_logits.item() == pytest.approx(PRIOR_LOGIT)
         assert posterior.slab_mean.item() == 0
-        assert posterior.slab_variance.item() == pytest.approx(EMBEDDING_VARIANCE + spike_variance)
-        assert posterior.spike_variance.item() == pytest.approx(spike_variance)
+        assert posterior.slab_variance.item() == pytest.approx(EMBEDDING_VARIANCE + variance)
+        assert posterior.spike_variance.item() == pytest.approx(variance)
 
     def test_floor_saturates_the_evidence(self):
         """However many cells show an effect of 0.6, they count for 25 that would."""
@@ -95,15 +100,15 @@ class TestSpikeSlab:
         assert logit(100.0) > limit
 
     def test_floor_leaves_the_effects_alone(self):
-        without = posterior_of(60.0, 100.0, spike_variance=0.01)
-        floored = posterior_of(60.0, 100.0, spike_variance=0.01, mask_floor_variance=0.04)
+        without = posterior_of(60.0, 100.0, background_variance=0.01)
+        floored = posterior_of(60.0, 100.0, background_variance=0.01, mask_floor_variance=0.04)
         for field in ("slab_mean", "slab_variance", "spike_mean", "spike_variance"):
             assert torch.equal(getattr(without, field), getattr(floored, field))
         assert floored.mask_logits < without.mask_logits
 
-    def test_a_floor_below_the_spike_does_nothing(self):
-        without = posterior_of(6.0, 10.0, spike_variance=0.05)
-        floored = posterior_of(6.0, 10.0, spike_variance=0.05, mask_floor_variance=0.04)
+    def test_a_floor_below_the_background_does_nothing(self):
+        without = posterior_of(6.0, 10.0, background_variance=0.05)
+        floored = posterior_of(6.0, 10.0, background_variance=0.05, mask_floor_variance=0.04)
         assert torch.equal(without.mask_logits, floored.mask_logits)
 
     def test_masks_can_change_their_mind(self):
@@ -113,7 +118,7 @@ class TestSpikeSlab:
         assert sure.mask_logits.tolist() == [12, -12]
 
 
-class TestLearnedSpikeVariance:
+class TestLearnedBackgroundVariance:
     @staticmethod
     def posterior(off_logit: float, mean: float, variance: float, n: int = 400) -> SpikeSlab:
         shape = (n, 1)
@@ -126,15 +131,15 @@ class TestLearnedSpikeVariance:
         )
 
     def test_is_the_mean_second_moment_of_what_is_off(self):
-        learned = learned_spike_variance(self.posterior(-60.0, 0.3, 0.07), prior_weight=0)
+        learned = learned_background_variance(self.posterior(-60.0, 0.3, 0.07), prior_weight=0)
         assert learned.item() == pytest.approx(0.3**2 + 0.07)
 
     def test_all_on_is_the_prior(self):
-        learned = learned_spike_variance(self.posterior(60.0, 0.3, 0.07), prior_variance=2e-3)
+        learned = learned_background_variance(self.posterior(60.0, 0.3, 0.07), prior_variance=2e-3)
         assert learned.item() == pytest.approx(2e-3)
 
     def test_no_effects_shrink_it_but_not_to_zero(self):
-        learned = learned_spike_variance(self.posterior(-60.0, 0.0, 0.0))
+        learned = learned_background_variance(self.posterior(-60.0, 0.0, 0.0))
         assert learned.item() == pytest.approx(5 * 1e-4 / 405)
 
     def test_iterated_it_finds_the_variance_of_the_effects(self):
@@ -149,10 +154,10 @@ class TestLearnedSpikeVariance:
                 torch.full_like(shown, n_cells),
                 mask_prior_logit=-50.0,
                 embedding_variance=1.0,
-                spike_variance=variance,
+                background_variance=variance,
             )
             off = posterior._replace(mask_logits=torch.full_like(shown, -50.0))
-            variance = learned_spike_variance(off, prior_weight=0)
+            variance = learned_background_variance(off, prior_weight=0)
         maximum = shown.square().mean() - 1 / n_cells
         assert variance.item() == pytest.approx(maximum.item(), rel=1e-3)
         assert variance.item() == pytest.approx(truth, rel=0.1)
@@ -203,7 +208,7 @@ def match_columns(columns: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 class TestSelectionPenalty:
     def test_is_the_evidence_of_noise_turned_into_one_latent(self):
-        """By simulation: a frame free to turn puts all noise of a perturbation on one latent."""
+        """By simulation: a free rotation puts all noise of a perturbation on one latent."""
         n_latent, curvature, floor = 6, 40.0, 1 / 30
         noise = torch.randn(20_000, n_latent, dtype=torch.float64) / curvature**0.5
 
@@ -271,6 +276,13 @@ class TestSparseRotation:
         torch.testing.assert_close(rotation @ rotation.T, torch.eye(3))
 
 
+def make_effects(
+    n_perturbations: int, n_latent: int, mask_prior: float = 0.02, **kwargs
+) -> SpikeAndSlab:
+    prior = MaskPrior(n_perturbations, n_latent, mask_prior)
+    return SpikeAndSlab(prior, **({"trainable": False, "background_scale": "learned"} | kwargs))
+
+
 class Screen:
     """Cells with fixed potentials, all of which are observed at once, in float64.
 
@@ -293,26 +305,23 @@ class Screen:
         if pairs:
             dosage[::5] = (dosage[::5] + dosage.roll(3, 0)[::5]).clamp(max=1)
         self.dosage = dosage
-        self.hidden_frame = random_rotation(n_latent)
-        shown = dosage @ self.truth @ self.hidden_frame
+        self.hidden_rotation = random_rotation(n_latent)
+        shown = dosage @ self.truth @ self.hidden_rotation
         gain = 0.5 + 0.4 * torch.rand(n_cells, 1 if isotropic else n_latent, dtype=torch.float64)
         gain = gain.expand(n_cells, n_latent).contiguous()
         location = shown + torch.randn_like(shown) / gain.sqrt()
         self.potential = Potential(location, gain, 1 - gain)
         self.n_cells = n_cells
-        self.effects = PerturbationEffects(
-            n_perturbations, n_latent, mask_prior=0.2, spike_scale=0.0
-        ).double()
-        self.closed_form = ClosedFormInference(
-            n_perturbations, n_latent, mask_evidence_cells=None
-        ).double()
+        self.effects = make_effects(n_perturbations, n_latent, 0.2, background_scale=0.0).double()
+        self.closed_form = ClosedForm(n_perturbations, n_latent, mask_evidence_cells=None).double()
 
     def observe(self) -> None:
-        effects, entries = self.effects, dosage_entries(self.dosage)
-        mean, _ = effects.moments()
-        shift = additive_shift(entries, mean[entries.perturbation]) @ effects.frame
+        doses = padded(self.dosage)
+        shift, _, effect_of_dose = self.effects.shift_moments(doses)
         batch = torch.zeros(self.n_cells, dtype=torch.long)
-        self.closed_form.observe(effects, entries, self.potential, shift, batch, self.n_cells)
+        self.closed_form.observe(
+            self.effects, doses, self.potential, shift, effect_of_dose, batch, self.n_cells
+        )
 
     def bound(self) -> float:
         """Expected log-likelihood of the potentials, ``Normal(location; shift, 1 / gain)``, less
@@ -320,11 +329,11 @@ class Screen:
         """
         effects = self.effects
         mean, variance = effects.moments()
-        shift = self.dosage @ mean @ effects.frame
-        shift_variance = self.dosage.square() @ variance @ effects.frame.square()
+        shift = self.dosage @ mean @ effects.rotation
+        shift_variance = self.dosage.square() @ variance @ effects.rotation.square()
         location, gain, _ = self.potential
         expected = -0.5 * (gain * ((location - shift).square() + shift_variance)).sum()
-        return (expected - sum(effects.kl_divergence().values())).item()
+        return (expected - sum(effects.kl().values())).item()
 
 
 class TestCoordinateAscent:
@@ -333,11 +342,11 @@ class TestCoordinateAscent:
     )
     def test_every_update_raises_the_bound(self, isotropic, pairs):
         screen = Screen(isotropic=isotropic, pairs=pairs)
-        screen.effects.masks_on.fill_(True)
+        screen.effects.masks_on = True
         screen.effects.slab_mean.copy_(0.3 * torch.randn_like(screen.effects.slab_mean))
         bounds = []
         for _ in range(25):
-            screen.closed_form.statistics = type(screen.closed_form.statistics)(12, 4).double()
+            screen.closed_form.statistics = RunningStatistics(12, 4).double()
             screen.observe()
             bounds.append(screen.bound())
             screen.closed_form.update(screen.effects, screen.n_cells)
@@ -345,24 +354,24 @@ class TestCoordinateAscent:
         assert steps[0] > 10
         assert steps.min() > -1e-6 * abs(bounds[-1])
 
-    def test_frame_turns_to_where_the_cells_are(self):
-        """From the right effects in the wrong frame."""
+    def test_rotation_turns_to_where_the_cells_are(self):
+        """From the right effects in the wrong rotation."""
         screen = Screen(n_cells=4_000)
         effects = screen.effects
-        effects.masks_on.fill_(True)
+        effects.masks_on = True
         effects.slab_mean.copy_(screen.truth)
         effects.mask_logits.copy_(12 * (2.0 * (screen.truth != 0) - 1))
-        assert (effects.frame - screen.hidden_frame).abs().max() > 0.5
+        assert (effects.rotation - screen.hidden_rotation).abs().max() > 0.5
         screen.observe()
         screen.closed_form.update(effects, screen.n_cells)
-        torch.testing.assert_close(effects.frame, screen.hidden_frame, atol=0.1, rtol=0)
+        torch.testing.assert_close(effects.rotation, screen.hidden_rotation, atol=0.1, rtol=0)
 
-    def test_frame_stays_orthogonal(self):
+    def test_rotation_stays_orthogonal(self):
         screen = Screen(isotropic=False, pairs=True)
         screen.observe()
         screen.closed_form.switch_on(screen.effects, screen.n_cells)
         identity = torch.eye(4, dtype=torch.float64)
-        torch.testing.assert_close(screen.effects.frame @ screen.effects.frame.T, identity)
+        torch.testing.assert_close(screen.effects.rotation @ screen.effects.rotation.T, identity)
 
     def test_switching_on_recovers_masks_and_effects(self):
         screen = Screen(n_perturbations=80, n_cells=8_000, isotropic=False)
@@ -371,8 +380,8 @@ class TestCoordinateAscent:
             screen.effects, screen.n_cells, torch.Generator().manual_seed(0)
         )
         mean, _ = screen.effects.moments()
-        shown = screen.truth @ screen.hidden_frame
-        assert (mean @ screen.effects.frame - shown).square().mean() < 0.02
+        shown = screen.truth @ screen.hidden_rotation
+        assert (mean @ screen.effects.rotation - shown).square().mean() < 0.02
         assert match_columns(mean, screen.truth).min() > 0.97
         n_on = (screen.effects.mask_probability() > 0.5).sum().item()
         assert n_on == pytest.approx((screen.truth != 0).sum().item(), rel=0.1)
@@ -383,8 +392,8 @@ class TestCoordinateAscent:
     def test_background_takes_what_masks_leave(self, scale, lowest, highest):
         """Dense small effects: masks stay off, predictions keep the effects."""
         screen = Screen(n_perturbations=30, n_cells=30_000)
-        screen.effects = PerturbationEffects(30, 4, mask_prior=0.02).double()
-        screen.closed_form = ClosedFormInference(30, 4, mask_evidence_cells=10).double()
+        screen.effects = make_effects(30, 4).double()
+        screen.closed_form = ClosedForm(30, 4, mask_evidence_cells=10).double()
         dense = scale * torch.randn(30, 4, dtype=torch.float64)
         location = screen.dosage @ dense + 0.5 * torch.randn(30_000, 4, dtype=torch.float64)
         screen.potential = screen.potential._replace(location=location)
@@ -392,48 +401,126 @@ class TestCoordinateAscent:
         screen.closed_form.switch_on(screen.effects, screen.n_cells)
         screen.closed_form.update(screen.effects, screen.n_cells, n_sweeps=50)
         assert (screen.effects.mask_probability() > 0.5).sum() == 0
-        predicted = screen.effects.moments()[0] @ screen.effects.frame
+        predicted = screen.effects.moments()[0] @ screen.effects.rotation
         assert (predicted - dense).square().mean() < 0.4 * dense.square().mean()
-        assert lowest < screen.effects.spike_variance.sqrt().item() < highest
+        assert lowest < screen.effects.background_variance.sqrt().item() < highest
 
 
 class TestBasalMean:
     def test_information_of_controls_and_of_rare_perturbations(self):
-        """A control tells all it can; the cells of a perturbation share one draw of its prior."""
-        effects = PerturbationEffects(3, 2, mask_prior=0.2, spike_scale=0.0)
-        closed_form = ClosedFormInference(3, 2)
-        dosage = torch.zeros(10, 3)
-        dosage[2:4, 0] = 1
-        dosage[4:10, 1] = 1
-        entries = dosage_entries(dosage)
-        potential = Potential(torch.zeros(10, 2), torch.ones(10, 2), torch.ones(10, 2))
-        closed_form.observe(
-            effects, entries, potential, torch.zeros(10, 2), torch.zeros(10, dtype=torch.long), 10
+        """A control tells all it can; the cells of a perturbation share one draw of its prior.
+
+        A batch for the controls and for each perturbation: the mean information of its cells is
+        the gain of its basal mean, as that of each cell is one.
+        """
+        effects = make_effects(3, 2, 0.2, background_scale=0.0)
+        solver = ClosedForm(3, 2, n_batch=3)
+        batch = torch.tensor([0, 0, 1, 1, 2, 2, 2, 2, 2, 2])
+        dosage = torch.eye(4, 3)[torch.tensor([3, 0, 1])[batch]]
+        doses, zeros, ones = padded(dosage, n_columns=2), torch.zeros(10, 2), torch.ones(10, 2)
+        solver.observe(
+            effects,
+            doses,
+            Potential(zeros, ones, ones),
+            zeros,
+            doses.gather(torch.zeros(3, 2)),
+            batch,
+            10,
         )
-        information = closed_form._basal_information(effects, entries, 10)[:, 0]
-        torch.testing.assert_close(information[:2], torch.ones(2))
-        torch.testing.assert_close(information[2:4], torch.full((2,), 1 / (1 + 2 * 0.2)))
-        torch.testing.assert_close(information[4:], torch.full((6,), 1 / (1 + 6 * 0.2)))
+        information = solver.statistics.basal_gain
+        torch.testing.assert_close(information[0], torch.ones(2))
+        torch.testing.assert_close(information[1], torch.full((2,), 1 / (1 + 2 * 0.2)))
+        torch.testing.assert_close(information[2], torch.full((2,), 1 / (1 + 6 * 0.2)))
+
+    def test_a_cell_tells_no_more_than_its_commonest_perturbation(self):
+        effects = make_effects(2, 1, 0.2, background_scale=0.0)
+        solver = ClosedForm(2, 1, n_batch=3)
+        batch = torch.tensor([0] * 6 + [1] * 2 + [2] * 2)
+        dosage = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])[batch]
+        doses, zeros, ones = padded(dosage), torch.zeros(10, 1), torch.ones(10, 1)
+        solver.observe(
+            effects,
+            doses,
+            Potential(zeros, ones, ones),
+            zeros,
+            doses.gather(torch.zeros(2, 1)),
+            batch,
+            10,
+        )
+        of_both = [1 / (1 + 8 * 0.2), 1 / (1 + 4 * 0.2)]
+        expected = torch.tensor([of_both[0], of_both[0], of_both[1]])[:, None]
+        torch.testing.assert_close(solver.statistics.basal_gain, expected)
 
     def test_centring_finds_the_offset_of_each_batch(self):
-        effects = PerturbationEffects(2, 3, spike_scale=0.0)
-        closed_form = ClosedFormInference(2, 3, n_batch=2)
+        effects = make_effects(2, 3, background_scale=0.0)
+        solver = ClosedForm(2, 3, n_batch=2)
         offset = torch.tensor([[1.0, 0.0, -2.0], [0.0, 0.5, 3.0]])
         batch = torch.arange(2_000) % 2
         # What the module hands over is centred at the mean that is known so far.
         for _ in range(2):
-            location = offset[batch] - closed_form.basal_mean[batch]
+            location = offset[batch] - solver.basal_mean[batch]
             potential = Potential(location, torch.full((2_000, 3), 0.6), torch.ones(2_000, 3))
-            closed_form.observe(
-                effects,
-                dosage_entries(torch.zeros(2_000, 2)),
-                potential,
-                torch.zeros(2_000, 3),
-                batch,
-                2_000,
-            )
-            closed_form.centre()
-            torch.testing.assert_close(closed_form.basal_mean, offset, rtol=0.01, atol=1e-6)
+            doses = padded(torch.zeros(2_000, 2))
+            shift, _, effect_of_dose = effects.shift_moments(doses)
+            solver.observe(effects, doses, potential, shift, effect_of_dose, batch, 2_000)
+            solver.centre()
+            torch.testing.assert_close(solver.basal_mean, offset, rtol=0.01, atol=1e-6)
+
+
+class TestSteps:
+    """Perturbations that share cells take smaller steps, those that do not are not slowed."""
+
+    N_ALONE, N_GUIDES = 3, 20
+
+    def screen(self, n_guides: int) -> tuple[SpikeAndSlab, ClosedForm]:
+        """Perturbations with 100 cells each of their own, and cells with many more guides."""
+        n_rows, n_alone = self.N_ALONE + self.N_GUIDES, 100 * self.N_ALONE
+        dosage = torch.zeros(n_alone + 40, n_rows, dtype=torch.float64)
+        dosage[torch.arange(n_alone), torch.arange(n_alone) % self.N_ALONE] = 1
+        dosage[n_alone:, self.N_ALONE : self.N_ALONE + n_guides] = 1
+        shape = (len(dosage), 2)
+        gain = torch.full(shape, 0.6, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(1)
+        location = torch.randn(shape, generator=generator, dtype=torch.float64)
+        effects = make_effects(n_rows, 2, background_scale=0.0).double()
+        solver = ClosedForm(n_rows, 2).double()
+        effects.masks_on = True
+        doses = padded(dosage, n_columns=self.N_GUIDES)
+        shift, _, effect_of_dose = effects.shift_moments(doses)
+        batch = torch.zeros(len(dosage), dtype=torch.long)
+        solver.observe(
+            effects,
+            doses,
+            Potential(location, gain, 1 - gain),
+            shift,
+            effect_of_dose,
+            batch,
+            len(dosage),
+        )
+        return effects, solver
+
+    @pytest.mark.parametrize(("n_guides", "step"), [(1, 0.7), (2, 0.7), (4, 0.25), (20, 0.05)])
+    def test_step_of_each_perturbation(self, n_guides, step):
+        """From zero, the mean of a slab moves a share of the way to its optimum."""
+        effects, solver = self.screen(n_guides)
+        effects.freeze(slice(1))  # the rotation stays
+        score, curvature = solver.statistics.score_and_curvature(effects.slab_mean, 340)
+        optimum = score / (curvature + 1)
+        solver.update(effects, 340)
+        alone = slice(1, self.N_ALONE)
+        together = slice(self.N_ALONE, self.N_ALONE + n_guides)
+        torch.testing.assert_close(effects.slab_mean[alone], 0.7 * optimum[alone])
+        torch.testing.assert_close(effects.slab_mean[together], step * optimum[together])
+
+    def test_a_cell_with_twenty_guides_does_not_slow_those_that_are_alone(self):
+        found = []
+        for n_guides in (1, self.N_GUIDES):
+            effects, solver = self.screen(n_guides)
+            effects.freeze(slice(self.N_ALONE, None))
+            solver.update(effects, 340)
+            found.append(effects.slab_mean[: self.N_ALONE].clone())
+        assert found[0].abs().min() > 0
+        torch.testing.assert_close(*found)
 
 
 class TestRotationOfManyPerturbations:
@@ -441,10 +528,10 @@ class TestRotationOfManyPerturbations:
         generator = torch.Generator().manual_seed(0)
         on = torch.rand(2_500, 8, generator=generator) < 0.2
         effects = on * torch.randn(2_500, 8, generator=generator)
-        frame = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0]
-        rotation = sparse_rotation(effects @ frame, generator=generator)
-        # The frame is found, up to the order and sign of the latents.
-        overlap = (frame @ rotation).abs()
+        hidden = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0]
+        rotation = sparse_rotation(effects @ hidden, generator=generator)
+        # The rotation is found, up to the order and sign of the latents.
+        overlap = (hidden @ rotation).abs()
         torch.testing.assert_close(overlap.max(0).values, torch.ones(8), atol=2e-3, rtol=0)
 
 
@@ -459,3 +546,36 @@ def test_rotation_of_many_latents_is_orthogonal_and_takes_a_bounded_number_of_st
     identity = torch.eye(n_latent)
     torch.testing.assert_close(rotation @ rotation.T, identity, atol=1e-3, rtol=0)
     assert sum(step**3 for step in steps) <= 1.5 * 16 * 500 * 64**3
+
+
+class TestThreads:
+    @pytest.fixture(autouse=True)
+    def _two_threads(self):
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        yield
+        torch.set_num_threads(before)
+
+    def test_are_back_after_the_block(self):
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+
+    def test_are_back_after_an_error(self):
+        with pytest.raises(ZeroDivisionError), one_thread():
+            _ = 1 / 0
+        assert torch.get_num_threads() == 2
+
+    def test_the_search_for_a_rotation_takes_one(self, monkeypatch):
+        seen = []
+
+        def record(shifts, generator):
+            seen.append(torch.get_num_threads())
+            return torch.eye(shifts.shape[1], dtype=shifts.dtype)
+
+        monkeypatch.setattr(closed_form, "sparse_rotation", record)
+        screen = Screen()
+        screen.observe()
+        screen.closed_form.switch_on(screen.effects, screen.n_cells)
+        assert seen == [1]
+        assert torch.get_num_threads() == 2

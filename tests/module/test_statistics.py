@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from scvi_sams.module import Potential
-from scvi_sams.module.doses import additive_shift, dosage_entries
+from scvi_sams.module.doses import Doses, additive_shift
+from scvi_sams.module.networks import Potential
 from scvi_sams.module.statistics import RunningStatistics
+
+from .minibatches import padded
 
 N_CELLS, N_PERTURBATIONS, N_LATENT = 60, 5, 3
 
@@ -46,11 +48,16 @@ def make_statistics(n_batch: int = 1) -> RunningStatistics:
     return RunningStatistics(N_PERTURBATIONS, N_LATENT, n_batch).double()
 
 
-def observe(statistics: RunningStatistics, cells: Cells, n_training_cells: int = N_CELLS) -> None:
-    entries = dosage_entries(cells.dosage)
-    of_entries = cells.effects[entries.perturbation]
-    shift = additive_shift(entries, of_entries)
-    statistics.observe(entries, cells.potential, shift, of_entries, n_training_cells)
+def observe(
+    statistics: RunningStatistics,
+    cells: Cells,
+    n_training_cells: int = N_CELLS,
+    doses: Doses | None = None,
+) -> None:
+    doses = padded(cells.dosage) if doses is None else doses
+    of_doses = doses.gather(cells.effects)
+    shift = additive_shift(doses, of_doses)
+    statistics.observe(doses, cells.potential, shift, of_doses, n_training_cells)
 
 
 def brute_force(cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,10 +194,108 @@ class TestNumberOfCells:
         assert int(statistics.n_cells_seen) == N_CELLS
         assert not any(part.any() for part in statistics.score_and_curvature(cells.effects, 60))
 
-    def test_counts_the_most_that_are_together(self, cells):
+
+class TestTogether:
+    """How many perturbations the cells of a perturbation have, on average."""
+
+    def test_is_a_mean_over_the_cells_of_a_perturbation(self, cells):
         statistics = make_statistics()
         observe(statistics, cells)
-        assert int(statistics.max_per_cell) == int((cells.dosage != 0).sum(1).max())
+        present = (cells.dosage != 0).double()
+        expected = present.T @ present.sum(1, keepdim=True) / present.sum(0)[:, None]
+        torch.testing.assert_close(statistics.n_together, expected)
+        assert expected.std() > 0
+
+    def test_perturbations_that_are_alone_say_one(self):
+        """However many guides another cell has."""
+        dosage = torch.zeros(30, 22, dtype=torch.float64)
+        dosage[:10, 0] = dosage[10:20, 1] = 1
+        dosage[20:, 2:] = 1
+        gain = torch.ones(30, N_LATENT, dtype=torch.float64)
+        cells = Cells(dosage, Potential(gain, gain, gain), torch.zeros(22, N_LATENT).double())
+        statistics = RunningStatistics(22, N_LATENT).double()
+        for piece in torch.randperm(30).split(5):
+            observe(statistics, cells.take(piece), 30)
+        expected = [1.0, 1.0, *[20.0] * 20]
+        torch.testing.assert_close(
+            statistics.n_together, torch.tensor(expected, dtype=torch.float64)[:, None]
+        )
+
+
+class TestColumns:
+    """What is observed does not depend on how columns are filled up, nor on their order."""
+
+    def test_order_number_and_filling(self, cells):
+        statistics, other = make_statistics(), make_statistics()
+        for piece in torch.arange(N_CELLS).split(11):
+            some = cells.take(piece)
+            observe(statistics, some)
+            doses = padded(some.dosage, n_columns=9)
+            filling = torch.randint(0, N_PERTURBATIONS, doses.perturbation.shape)
+            perturbation = torch.where(doses.dose > 0, doses.perturbation, filling)
+            order = torch.rand(len(piece), 9).argsort(1)
+            doses = Doses(perturbation.gather(1, order), doses.dose.gather(1, order))
+            observe(other, some, doses=doses)
+        for (name, ours), theirs in zip(
+            statistics.state_dict().items(), other.state_dict().values(), strict=True
+        ):
+            torch.testing.assert_close(theirs, ours, msg=name)
+
+
+class TestSums:
+    """What waits for others enters the averages as if one process had seen all of it."""
+
+    def basal(self, statistics, some):
+        batch = torch.arange(len(some.dosage)) % 2
+        information = torch.ones(len(batch), 1, dtype=torch.float64)
+        statistics.observe_basal(batch, some.potential, some.shift(), information, N_CELLS)
+
+    @pytest.mark.parametrize("n_processes", [1, 3])
+    def test_sums_of_processes_are_those_of_one_minibatch(self, cells, n_processes):
+        alone = make_statistics(n_batch=3)
+        several = [make_statistics(n_batch=3) for _ in range(n_processes)]
+        for statistics in several:
+            statistics.waits = True
+        for piece in torch.arange(N_CELLS).split(30):
+            observe(alone, cells.take(piece))
+            self.basal(alone, cells.take(piece))
+            for statistics, part in zip(several, piece.chunk(n_processes), strict=True):
+                observe(statistics, cells.take(part))
+                self.basal(statistics, cells.take(part))
+            pooled = [
+                torch.stack(sums).sum(0) for sums in zip(*(s.sums for s in several), strict=True)
+            ]
+            for statistics in several:
+                for sums, total in zip(statistics.sums, pooled, strict=True):
+                    sums.copy_(total)
+                statistics.absorb(N_CELLS)
+        for statistics in several:
+            assert not any(sums.any() for sums in statistics.sums)
+            for name, value in alone.state_dict().items():
+                torch.testing.assert_close(statistics.state_dict()[name], value, msg=name)
+
+    def test_nothing_that_waits_moves_the_averages(self, cells):
+        statistics = make_statistics(n_batch=3)
+        observe(statistics, cells)
+        before = {name: value.clone() for name, value in statistics.state_dict().items()}
+        statistics.waits = True
+        observe(statistics, cells)
+        self.basal(statistics, cells)
+        for name, value in statistics.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        assert any(sums.any() for sums in statistics.sums)
+        statistics.drop_sums()
+        assert not any(sums.any() for sums in statistics.sums)
+        statistics.absorb(N_CELLS)
+        for name, value in statistics.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+    def test_cells_that_wait_are_counted(self, cells):
+        statistics = make_statistics()
+        statistics.waits = True
+        observe(statistics, cells)
+        expected = (cells.dosage != 0).sum(0, keepdim=True).T.double()
+        torch.testing.assert_close(statistics.n_cells(N_CELLS), expected)
 
 
 class TestBasalMean:
