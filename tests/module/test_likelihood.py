@@ -1,4 +1,4 @@
-"""The negative binomial likelihood: its values, and the gradient that is written by hand."""
+"""Likelihoods and what they expect, against scipy, torch and sums over all counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import scipy.stats
 import torch
 from scvi.distributions import NegativeBinomial
 
-from scvi_sams.module.likelihood import negative_binomial_log_likelihood
+from scvi_sams.module.likelihood import (
+    expected_expression,
+    expected_log_normalized,
+    expected_log_normalized_expression,
+    log_share,
+    negative_binomial_log_likelihood,
+    observation_distribution,
+    observation_log_likelihood,
+)
+from scvi_sams.module.networks import Decoded
 
 N_CELLS, N_GENES = 6, 5
 
@@ -326,3 +335,184 @@ class TestEveryDispersion:
         (counts * mean.log() - (counts + theta) * torch.log1p(mean / theta)).sum().backward()
         torch.testing.assert_close(logits.grad.double(), precise.grad, rtol=1e-4, atol=1e-3)
         assert parameter.grad.isfinite().all()
+
+
+class TestShare:
+    """Shares of a library."""
+
+    def test_without_a_ceiling_is_a_softmax(self):
+        logits = torch.randn(3, 5, dtype=torch.float64)
+        torch.testing.assert_close(log_share(logits).exp(), torch.softmax(logits, -1))
+
+    def test_ceiling_adds_a_category_that_is_not_measured(self):
+        logits, ceiling = torch.randn(3, 5, dtype=torch.float64), torch.tensor(0.7)
+        with_rest = torch.softmax(torch.cat([logits, torch.zeros(3, 1).double()], -1), -1)
+        torch.testing.assert_close(log_share(logits, ceiling).exp(), 0.7 * with_rest[:, :-1])
+
+    @pytest.mark.parametrize("size", [-80.0, 80.0])
+    def test_extreme_logits_stay_finite(self, size):
+        share = log_share(torch.full((1, 4), size), torch.tensor(2.0))
+        assert torch.isfinite(share).all()
+        assert share.exp().sum() <= 2.0 + 1e-5
+
+
+OBSERVED_CELLS, OBSERVED_GENES = 12, 6
+COUNTS = ("nb", "zinb", "poisson")
+
+
+def scipy_log_pmf(gene_likelihood, decoded, log_dispersion, x, library) -> np.ndarray:
+    mean = (library * torch.softmax(decoded.logits, -1)).numpy()
+    theta = log_dispersion.exp().numpy()
+    x = x.numpy()
+    if gene_likelihood == "normal":
+        return scipy.stats.norm.logpdf(x, decoded.logits.numpy(), theta)
+    if gene_likelihood == "poisson":
+        return scipy.stats.poisson.logpmf(x, mean)
+    log_pmf = scipy.stats.nbinom.logpmf(x, theta, theta / (theta + mean))
+    if gene_likelihood == "nb":
+        return log_pmf
+    zero = torch.sigmoid(decoded.zero_inflation_logits).numpy()
+    return np.where(x == 0, np.log(zero + (1 - zero) * np.exp(log_pmf)), np.log1p(-zero) + log_pmf)
+
+
+class TestObservation:
+    """The four likelihoods."""
+
+    @pytest.fixture
+    def decoded(self) -> Decoded:
+        return Decoded(*torch.randn(2, OBSERVED_CELLS, OBSERVED_GENES, dtype=torch.float64))
+
+    @pytest.fixture
+    def library(self) -> torch.Tensor:
+        return 20 + 50 * torch.rand(OBSERVED_CELLS, 1, dtype=torch.float64)
+
+    @pytest.fixture
+    def counts(self) -> torch.Tensor:
+        return torch.poisson(3 * torch.rand(OBSERVED_CELLS, OBSERVED_GENES, dtype=torch.float64))
+
+    @pytest.mark.parametrize("per_cell", [False, True], ids=["gene", "gene-batch"])
+    @pytest.mark.parametrize("gene_likelihood", [*COUNTS, "normal"])
+    def test_log_likelihood(self, gene_likelihood, per_cell, decoded, counts, library):
+        shape = (OBSERVED_CELLS, OBSERVED_GENES) if per_cell else (OBSERVED_GENES,)
+        log_dispersion = torch.randn(shape, dtype=torch.float64)
+        x = counts if gene_likelihood != "normal" else counts - 1.5
+        expected = scipy_log_pmf(gene_likelihood, decoded, log_dispersion, x, library).sum(-1)
+        found = observation_log_likelihood(gene_likelihood, decoded, log_dispersion, x, library)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("gene_likelihood", COUNTS)
+    def test_counts_are_the_library_times_the_share(self, gene_likelihood, decoded, library):
+        distribution = observation_distribution(
+            gene_likelihood, decoded, torch.zeros(OBSERVED_GENES), library
+        )
+        share = expected_expression(distribution)
+        torch.testing.assert_close(share.sum(-1), torch.ones(OBSERVED_CELLS, dtype=torch.float64))
+        mean = library * share
+        if gene_likelihood == "zinb":
+            mean = mean * (1 - torch.sigmoid(decoded.zero_inflation_logits))
+        torch.testing.assert_close(distribution.mean, mean)
+
+    def test_features_are_the_output_of_the_decoder(self, decoded, library):
+        distribution = observation_distribution(
+            "normal", decoded, torch.zeros(OBSERVED_GENES), library
+        )
+        assert torch.equal(expected_expression(distribution), decoded.logits)
+        assert torch.equal(distribution.get_normalized("scale"), decoded.logits)
+
+    @pytest.mark.parametrize("gene_likelihood", COUNTS)
+    def test_expected_log_expression(self, gene_likelihood, decoded, library):
+        """Against the sum over all counts that have any probability."""
+        log_dispersion = torch.randn(OBSERVED_GENES, dtype=torch.float64) + 1
+        distribution = observation_distribution(gene_likelihood, decoded, log_dispersion, library)
+        values = torch.arange(2_000, dtype=torch.float64)[:, None, None]
+        log_pmf = scipy_log_pmf(
+            gene_likelihood,
+            decoded,
+            log_dispersion,
+            values.expand(-1, OBSERVED_CELLS, OBSERVED_GENES),
+            library,
+        )
+        log_expression = np.log2(1 + 1e4 * values.numpy() / library.numpy())
+        expected = (np.exp(log_pmf) * log_expression).sum(0)
+        found = expected_log_normalized_expression(distribution, library)
+        np.testing.assert_allclose(found.numpy(), expected, atol=2e-3)
+
+
+def brute_force(mean: float, theta: float, library: float, target: float = 1e4) -> float:
+    """Sum over all counts that have a probability."""
+    p = theta / (theta + mean)
+    largest = int(scipy.stats.nbinom.isf(1e-12, theta, p)) + 10
+    counts = np.arange(largest + 1)
+    probability = scipy.stats.nbinom.pmf(counts, theta, p)
+    return float(probability @ np.log2(1 + target * counts / library))
+
+
+class TestExpectedLogNormalized:
+    @pytest.mark.parametrize("library", [300.0, 8_000.0, 80_000.0])
+    @pytest.mark.parametrize("theta", [0.05, 1.0, 50.0])
+    def test_matches_sum_over_counts(self, library, theta):
+        means = [1e-3, 0.05, 0.7, 10.0, 400.0]
+        actual = expected_log_normalized(
+            torch.tensor([means], dtype=torch.float64),
+            torch.full((5,), theta, dtype=torch.float64),
+            torch.tensor([[library]], dtype=torch.float64),
+        )
+        expected = [brute_force(mean, theta, library) for mean in means]
+        np.testing.assert_allclose(actual[0], expected, rtol=2e-3, atol=5e-4)
+
+    def test_each_cell_has_its_library_and_each_gene_its_dispersion(self):
+        mean = torch.tensor([[0.5, 3.0, 40.0], [2.0, 0.1, 9.0]], dtype=torch.float64)
+        theta = torch.tensor([0.3, 2.0, 20.0], dtype=torch.float64)
+        library = torch.tensor([[900.0], [20_000.0]], dtype=torch.float64)
+        actual = expected_log_normalized(mean, theta, library, target=1e5)
+        for cell in range(2):
+            for gene in range(3):
+                expected = brute_force(
+                    mean[cell, gene].item(), theta[gene].item(), library[cell].item(), 1e5
+                )
+                assert actual[cell, gene].item() == pytest.approx(expected, rel=2e-3)
+
+    def test_matches_monte_carlo_with_draws_in_front(self):
+        mean = torch.tensor([[[0.5, 3.0]], [[8.0, 60.0]]])
+        theta, library = torch.tensor([0.8, 5.0]), torch.tensor([[5_000.0]])
+        actual = expected_log_normalized(mean, theta, library)
+        assert actual.shape == mean.shape
+        counts = torch.distributions.NegativeBinomial(theta, logits=(mean / theta).log()).sample(
+            (200_000,)
+        )
+        estimate = torch.log2(1 + 1e4 * counts / library).mean(0)
+        torch.testing.assert_close(actual, estimate, atol=0.01, rtol=0)
+
+    def test_small_effects_keep_their_sign(self):
+        """A gene seen in one cell of a thousand, up by a hundredth: lost in the noise of draws."""
+        theta, library = torch.ones(1), torch.tensor([[5_000.0]])
+        before = expected_log_normalized(torch.tensor([[1e-3]]), theta, library)
+        after = expected_log_normalized(torch.tensor([[1.01e-3]]), theta, library)
+        assert (after - before).item() == pytest.approx(0.01 * before.item(), rel=0.02)
+
+
+class TestExpectedLogNormalizedPoisson:
+    """Without an inverse dispersion: the limit where it is infinite."""
+
+    @pytest.mark.parametrize("library", [300.0, 8_000.0, 80_000.0])
+    def test_matches_sum_over_counts(self, library):
+        means = np.array([1e-3, 0.05, 0.7, 10.0, 400.0])
+        actual = expected_log_normalized(
+            torch.from_numpy(means)[None], None, torch.tensor([[library]], dtype=torch.float64)
+        )
+        counts = np.arange(700)[:, None]
+        expected = scipy.stats.poisson.pmf(counts, means) * np.log2(1 + 1e4 * counts / library)
+        np.testing.assert_allclose(actual[0], expected.sum(0), rtol=2e-3, atol=5e-4)
+
+    def test_is_the_limit_of_the_negative_binomial(self):
+        mean = torch.tensor([[[0.01, 3.0], [40.0, 0.4]]], dtype=torch.float64)
+        library = torch.tensor([[900.0], [20_000.0]], dtype=torch.float64)
+        limit = expected_log_normalized(mean, None, library)
+        distances = [
+            (expected_log_normalized(mean, torch.tensor([theta]).double(), library) - limit).abs()
+            for theta in (10.0, 1e3, 1e8)
+        ]
+        assert (distances[0] > distances[1]).all()
+        assert (distances[1] > distances[2]).all()
+        torch.testing.assert_close(distances[2], torch.zeros_like(limit), atol=1e-6, rtol=0)
+        assert limit.shape == mean.shape
