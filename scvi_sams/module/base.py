@@ -12,7 +12,13 @@ from torch import nn
 
 from scvi_sams._compat import HostState
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.module.doses import HillDraws, add_gene_effects, additive_shift, padded_doses
+from scvi_sams.module.doses import (
+    Doses,
+    HillDraws,
+    add_gene_effects,
+    additive_shift,
+    padded_doses,
+)
 from scvi_sams.module.likelihood import observation_distribution, observation_log_likelihood
 from scvi_sams.module.networks import (
     ExpressionDecoder,
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scvi_sams.module.closed_form import ClosedForm
-    from scvi_sams.module.doses import Doses, GeneEffects
+    from scvi_sams.module.doses import GeneEffects
     from scvi_sams.module.likelihood import Dispersion, GeneLikelihood, Observation
     from scvi_sams.module.networks import BasalPosterior, Decoded
     from scvi_sams.module.posteriors import EffectsPosterior
@@ -111,9 +117,6 @@ class GlobalDraws(NamedTuple):
 
 
 _CEILING_MARGIN = 1.25  # a cell may hold more counts per size factor than any that was read
-# Cells of a minibatch whose counts move the dispersion. All cells share it, so that its gradient
-# is precise enough from few, and the digamma functions it takes are the dearest of a step.
-_N_DISPERSION_CELLS = 8
 
 
 class PerturbationVAEModule(HostState, BaseModuleClass):
@@ -150,6 +153,10 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
 
     host_state = ("n_training_cells", "initialized", "counts_per_cell")
     latent_distribution = "normal"
+    # Cells of a minibatch whose counts move the dispersion. All cells share it, so that its
+    # gradient is precise enough from few, and the digamma functions it takes are the dearest of
+    # a step.
+    n_dispersion_cells = 8
     closed_form: ClosedForm | None
     effects: EffectsPosterior | None
     library_ceiling: Tensor
@@ -261,9 +268,12 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
     def _get_inference_input(
         self, tensors: dict[str, Tensor], full_forward_pass: bool = False
     ) -> dict[str, Any]:
+        given = tensors[SAMS_REGISTRY_KEYS.PERTURBATION_KEY]
+        dose = tensors.get(SAMS_REGISTRY_KEYS.DOSE_KEY)
+        doses = padded_doses(given) if dose is None else Doses(given, dose)
         return {
             "x": tensors[REGISTRY_KEYS.X_KEY],
-            **padded_doses(tensors[SAMS_REGISTRY_KEYS.PERTURBATION_KEY])._asdict(),
+            **doses._asdict(),
             "library": tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY),
             **covariates_of(tensors),
         }
@@ -491,7 +501,7 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
             generative_outputs["log_dispersion"],
             x,
             library,
-            _N_DISPERSION_CELLS if self.training else None,
+            self.n_dispersion_cells if self.training else None,
             nonzero,
         )
 
