@@ -36,14 +36,15 @@ class AdaptiveClipping:
         """Clip in place; gradients that are not finite become zero. No number is asked for."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        is_finite = torch.isfinite(norm)
-        for gradient in gradients:
-            gradient.copy_(torch.where(is_finite, gradient, 0.0))
-        value = norm.double()
+        is_finite, value = torch.isfinite(norm), norm.double()
         mean = torch.as_tensor(self.mean_norm, dtype=value.dtype, device=value.device)
         mean = torch.where(mean.isnan(), value, mean)
         limit = self.factor * mean
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit.float(), norm)  # type: ignore[arg-type]
+        # As torch.nn.utils.clip_grads_with_norm_, which takes the limit for a number of Python.
+        share = (limit.to(norm.dtype) / (norm + 1e-6)).clamp(max=1.0)
+        share = torch.where(is_finite, share, 0.0)
+        for gradient in gradients:
+            gradient.mul_(share).nan_to_num_(0.0, 0.0, 0.0)  # zero times infinity
         mean = mean + (1 - _MEMORY) * (torch.minimum(value, limit) - mean)
         self.mean_norm = torch.where(is_finite, mean, self.mean_norm)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from scvi import REGISTRY_KEYS
@@ -9,9 +12,14 @@ from scvi.nn import FCLayers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.module import SAMSVAEModule, base, likelihood
+from scvi_sams.module import SAMSVAEModule, likelihood
 from scvi_sams.module.networks import SideInputLayers
+from scvi_sams.train.guard import AdaptiveClipping
+
+from .minibatches import NONZERO, columns, double, minibatch
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 N_CELLS, N_GENES, N_PERTURBATIONS, N_LATENT, N_HIDDEN = 16, 30, 4, 3, 8
 PAPER = {
@@ -23,27 +31,33 @@ _RANDOM = {"normal_", "randn", "randn_like", "rand", "rand_like", "uniform_", "b
 _RANDOM |= {"bernoulli", "multinomial", "poisson", "_standard_gamma"}
 
 
-@pytest.fixture
-def tensors() -> dict[str, torch.Tensor]:
+EXTENSIONS = {
+    "reference_doses": [0.5, 1.0, 1.5, 2.0],
+    "interactions": [(0, 1), (1, 3)],
+    "targets": [2, -1, 0, 2],
+}
+
+
+def make_tensors() -> dict[str, torch.Tensor]:
     """A minibatch with sparse counts, and with their positions."""
     counts = torch.poisson(4 * torch.rand(N_CELLS, N_GENES)) * (torch.rand(N_CELLS, N_GENES) < 0.3)
     counts[:, 0] += 1
-    return {
-        REGISTRY_KEYS.X_KEY: counts,
-        REGISTRY_KEYS.BATCH_KEY: torch.zeros(N_CELLS, 1, dtype=torch.long),
-        SAMS_REGISTRY_KEYS.PERTURBATION_KEY: torch.eye(N_PERTURBATIONS)[
-            torch.randint(0, N_PERTURBATIONS, (N_CELLS,))
-        ],
-        SAMS_REGISTRY_KEYS.NONZERO_COUNTS_KEY: counts.flatten().nonzero().squeeze(1),
-    }
+    dosage = torch.eye(N_PERTURBATIONS)[torch.randint(0, N_PERTURBATIONS, (N_CELLS,))]
+    return minibatch(counts, dosage, **{NONZERO: counts.flatten().nonzero().squeeze(1)})
+
+
+@pytest.fixture
+def tensors() -> dict[str, torch.Tensor]:
+    return make_tensors()
 
 
 def make_module(**kwargs) -> SAMSVAEModule:
     sizes = {"n_hidden": N_HIDDEN, "n_latent": N_LATENT, "dropout_rate": 0.0}
-    module = SAMSVAEModule(N_GENES, N_PERTURBATIONS, **sizes, **kwargs)
+    module = SAMSVAEModule(N_GENES, N_PERTURBATIONS, **(sizes | kwargs))
     with torch.no_grad():
         module.effects.slab_mean.normal_()
-        module.effects.masks_on.fill_(True)
+    module.effects.masks_on = True
+    module.n_training_cells = 100
     return module.train()
 
 
@@ -86,7 +100,7 @@ def test_counts_are_encoded_once_a_cell(tensors, n_particles):
 def test_gamma_functions_once_a_count(tensors, n_particles):
     """For each count that is not zero, and for each gene, however many particles."""
     module = make_module(**PAPER)
-    n_counts = len(tensors[SAMS_REGISTRY_KEYS.NONZERO_COUNTS_KEY])
+    n_counts = len(tensors[NONZERO])
     assert n_counts < N_CELLS * N_GENES
     with Elements({"lgamma"}) as forward:
         loss = run(module, tensors, n_particles)[-1]
@@ -101,7 +115,7 @@ def test_digamma_functions_only_at_counts_of_few_cells(tensors):
     loss = run(module, tensors)[-1]
     with Elements({"digamma"}) as backward:
         loss.backward()
-    n_counts = (tensors[REGISTRY_KEYS.X_KEY][: base._N_DISPERSION_CELLS] > 0).sum()
+    n_counts = (tensors[REGISTRY_KEYS.X_KEY][: module.n_dispersion_cells] > 0).sum()
     assert backward.count == 2 * n_counts
 
 
@@ -145,8 +159,8 @@ class JoinedInputs(SideInputLayers):
 )
 def test_training_is_that_of_the_plain_expressions(tensors, settings, n_particles, monkeypatch):
     """Parameters after steps of Adam in double precision, from the same draws."""
-    monkeypatch.setattr(base, "_N_DISPERSION_CELLS", N_CELLS)
-    tensors = {k: t.double() if t.is_floating_point() else t for k, t in tensors.items()}
+    monkeypatch.setattr(SAMSVAEModule, "n_dispersion_cells", N_CELLS)
+    tensors = double(tensors)
     start = make_module(**settings).double()
     trained = []
     for is_plain in (False, True):
@@ -167,3 +181,136 @@ def test_training_is_that_of_the_plain_expressions(tensors, settings, n_particle
     assert (fast["px_r"] - start.px_r).abs().max() > 0.05  # it has learned
     for name, expected in plain.items():
         torch.testing.assert_close(fast[name], expected, rtol=1e-6, atol=1e-8, msg=name)
+
+
+_OF_UNKNOWN_SHAPE = {"nonzero", "masked_select", "unique_dim", "_unique", "_unique2", "bincount"}
+_OF_UNKNOWN_SHAPE |= {"unique_consecutive", "unique_dim_consecutive"}
+_NUMBERS = {"_local_scalar_dense", "is_nonzero", "equal"}
+
+
+def is_called_by(file: str) -> bool:
+    """Whether a file is among those that called what is called now."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not frame.f_code.co_filename.endswith(file):
+        frame = frame.f_back
+    return frame is not None
+
+
+class Questions(TorchDispatchMode):
+    """Notes what a device would have to be waited for, and the shapes of all else.
+
+    The likelihood asks a CPU where the counts of a few cells are; it never asks a GPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.shapes: list[tuple] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if not is_called_by("scvi_sams/module/likelihood.py"):
+            name = function.overloadpacket.__name__
+            if name in _NUMBERS | _OF_UNKNOWN_SHAPE or _is_by_mask(name, args):
+                self.asked.append(name)
+            outputs = out if isinstance(out, tuple | list) else [out]
+            self.shapes.append(
+                (name, *(tuple(t.shape) for t in outputs if isinstance(t, torch.Tensor)))
+            )
+        return out
+
+
+def _is_by_mask(name: str, args: tuple) -> bool:
+    """Whether elements are taken or set where a mask is true."""
+    if name not in {"index", "index_put", "index_put_", "_unsafe_index"}:
+        return False
+    return any(index is not None and index.dtype == torch.bool for index in args[1])
+
+
+def train_step(
+    module: SAMSVAEModule, tensors: dict[str, torch.Tensor], clipping: AdaptiveClipping
+) -> None:
+    """What a training step asks of a module, and clipping."""
+    module.zero_grad()
+    inference, _, output = module(tensors)
+    terms = module.global_divergences({})
+    (output.loss + sum(terms.values()) / module.n_training_cells).backward()
+    module.observe(inference)
+    clipping([p for p in module.parameters() if p.grad is not None])
+
+
+NOTHING_ASKED = {
+    "default": {},
+    "extensions": EXTENSIONS,
+    "direct": {"targets": EXTENSIONS["targets"]},
+    "hill": {"reference_doses": EXTENSIONS["reference_doses"]},
+    "pairs": {"interactions": EXTENSIONS["interactions"]},
+    "given": {"mask_prior": 1.0},
+    "residual": {"basal_posterior": "residual", "dispersion": "gene-batch"},
+}
+
+
+@pytest.fixture(params=NOTHING_ASKED)
+def settings(request) -> dict:
+    return NOTHING_ASKED[request.param]
+
+
+def some_doses() -> dict[str, torch.Tensor]:
+    """Controls, singles, pairs and triples, in as many columns as the most that there may be."""
+    dosage = torch.rand(N_CELLS, N_PERTURBATIONS) + 0.5
+    return columns(dosage * (torch.rand(N_CELLS, N_PERTURBATIONS) < 0.4), N_PERTURBATIONS)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_nothing_asks_for_a_number(settings, waits):
+    """All is launched at once, whatever the cells have and whatever it gives."""
+    module, clipping, shapes = make_module(**settings), AdaptiveClipping(2.0), []
+    module.closed_form.statistics.waits = waits
+    for _ in range(3):
+        tensors = make_tensors() | some_doses()
+        del tensors[NONZERO]  # as many as there are
+        with Questions() as questions:
+            train_step(module, tensors, clipping)
+        assert questions.asked == []
+        shapes.append(questions.shapes)
+    assert len(shapes[0]) > 100
+    assert shapes[1] == shapes[2]  # clipping begins with the first
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda t: t.sum().item(),
+        lambda t: bool(t.any()),
+        lambda t: t[t > 0],
+        lambda t: t.nonzero(),
+        lambda t: t.unique(),
+        lambda t: t.masked_select(t > 0),
+        lambda t: t.clone().masked_fill_(t > 0, 1.0)[t > 0],
+        lambda t: t.clone().__setitem__(t > 0, torch.ones(int((t > 0).sum()))),
+    ],
+)
+def test_questions_are_noticed(ask):
+    with Questions() as questions:
+        ask(torch.randn(5))
+    assert questions.asked
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_gpu_is_not_waited_for(settings, waits):
+    """By torch's own count; with several batches too, of which scvi-tools sees the codes."""
+    module = make_module(n_batch=2, encode_covariates=True, **settings).cuda()
+    module.closed_form.statistics.waits = waits
+    tensors = {key: value.cuda() for key, value in (make_tensors() | some_doses()).items()}
+    clipping = AdaptiveClipping(2.0)
+    train_step(module, tensors, clipping)  # the first step starts libraries
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            train_step(module, tensors, clipping)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert module.px_r.grad.isfinite().all()
+    assert bool(module.closed_form.statistics.n_cells_seen > 0) is not waits
