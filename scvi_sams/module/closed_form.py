@@ -262,7 +262,7 @@ def sparse_rotation(
     starts_worth = _N_STARTS * min(1.0, (_MOST_LATENTS_AT_FULL_EFFORT / n_latent) ** 3)
     n_starts = max(1, round(starts_worth)) if n_starts is None else n_starts
     if max_iterations is None:
-        max_iterations = max(10, round(_N_ITERATIONS * min(1.0, starts_worth)))
+        max_iterations = max(5, round(_N_ITERATIONS * min(1.0, starts_worth)))
     identity = torch.eye(n_latent, dtype=effects.dtype, device=effects.device)
     everything, n_kept = effects, min(_MAX_START_ROWS, len(effects))
     if n_kept < len(effects):
