@@ -69,7 +69,7 @@ class DivergenceGuard:
         self.snapshot_every = snapshot_every
         self.mean = math.nan
         self.deviation = 0.0
-        self.n_healthy = self._kept_at = 0
+        self.n_healthy = self._n_due = 0
         self._snapshot: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     def is_divergent(self, loss: float) -> bool:
@@ -89,8 +89,9 @@ class DivergenceGuard:
 
     def keep(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take a snapshot if one is due."""
-        if self._snapshot is None or self.n_healthy - self._kept_at >= self.snapshot_every:
-            self._kept_at = self.n_healthy
+        n_due = self.n_healthy // self.snapshot_every  # by now; several steps are judged at once
+        if self._snapshot is None or n_due > self._n_due:
+            self._n_due = n_due
             state = {key: value.clone() for key, value in module.state_dict().items()}
             self._snapshot = state, copy.deepcopy(optimizer.state_dict())
 

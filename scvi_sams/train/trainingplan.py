@@ -97,32 +97,37 @@ def initialize_from(dataloader: Any, module: PerturbationVAEModule, n_cells: int
 class EpochMeans:
     """What scvi-tools logs at every step, summed and read once an epoch.
 
-    The logging would cost as much as a step of these small networks. A step counts only once it
-    is accepted, so that one that diverged can be left out.
+    The logging would cost as much as a step of these small networks. Steps count only once they
+    are accepted, so that those that diverged can be left out.
     """
 
     def __init__(self) -> None:
-        self._step: dict[str, Tensor] = {}
-        self._n_cells_of_step = 0
+        self._offered: list[tuple[dict[str, Tensor], int]] = []
         self._sums: dict[str, Tensor | float] = {}
         self._n_cells = 0
 
     def offer(self, output: LossOutput) -> None:
-        """Note what a step found; it takes the place of one that was not accepted."""
+        """Note what a step found."""
         n_cells = output.n_obs_minibatch
-        self._step = {
+        found = {
             "train_loss": output.loss.detach() * n_cells,
             "reconstruction_loss_train": output.reconstruction_loss_sum.detach(),
             "kl_local_train": output.kl_local_sum.detach(),
             "kl_global_train": output.kl_global_sum.detach() * n_cells,
         }
-        self._n_cells_of_step = n_cells
+        self._offered.append((found, n_cells))
 
     def accept(self) -> None:
-        """Let the last step count."""
-        for name, value in self._step.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._n_cells += self._n_cells_of_step
+        """Let the steps that were offered count."""
+        for found, n_cells in self._offered:
+            for name, value in found.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+            self._n_cells += n_cells
+        self._offered = []
+
+    def drop(self) -> None:
+        """Forget the steps that were offered and not accepted."""
+        self._offered = []
 
     def read(self, n_training_cells: int) -> dict[str, Tensor | float]:
         """Means by scvi-tools' names, and begin the next epoch; empty without a step.
@@ -145,6 +150,7 @@ class EpochMeans:
 
 
 _MAX_RESTARTS = 5
+_JUDGE_EVERY = 10  # steps, on a device that has to be waited for
 
 
 class SAMSTrainingPlan(TrainingPlan):
@@ -197,6 +203,11 @@ class SAMSTrainingPlan(TrainingPlan):
         Draws of the latents that the gradient is averaged over.
     **kwargs
         Further arguments of :class:`scvi.train.TrainingPlan`.
+
+    Attributes
+    ----------
+    judge_every
+        Steps after which the guard asks for their losses: a GPU is not waited for at each.
 
     Raises
     ------
@@ -251,6 +262,7 @@ class SAMSTrainingPlan(TrainingPlan):
         self._epoch_means = EpochMeans()
         self._global_terms: dict[str, Tensor] | None = None
         self._last_terms: dict[str, Tensor] = {}
+        self.judge_every = 1
         self._losses: list[Tensor] = []
         self._updates: GlobalUpdates | None = None
 
@@ -271,7 +283,8 @@ class SAMSTrainingPlan(TrainingPlan):
             weight = self.min_kl_weight
         elif not self._warm_start:
             weight = linear_warmup(self.progress, self.kl_warmup_fraction, self.min_kl_weight)
-        return torch.tensor(self.max_kl_weight * weight, device=self.device)
+        # Not torch.tensor, which would wait for the device to take it.
+        return torch.full((), self.max_kl_weight * weight, device=self.device)
 
     def initialize_val_metrics(self) -> None:
         """Scale the global terms of the validation bound by the training cells."""
@@ -410,6 +423,7 @@ class SAMSTrainingPlan(TrainingPlan):
             mask_warmup_fraction=self.mask_warmup_fraction,
             seed=settings.seed or 0,
         )
+        self.judge_every = 1 if self.device.type == "cpu" else _JUDGE_EVERY
         self._global_terms = None
         equalise_globals(module)
         self._let_statistics_wait(n_processes() > 1)
@@ -438,26 +452,26 @@ class SAMSTrainingPlan(TrainingPlan):
         self._losses.append(mean_over_processes(loss.detach()))  # so that all decide alike
         step, updates = self.global_step, self._updates
         is_due = updates is not None and updates.is_due(step, self._n_steps)
-        if len(self._losses) < self._n_unjudged and not is_due:
-            self._epoch_means.accept()
+        # Validation, and what is logged, are of a module that was judged.
+        is_last = self.trainer.is_last_batch or step == self._n_steps
+        if len(self._losses) < self.judge_every and not is_due and not is_last:
             return
-        losses = torch.stack(self._losses).tolist()
-        self._losses = []
-        for judged in losses:
-            if self.guard.is_divergent(judged):
-                self._restart(judged)
-                return
-        self._epoch_means.accept()
-        # Before the update, so that a restart undoes one that went wrong.
-        self.guard.keep(self.module, self._optimizer)
-        if updates is not None and is_due:
+        if self._is_healthy() and updates is not None and is_due:
             updates.update(step, self._n_steps)
             self._global_terms = None
 
-    @property
-    def _n_unjudged(self) -> int:
-        """Steps after which the guard asks for their losses: a GPU is not waited for at each."""
-        return 1 if self.device.type == "cpu" else 10
+    def _is_healthy(self) -> bool:
+        """Judge the last steps; keep what they led to, or go back."""
+        losses, self._losses = torch.stack(self._losses).tolist(), []
+        for loss in losses:
+            if self.guard.is_divergent(loss):
+                self._epoch_means.drop()
+                self._restart(loss)
+                return False
+        self._epoch_means.accept()
+        # Before an update, so that a restart undoes one that went wrong.
+        self.guard.keep(self.module, self._optimizer)
+        return True
 
     def on_train_epoch_end(self) -> None:
         """Log the means of the epoch and the state of the global latents."""
