@@ -1,8 +1,9 @@
-"""The training plan through ``train``: loss, history, schedules, restarts, checkpoints, seeds."""
+"""The training plan through ``train``: loss, history, schedules, restarts, checkpoints, steps."""
 
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import scvi
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
+from scvi.module.base import LossOutput
 from scvi.train import SaveCheckpoint
 
 import scvi_sams
-from scvi_sams._exceptions import TrainingDivergedError
+from scvi_sams import TrainingDivergedError
+from scvi_sams.train.trainingplan import EpochMeans
 
 if TYPE_CHECKING:
     from scvi_sams.train import SAMSTrainingPlan
@@ -107,10 +110,10 @@ class TestLoss:
         model = make_model(global_inference=engine)
         train(model, 2, plan_kwargs={"mask_warmup_fraction": 0.0})
         plan, module = plan_of(model), model.module
-        assert plan.n_obs_training == N_TRAINING == int(module.n_training_cells)
+        assert plan.n_obs_training == N_TRAINING == module.n_training_cells
         (tensors,) = model._make_data_loader(model.adata, batch_size=N_CELLS)
         _, _, output = plan.eval().forward(tensors, loss_kwargs={"kl_weight": weight})
-        kl_global = sum(module.effects.kl_divergence().values())
+        kl_global = sum(module.effects.kl().values())
         assert kl_global > 0
         expected = (
             output.reconstruction_loss["reconstruction_loss"].mean()
@@ -153,7 +156,7 @@ class TestHistory:
         "kl_embedding",
         "mask_density",
         "n_active_latents",
-        "spike_scale",
+        "background_scale",
     )
 
     @pytest.mark.parametrize("name", NAMES)
@@ -176,7 +179,7 @@ class TestHistory:
     def test_global_terms_are_those_of_masks_and_embeddings(self, trained):
         total = history(trained, "kl_mask") + history(trained, "kl_embedding")
         np.testing.assert_allclose(history(trained, "kl_global_validation"), total, rtol=1e-5)
-        final = trained.module.effects.kl_divergence()
+        final = trained.module.effects.kl()
         assert history(trained, "kl_mask")[-1] == pytest.approx(final["kl_mask"].item(), rel=1e-5)
 
     def test_loss_is_the_bound_once_everything_is_on(self, trained):
@@ -492,7 +495,7 @@ class TestFrozenGlobals:
     def test_masks_and_effects_stay(self, make_model):
         model = make_model()
         train(model, 4, plan_kwargs={"mask_warmup_fraction": 0.2})
-        model.module.effects.frozen.fill_(True)
+        model.module.effects.freeze()
         before = state(model)
         train(model, 2)
         after = state(model)
@@ -500,3 +503,247 @@ class TestFrozenGlobals:
             if key.startswith(("effects.", "closed_form.")):
                 assert torch.equal(value, after[key]), key
         assert not torch.equal(before["px_r"], after["px_r"])
+
+
+class JudgeEvery(Callback):
+    """As on a device that has to be waited for."""
+
+    def __init__(self, n_steps: int) -> None:
+        self.n_steps = n_steps
+
+    def on_train_start(self, trainer, plan) -> None:
+        plan.judge_every = self.n_steps
+
+
+class TestSeveralStepsAreJudgedAtOnce:
+    """All of an epoch here, unless a global update is due."""
+
+    PLAN = {"global_update_every": 1_000}
+
+    def train(self, model, max_epochs: int = 10, **plan) -> None:
+        train(
+            model,
+            max_epochs,
+            callbacks=[JudgeEvery(STEPS_PER_EPOCH)],
+            plan_kwargs=self.PLAN | plan,
+        )
+
+    def test_healthy_training_is_the_same(self, make_model):
+        one_by_one, together = make_model(), make_model()
+        scvi.settings.seed = 0
+        train(one_by_one, 6, plan_kwargs=self.PLAN)
+        scvi.settings.seed = 0
+        self.train(together, 6)
+        for key, value in state(one_by_one).items():
+            assert torch.equal(value, state(together)[key]), key
+        assert one_by_one.history["elbo_train"].equals(together.history["elbo_train"])
+        assert plan_of(together).guard.n_healthy == 6 * STEPS_PER_EPOCH
+
+    @pytest.mark.parametrize("engine", ["closed_form", "gradient"])
+    def test_one_bad_step_is_mended(self, make_model, at_step, engine):
+        """And what it led to until it was noticed; nothing of it is logged."""
+        model = make_model(global_inference=engine)
+        at_step(model, "kl_basal", lambda kl: kl + 1e9, {7 * STEPS_PER_EPOCH + 2})
+        with pytest.warns(UserWarning, match="epoch 8 .*the loss is.*halved"):
+            self.train(model)
+        assert plan_of(model).n_restarts == 1
+        assert history(model, "train_loss").max() < 1e6
+        assert history(model, "validation_loss").max() < 1e6
+        for name, value in state(model).items():
+            assert torch.isfinite(value.float()).all(), name
+
+    def test_bad_step_that_is_not_finite(self, make_model, at_step):
+        model = make_model()
+        at_step(model, "kl_basal", lambda kl: kl * math.nan, {2 * STEPS_PER_EPOCH + 3})
+        with pytest.warns(UserWarning, match="epoch 3 .*halved"):
+            self.train(model)
+        for series in TestHistory.NAMES:
+            assert np.isfinite(history(model, series)).all(), series
+
+    def test_an_epoch_is_judged_at_its_end(self, make_model):
+        model = make_model(global_inference="gradient")
+        train(model, 1, callbacks=[JudgeEvery(1_000)], plan_kwargs=self.PLAN)
+        assert plan_of(model).guard.n_healthy == STEPS_PER_EPOCH
+        assert np.isfinite(history(model, "train_loss")).all()
+
+    def test_training_that_stops_within_an_epoch_is_judged(self, make_model):
+        model = make_model(global_inference="gradient")
+        train(model, 3, max_steps=4, callbacks=[JudgeEvery(1_000)], plan_kwargs=self.PLAN)
+        assert plan_of(model).guard.n_healthy == 4
+
+
+def loss_output(loss: float, reconstruction: list[float], kl_local: list[float]) -> LossOutput:
+    return LossOutput(
+        loss=torch.tensor(loss),
+        reconstruction_loss=torch.tensor(reconstruction),
+        kl_local=torch.tensor(kl_local),
+        kl_global=torch.tensor(20.0),
+    )
+
+
+class TestEpochMeans:
+    """Against sums by hand."""
+
+    def test_cells_weigh_alike_and_global_terms_are_spread(self):
+        means = EpochMeans()
+        means.offer(loss_output(4.0, [1.0, 2.0, 6.0], [0.0, 1.0, 2.0]))
+        means.accept()
+        means.offer(loss_output(8.0, [7.0], [5.0]))
+        means.accept()
+        found = means.read(n_training_cells=10)
+        assert {name: float(value) for name, value in found.items()} == {
+            "train_loss": 5.0,
+            "reconstruction_loss_train": 4.0,
+            "kl_local_train": 2.0,
+            "kl_global_train": 20.0,
+            "elbo_train": 4.0 + 2.0 + 20.0 / 10,
+        }
+        assert means.read(10) == {}
+
+    def test_a_step_that_is_not_accepted_does_not_count(self):
+        means = EpochMeans()
+        means.offer(loss_output(float("nan"), [float("nan")], [0.0]))
+        means.drop()
+        means.offer(loss_output(3.0, [1.0], [2.0]))
+        means.accept()
+        assert means.read(10)["train_loss"] == pytest.approx(3.0)
+
+    def test_steps_are_accepted_together(self):
+        means, one_by_one = EpochMeans(), EpochMeans()
+        for loss in (4.0, 8.0, 1.0):
+            for some in (means, one_by_one):
+                some.offer(loss_output(loss, [loss, 1.0], [0.0, 1.0]))
+            one_by_one.accept()
+        assert means.read(10) == {}  # nothing is accepted yet
+        means.accept()
+        assert means.read(10) == one_by_one.read(10)
+
+
+@pytest.fixture(scope="module")
+def larger():
+    adata = scvi_sams.datasets.simulated_screen(
+        n_cells=1_200, n_genes=80, n_perturbations=6, n_pairs=2, n_latent=3
+    )
+    scvi_sams.SAMSVAE.setup_anndata(
+        adata, layer="counts", perturbation_key="perturbation", control="control"
+    )
+    return adata
+
+
+class TestPrecision:
+    @staticmethod
+    def fit(adata, **kwargs) -> scvi_sams.SAMSVAE:
+        scvi.settings.seed = 0
+        model = scvi_sams.SAMSVAE(adata, n_latent=6, n_hidden=32)
+        model.train(15, accelerator="cpu", enable_progress_bar=False, logger=None, **kwargs)
+        return model
+
+    def test_half_precision_trains_to_the_same_bound(self, larger):
+        full, mixed = self.fit(larger), self.fit(larger, precision="bf16-mixed")
+        losses = [model.history["train_loss"].iloc[-1, 0] for model in (full, mixed)]
+        assert losses[0] != losses[1]  # it was indeed another precision
+        np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
+        assert all(p.dtype == torch.float32 for p in mixed.module.parameters())
+        effects = [
+            model.get_average_treatment_effect(n_samples=2, n_cells=50) for model in (full, mixed)
+        ]
+        assert scvi_sams.evaluation.effect_correlation(effects[1], effects[0]) > 0.95
+
+
+@pytest.fixture(scope="module")
+def screen():
+    adata = scvi_sams.datasets.simulated_screen(
+        n_cells=500, n_genes=40, n_perturbations=6, n_pairs=2, n_latent=3
+    )
+    scvi_sams.SAMSVAE.setup_anndata(
+        adata, layer="counts", perturbation_key="perturbation", control="control"
+    )
+    return adata
+
+
+# Torch's own: it looks at every tensor it meets, and uses what it has deprecated.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+class TestCompile:
+    """The same figures with ``torch.compile``, compiled once and not at every step."""
+
+    BATCH_SIZE = 100
+    PAPER = {"basal_posterior": "amortized", "embedding_posterior": "correlated"}
+
+    @pytest.fixture(autouse=True)
+    def as_it_was(self):
+        """scvi-tools tells the compiler to hide errors, for good; none must hide here."""
+        torch._dynamo.reset()
+        before = torch._dynamo.config.suppress_errors
+        yield
+        torch._dynamo.config.suppress_errors = before
+        torch._dynamo.reset()
+
+    def fit(self, adata, settings, callback=None, **plan) -> scvi_sams.SAMSVAE:
+        scvi.settings.seed = 0
+        model = scvi_sams.SAMSVAE(adata, n_latent=4, n_hidden=16, **settings)
+        model.train(
+            4,
+            batch_size=self.BATCH_SIZE,  # divides the cells: each minibatch has the same shape
+            train_size=1.0,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            logger=None,
+            callbacks=[] if callback is None else [callback],
+            plan_kwargs={"mask_warmup_fraction": 0.0} | plan,
+        )
+        return model
+
+    @pytest.mark.parametrize(
+        ("settings", "plan"),
+        [
+            ({}, {}),
+            pytest.param(
+                {"direct_effects": False, **PAPER}, {"n_particles": 2}, marks=pytest.mark.slow
+            ),
+            pytest.param({"gene_likelihood": "zinb"}, {}, marks=pytest.mark.slow),
+        ],
+        ids=["default", "paper", "zinb"],
+    )
+    def test_nothing_is_compiled_again(self, screen, settings, plan):
+        """Doses, counts that are not zero and pairs have other numbers in every minibatch."""
+        steps, graphs = [], []
+
+        def backend(graph, inputs):
+            graphs.append(len(steps))
+            return graph.forward
+
+        compiled = self.fit(
+            screen,
+            settings,
+            LambdaCallback(on_train_batch_end=lambda *args: steps.append(1)),
+            compile=True,
+            compile_kwargs={"backend": backend},
+            **plan,
+        )
+        plain = self.fit(screen, settings, **plan)
+        assert len(steps) == 4 * 500 / self.BATCH_SIZE
+        # With the first step, and once more with the masks on.
+        assert set(graphs) == {0, 1}
+        np.testing.assert_allclose(
+            history(compiled, "train_loss"), history(plain, "train_loss"), rtol=1e-6
+        )
+
+    @pytest.mark.slow  # the compiler of C++ works for a minute
+    @pytest.mark.skipif(
+        not any(map(shutil.which, ("g++", "clang++", "c++"))),
+        reason="torch.compile needs a C++ compiler, and none is installed",
+    )
+    def test_compiled_training_gives_the_same_figures(self, screen):
+        plain = self.fit(screen, {})
+        with torch._inductor.config.patch(fallback_random=True):  # the same draws
+            compiled = self.fit(screen, {}, compile=True)
+        assert compiled.module.training is False
+        np.testing.assert_allclose(
+            history(compiled, "train_loss"), history(plain, "train_loss"), rtol=1e-4
+        )
+        products = []  # of effects, as rounding may exchange latents
+        for model in (plain, compiled):
+            effect = model.get_perturbation_effect().to_numpy()
+            products.append(effect @ effect.T)
+        np.testing.assert_allclose(products[1], products[0], atol=0.01 * products[0].max())
