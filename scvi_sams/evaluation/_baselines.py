@@ -226,8 +226,9 @@ the **training cells alone**, conditions x genes, as from :func:`observed_effect
 are labels to predict, measured in training or not. It returns an AnnData, conditions x genes, with
 effects in ``X``, in the units of the training table, and in ``obs["fallback"]`` what was done
 where the rule does not apply, ``""`` for all other conditions. It raises
-:class:`~scvi_sams.ScreenError` if there is no training condition, one is not finite, or two are the same but for the order of
-their parts. A function of one's own with the same arguments can be scored beside them.
+:class:`~scvi_sams.ScreenError` if there is no training condition, one is not finite, or two are
+the same but for the order of their parts. A function of one's own with the same arguments can be
+scored beside them.
 
 With :math:`\Delta_{pg}` the training effects of the conditions :math:`P`:
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
 import numpy as np
@@ -12,10 +12,10 @@ import scipy.sparse as sp
 
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.conditions import Conditions, obs_column
-from scvi_sams.data.tables import dense, log_expression_chunks, ratio
+from scvi_sams.data.tables import CELLS_PER_CHUNK, dense, log_expression_chunks, ratio
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.random import Generator
     from numpy.typing import NDArray
@@ -261,11 +261,16 @@ def _read(
     combination_delimiter: str | None,
     scale: float = 1e4,
 ) -> CellGroups:
-    """Cells with a label, by what they received."""
-    if not (labelled := obs_column(adata, perturbation_key).notna()).all():
-        adata = adata[labelled.to_numpy()]
-    found = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-    return CellGroups.of(adata, found, batch_key, layer, size_factor_key, scale)
+    """Cells by what they received; those without a label are in no group."""
+    if adata.isbacked and adata.is_view:  # of which anndata makes no view
+        adata = adata.to_memory()
+    labels = obs_column(adata, perturbation_key)
+    found = Conditions.from_labels(labels.dropna(), control, combination_delimiter)
+    codes = np.full(adata.n_obs, -1)
+    codes[labels.notna().to_numpy()] = found.codes
+    return CellGroups.of(
+        adata, replace(found, codes=codes), batch_key, layer, size_factor_key, scale
+    )
 
 
 def _chosen(
@@ -345,9 +350,10 @@ class CellGroups:
         size_factor_key: str | None = None,
         scale: float = 1e4,
     ) -> CellGroups:
-        """Group the cells whose conditions are known by their batches too."""
-        kept = np.flatnonzero(~found.is_control & (found.n_cells > 0))
-        code = np.full(len(found.labels), CONTROL)
+        """Group cells by their batches too; a code of -1 is that of a cell in no group."""
+        has_cells = np.isin(np.arange(len(found.labels)), found.codes)
+        kept = np.flatnonzero(~found.is_control & has_cells)
+        code = np.append(np.full(len(found.labels), CONTROL), LEFT_OUT)  # which -1 indexes
         code[kept] = np.arange(kept.size)
         batch, batches = np.zeros(adata.n_obs, dtype=np.int64), pd.Index(["all"])
         if batch_key is not None:
@@ -453,6 +459,16 @@ class CellGroups:
             uns={"n_control_cells": controls.n_cells},
         )
 
+    def log_expression(self, cells: NDArray[np.int64]) -> Iterator[tuple[slice, Any]]:
+        """Chunks of the log expression of some cells, with their places among these."""
+        for start in range(0, cells.size, CELLS_PER_CHUNK):  # a file is never read as a whole
+            part = cells[start : start + CELLS_PER_CHUNK]
+            library = None if self.library is None else self.library.iloc[part]
+            for chunk, expression in log_expression_chunks(
+                self.adata[part], self.layer, library, self.scale
+            ):
+                yield slice(start + chunk.start, start + chunk.stop), expression
+
     def half_weights(self, rng: Generator) -> NDArray[np.float64]:
         """1 for the cells of the first half and 0 for others; the first has the odd cells.
 
@@ -486,10 +502,8 @@ class CellGroups:
         cells = np.flatnonzero((row >= 0) if weights is None else (row >= 0) & (weights > 0))
         weight = np.ones(cells.size) if weights is None else weights[cells]
         member = sp.csc_matrix((weight, (row[cells], np.arange(cells.size))), (n_rows, cells.size))
-        subset = self.adata if cells.size == self.adata.n_obs else self.adata[cells]
-        library = None if self.library is None else self.library.iloc[cells]
         total, squares = np.zeros((2, n_rows, self.adata.n_vars))
-        for chunk, expression in log_expression_chunks(subset, self.layer, library, self.scale):
+        for chunk, expression in self.log_expression(cells):
             total += dense(member[:, chunk] @ expression)
             squared = expression.power(2) if sp.issparse(expression) else expression**2
             squares += dense(member[:, chunk] @ squared)

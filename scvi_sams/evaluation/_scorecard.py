@@ -982,6 +982,4 @@ def _expression(
 ) -> list[Any]:
     """Log expression, in chunks, of at most so many of the chosen cells."""
     kept = np.sort(rng.permutation(np.flatnonzero(chosen))[:limit])
-    library = None if cells.library is None else cells.library.iloc[kept]
-    subset = cells.adata[kept]
-    return [chunk for _, chunk in log_expression_chunks(subset, cells.layer, library, cells.scale)]
+    return [chunk for _, chunk in cells.log_expression(kept)]

@@ -125,7 +125,6 @@ class TestConditions:
         with pytest.raises(ValueError, match="test_conditions=1.5"):
             split_conditions(screen, *LABELS, 1.5)
 
-
     @pytest.mark.parametrize("share", [0.0, 0.2, 0.55, 1.0])
     def test_a_share_of_the_controls_is_held_out(self, screen, share):
         split_conditions(screen, *LABELS, ["P003"], test_controls=share)
@@ -322,7 +321,8 @@ class TestDoses:
 def test_real_pairs(norman_path):
     adata = ad.read_h5ad(norman_path)
     split_pairs(adata, *LABELS, 2, 1.0)
-    assert parts_of(adata, "test") == {
+    assert (adata.obs.query("perturbation == 'control'")["split"] == "test").sum() == 20
+    assert parts_of(adata, "test") - {"control"} == {
         "KLF1+MAP2K6",
         "KLF1+TGFBR2",
         "MAPK1+TGFBR2",
