@@ -14,10 +14,9 @@ from benchmarks._family import FAMILY, make_model
 from scvi_sams import SAMSVAE, SVAEPlus
 from scvi_sams.evaluation import (
     check_leakage,
+    effect_agreement,
     effect_correlation,
-    effect_correlation_by_condition,
-    observed_average_treatment_effect,
-    perturbed_reference,
+    observed_effects,
     split_indices,
 )
 
@@ -101,17 +100,15 @@ def run_rows(
     is_control = (adata.obs["perturbation"] == setup["control"]).to_numpy()
     compared = "test" if (is_control & in_part("test")).any() else "validation"
     held_out = adata[in_part("test") | (is_control & in_part(compared))]
-    observed = observed_average_treatment_effect(held_out, **setup, min_cells=2)
-    trained = observed_average_treatment_effect(adata[in_part("train")], **setup).to_df()
-    reference = perturbed_reference(trained)
+    observed = observed_effects(held_out, **setup, min_cells=2)
+    trained = observed_effects(adata[in_part("train")], **setup).to_df()
+    reference = trained.mean()
 
     def scores(predicted: AnnData | pd.DataFrame) -> dict[str, float]:
-        centred = effect_correlation_by_condition(predicted, observed, reference)
+        centred = effect_agreement(predicted, observed, reference)
         return {
             "effect correlation": effect_correlation(predicted, observed),
-            "by condition": float(
-                effect_correlation_by_condition(predicted, observed)["pearson"].mean()
-            ),
+            "by condition": float(effect_agreement(predicted, observed)["pearson"].mean()),
             "by condition, centred": float(centred["pearson"].mean()),
         }
 

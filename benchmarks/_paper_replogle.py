@@ -8,8 +8,9 @@ import anndata as ad
 import numpy as np
 
 from benchmarks._paper import with_counts
+from benchmarks._paper_splits import training_genes
 from scvi_sams.datasets import fetch_screen, tidy_screen
-from scvi_sams.evaluation import observed_average_treatment_effect, select_genes, split_cells
+from scvi_sams.evaluation import observed_effects, split_cells
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +46,7 @@ def filtered_replogle(
     del adata.layers["counts"]  # X has them
     adata = with_counts(adata)
     if genes is None:
-        selected = select_genes(adata, n_top_genes=min(n_genes, adata.n_vars)).to_numpy()
+        selected = training_genes(adata, min(n_genes, adata.n_vars))
     else:
         selected = adata.var_names.isin(genes)
     return with_counts(adata[:, selected])
@@ -61,6 +62,6 @@ def strong_perturbations(screen: ad.AnnData, n: int) -> list[str]:
     training = (screen.obs["split"] == "train").to_numpy()
     screen.obs["_trained"] = labels.where(training)
     present = [label for label in _CONTROLS if (screen.obs["_trained"] == label).any()]
-    effects = observed_average_treatment_effect(screen, "_trained", present, min_cells=10)
+    effects = observed_effects(screen, "_trained", present, min_cells=10)
     strength = (effects.X**2 - effects.layers["standard_error"] ** 2).sum(axis=1)
     return sorted(effects.obs_names[np.argsort(-strength, kind="stable")[:n]])

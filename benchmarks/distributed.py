@@ -23,7 +23,7 @@ from scvi_sams.datasets import benchmark_screen, simulated_screen
 from scvi_sams.evaluation import (
     effect_correlation,
     mask_recovery,
-    observed_average_treatment_effect,
+    observed_effects,
 )
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> None:
         seed=seed,
     )
     labels = pd.unique(screen.obs["perturbation"].astype(str))
-    observed = observed_average_treatment_effect(
+    observed = observed_effects(
         screen, layer="counts", perturbation_key="perturbation", control="control"
     )
     scvi.settings.seed = seed  # draws of their own were for training

@@ -14,7 +14,7 @@ from scvi_sams.datasets import benchmark_screen
 from scvi_sams.evaluation import (
     effect_correlation,
     mask_recovery,
-    observed_average_treatment_effect,
+    observed_effects,
 )
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _run(
             enable_progress_bar=False,
             datasplitter_kwargs={"external_indexing": [train, validation, test]},
         )
-    held_out = observed_average_treatment_effect(screen[test].copy(), **setup)
+    held_out = observed_effects(screen[test].copy(), **setup)
     predicted = model.get_average_treatment_effect(held_out.obs_names.tolist())
     result = {
         "model": row,

@@ -13,7 +13,7 @@ from scvi_sams.datasets import simulated_screen
 from scvi_sams.evaluation import (
     interaction_residuals,
     interval_coverage,
-    observed_average_treatment_effect,
+    observed_effects,
 )
 from scvi_sams.tl import classify_pairs, pair_interactions
 
@@ -94,7 +94,7 @@ def _run(seed: int, arguments: Any) -> tuple[dict[str, Any], list[dict[str, Any]
                     "seed": seed,
                     "intervals": name,
                     "nominal": level,
-                    "deviation of genes": interval_coverage(found, deviation)[level].mean(),
+                    "deviation of genes": interval_coverage(found, deviation).mean(),
                     "interaction score": score.between(lower, upper).mean(),
                     "width of the score's": (upper - lower).mean(),
                 }
@@ -115,7 +115,7 @@ def _run(seed: int, arguments: Any) -> tuple[dict[str, Any], list[dict[str, Any]
 def _true_effects(seed: int, n_cells: int) -> AnnData:
     """Effects in so many cells of the same truth that their noise is small."""
     cells = simulated_screen(n_cells=n_cells, seed=seed, **_SCREEN)
-    return observed_average_treatment_effect(cells, **_LABELS)
+    return observed_effects(cells, **_LABELS)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,7 @@ import scvi
 
 from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen, with_mean
 from scvi_sams import SAMSVAE
-from scvi_sams.evaluation import (
-    effect_correlation,
-    observed_average_treatment_effect,
-    relative_squared_error,
-)
+from scvi_sams.evaluation import effect_agreement, effect_correlation, observed_effects
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,10 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 enable_progress_bar=False,
             )
         predicted = model.get_average_treatment_effect()
-        raw = observed_average_treatment_effect(first, **_OBSERVED)
-        held_out = observed_average_treatment_effect(second, **_OBSERVED)
+        raw = observed_effects(first, **_OBSERVED)
+        held_out = observed_effects(second, **_OBSERVED)
         error, raw_error = (
-            relative_squared_error(effects, held_out) for effects in (predicted, raw)
+            effect_agreement(effects, held_out, pooled=True)["relative_squared_error"].item()
+            for effects in (predicted, raw)
         )
         rows.append(
             {

@@ -14,12 +14,12 @@ from benchmarks._paper import (
     run_rows,
     with_counts,
 )
-from scvi_sams.datasets import public_screen
-from scvi_sams.evaluation import (
-    select_genes,
+from benchmarks._paper_splits import (
     split_pairs_by_training_cells,
     split_pairs_out_of_distribution,
+    training_genes,
 )
+from scvi_sams.datasets import public_screen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,9 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _split(screen: AnnData, split: str, fraction: float, seed: int, n_genes: int) -> AnnData:
     """Cells of the split, and the genes that vary most in its training cells."""
     _SPLITS[split](screen, **LABELS, training_fraction=fraction, seed=seed)
-    select_genes(screen, n_top_genes=n_genes)
     used = (screen.obs["split"] != "unused").to_numpy()
-    return with_counts(screen[used, screen.var["highly_variable"].to_numpy()])
+    return with_counts(screen[used, training_genes(screen, n_genes)])
 
 
 if __name__ == "__main__":

@@ -5,26 +5,27 @@ from __future__ import annotations
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import scvi
 
 from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen
 from scvi_sams import CPAVAE, SAMSVAE
 from scvi_sams.datasets import benchmark_screen, simulated_screen
-from scvi_sams.evaluation import scorecard, split_cells, split_indices
+from scvi_sams.evaluation import scorecard, split_cells, split_indices, split_pairs
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
     import anndata as ad
+    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["main"]
 
 _LABELS = {"perturbation_key": "perturbation", "control": "control"}
+_ALL_PAIRS = {"n_seen": 2, "held_out": 1.0, "validation_size": 0.0}
 _PANEL = _LABELS | {"size_factor_key": "total_umi_all_genes"}
 
 
@@ -52,19 +53,17 @@ def _papalexi(arguments: argparse.Namespace) -> tuple[ad.AnnData, list[NDArray[n
 
 
 def _norman(arguments: argparse.Namespace) -> tuple[ad.AnnData, list[NDArray[np.int64]]]:
-    """The five pairs held out of which both parts were measured alone."""
+    """The five pairs held out of which both parts were measured alone, and half the controls."""
     adata = read_screen(arguments, "norman2019_subset.h5ad")
-    labels = adata.obs["perturbation"].astype(str)
-    measured = set(labels)
-    return adata, _held_out(
-        labels.map(lambda label: "+" in label and measured.issuperset(label.split("+")))
-    )
+    split_pairs(adata, **_LABELS, **_ALL_PAIRS, test_controls=0.5, seed=arguments.seed)
+    return adata, split_indices(adata)
 
 
 def _simulated(arguments: argparse.Namespace) -> tuple[ad.AnnData, list[NDArray[np.int64]]]:
-    """All sixty pairs held out."""
+    """All sixty pairs held out, and a fifth of the controls."""
     adata = benchmark_screen("default", seed=arguments.seed)
-    return adata, _held_out(adata.obs["perturbation"].astype(str).str.contains("+", regex=False))
+    split_pairs(adata, **_LABELS, **_ALL_PAIRS, seed=arguments.seed)
+    return adata, split_indices(adata)
 
 
 _SCREENS = {
@@ -72,11 +71,6 @@ _SCREENS = {
     "norman": (_norman, _PANEL),
     "simulated": (_simulated, _LABELS | {"layer": "counts"}),
 }
-
-
-def _held_out(test: Any) -> list[NDArray[np.int64]]:
-    is_test = np.asarray(test, dtype=bool)
-    return [np.flatnonzero(~is_test), np.array([], dtype=np.int64), np.flatnonzero(is_test)]
 
 
 def _compare(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from scvi_sams.evaluation import (
     effect_correlation,
     effect_recovery,
     mask_recovery,
-    observed_average_treatment_effect,
+    observed_effects,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _run(variant: str, seed: int, max_epochs: int | None) -> dict[str, float]:
     labels = pd.unique(screen.obs["perturbation"].astype(str))
     pairs = sorted(label for label in labels if "+" in label)
     singles = sorted(set(labels) - set(pairs) - {"control"})
-    observed = observed_average_treatment_effect(screen, layer="counts", **_LABELS)
+    observed = observed_effects(screen, layer="counts", **_LABELS)
     correlations = [
         effect_correlation(
             model.get_average_treatment_effect(some, n_samples=4, n_cells=100), observed

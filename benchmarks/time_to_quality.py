@@ -15,7 +15,7 @@ from scvi_sams.datasets import simulated_screen
 from scvi_sams.evaluation import (
     effect_correlation,
     mask_recovery,
-    observed_average_treatment_effect,
+    observed_effects,
 )
 
 if TYPE_CHECKING:
@@ -107,9 +107,7 @@ def _run(
     start = clock(arguments.accelerator)
     model.train(max_epochs=n_epochs, **training_arguments(arguments))
     seconds = clock(arguments.accelerator) - start
-    held_out = observed_average_treatment_effect(
-        second, layer=layer, size_factor_key=library, **_LABELS
-    )
+    held_out = observed_effects(second, layer=layer, size_factor_key=library, **_LABELS)
     labels = pd.unique(first.obs["perturbation"].astype(str))
     conditions = sorted(set(labels) & set(second.obs["perturbation"].astype(str)) - {"control"})
     predicted = model.get_average_treatment_effect(conditions, n_samples=4, n_cells=100)

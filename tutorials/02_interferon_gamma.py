@@ -219,12 +219,12 @@ figure.tight_layout()
 # are worth a look: often the target itself, which a guide changes directly.
 
 # %%
-observed = scvi_sams.evaluation.observed_average_treatment_effect(
+observed = scvi_sams.evaluation.observed_effects(
     adata, "perturbation", "control", size_factor_key="size_factor", conditions=known
 )
 predicted = model.get_average_treatment_effect(known)
 ax = scvi_sams.pl.model_vs_observed_effects(predicted, observed)
-agreement = scvi_sams.evaluation.effect_correlation_by_condition(predicted, observed)
+agreement = scvi_sams.evaluation.effect_agreement(predicted, observed)
 pd.DataFrame(agreement).round(3)
 
 # %% [markdown]

@@ -105,7 +105,7 @@ scores[["surprise", "SAMSVAE", "additive"]].sort_values("surprise").round(3)
 
 # %%
 interactions = scvi_sams.tl.pair_interactions(model, held_out, n_samples=30)
-observed = scvi_sams.evaluation.observed_average_treatment_effect(adata, "perturbation", "control")
+observed = scvi_sams.evaluation.observed_effects(adata, "perturbation", "control")
 residual = scvi_sams.evaluation.interaction_residuals(observed, held_out)[held_out].to_df()
 inside = (interactions.layers["lower"] <= residual) & (residual <= interactions.layers["upper"])
 inside.mean(axis=1).rename("share of genes inside the interval of 95%").round(2).to_frame()

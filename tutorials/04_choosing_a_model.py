@@ -149,7 +149,7 @@ pd.Series(
 
 # %%
 test = adata.obs["split"].to_numpy() == "test"
-observed = scvi_sams.evaluation.observed_average_treatment_effect(
+observed = scvi_sams.evaluation.observed_effects(
     adata[test | (adata.obs["perturbation"] == "control").to_numpy()],
     "perturbation",
     "control",

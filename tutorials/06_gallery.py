@@ -104,9 +104,7 @@ ax = scvi_sams.pl.volcano(table)
 # {func}`~scvi_sams.pl.model_vs_observed_effects`: what the model says beside what the cells say.
 
 # %%
-observed = scvi_sams.evaluation.observed_average_treatment_effect(
-    adata, "perturbation", "control", layer="counts"
-)
+observed = scvi_sams.evaluation.observed_effects(adata, "perturbation", "control", layer="counts")
 ax = scvi_sams.pl.model_vs_observed_effects(effects, observed)
 
 # %% [markdown]

@@ -38,7 +38,7 @@ from scvi_sams.cli._screen import (
     read_screen,
     setup_arguments,
 )
-from scvi_sams.evaluation import effect_correlation, observed_average_treatment_effect, scorecard
+from scvi_sams.evaluation import effect_correlation, observed_effects, scorecard
 
 if TYPE_CHECKING:
     import argparse
@@ -184,8 +184,13 @@ def _observed_effects(adata: ad.AnnData, args: argparse.Namespace) -> ad.AnnData
     is_control = adata.obs[CONDITION] == CONTROL
     if is_control.all() or not is_control.any():
         return None
-    return observed_average_treatment_effect(
-        adata, CONDITION, CONTROL, layer=args.layer, size_factor_key=args.size_factor_key
+    return observed_effects(
+        adata,
+        CONDITION,
+        CONTROL,
+        layer=args.layer,
+        size_factor_key=args.size_factor_key,
+        combination_delimiter=None,  # the labels are those of the model, as they stand
     )
 
 

@@ -142,7 +142,7 @@ class PerturbationField(ObsmField):
             If no cell is a control, or a perturbation has fewer than two cells.
         """
         self.validate_field(adata)
-        conditions = self._read(adata)
+        conditions = self.read(adata)
         self._check_cells(conditions)
         adata.obsm[self.attr_key] = conditions.cell_matrix
         return self._state(conditions.perturbations)
@@ -167,7 +167,7 @@ class PerturbationField(ObsmField):
         names = list(state_registry[self.COLUMN_NAMES_KEY])
         if kwargs.get("extend_categories", False):
             names += self.unknown_names(adata_target, names)
-        conditions = self._read(adata_target, names).align(names)
+        conditions = self.read(adata_target, names).align(names)
         adata_target.obsm[self.attr_key] = conditions.cell_matrix
         return self._state(names)
 
@@ -175,7 +175,7 @@ class PerturbationField(ObsmField):
         """List perturbations of `adata` that are not among `names`."""
         self.validate_field(adata)
         if self.perturbation_key is None:
-            return [name for name in self._read(adata).perturbations if name not in set(names)]
+            return [name for name in self.read(adata).perturbations if name not in set(names)]
         known = {*self.control, *names}
         labels = adata.obs[self.perturbation_key].dropna().astype(str).unique()
         parts = {
@@ -200,8 +200,8 @@ class PerturbationField(ObsmField):
             table.add_row("" if index else source, name, str(index))
         return table
 
-    def _read(self, adata: AnnData, names: Sequence[str] | None = None) -> Conditions:
-        """Read the doses; `names` are those of the model, if there is one."""
+    def read(self, adata: AnnData, names: Sequence[str] | None = None) -> Conditions:
+        """Read what the cells received; `names` are those of the model, if there is one."""
         if self.perturbation_key is None:
             matrix = adata.obsm[self.dosage_key]
             key = self.perturbation_names_uns_key

@@ -1,9 +1,9 @@
-"""Observed effects of conditions, by groups of cells that received the same."""
+"""Cells that received the same: means of their expression, and effects against the controls."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
 import numpy as np
@@ -11,202 +11,292 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.data import Conditions
-from scvi_sams.data.tables import dense, log_expression_chunks
+from scvi_sams.data.conditions import Conditions, obs_column
+from scvi_sams.data.tables import CELLS_PER_CHUNK, dense, log_expression_chunks, ratio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from numpy.random import Generator
     from numpy.typing import NDArray
 
-__all__ = [
-    "CellGroups",
-    "ControlMeans",
-    "batch_matched_treatment_effect",
-    "observed_average_treatment_effect",
-]
+__all__ = ["CellGroups", "ControlMeans", "differential_expression_weights", "observed_effects"]
+
+CONTROL, LEFT_OUT = -1, -2
+"""Conditions of cells that have none of those that are averaged."""
 
 
-def observed_average_treatment_effect(
+def observed_effects(
     adata: ad.AnnData,
     perturbation_key: str,
     control: str | Sequence[str],
+    batch_key: str | None = None,
     layer: str | None = None,
     size_factor_key: str | None = None,
+    combination_delimiter: str | None = "+",
+    *,
     conditions: Sequence[str] | None = None,
-    scale: float = 1e4,
     min_cells: int = 1,
+    scale: float = 1e4,
+    resample: Literal["first half", "second half", "bootstrap"] | None = None,
+    seed: int = 0,
 ) -> ad.AnnData:
     r"""Mean difference in log expression between the cells of a condition and the controls.
 
-    With :math:`C_c` the cells of condition :math:`c` and :math:`C_0` the control cells,
+    Every cell :math:`i` of a condition :math:`C_c` is compared with the mean :math:`\bar y_{0b}`
+    of the controls of its own batch :math:`b(i)`, so that what differs between batches is not
+    taken for an effect:
 
     .. math::
 
-        \mathrm{ATE}_{cg} = \frac{1}{|C_c|} \sum_{i \in C_c} y_{ig}
-            - \frac{1}{|C_0|} \sum_{i \in C_0} y_{ig}, \qquad
+        \Delta_{cg} = \frac{1}{|C_c|} \sum_{i \in C_c} (y_{ig} - \bar y_{0 b(i) g}), \qquad
         y_{ig} = \log_2 \left( 1 + \mathrm{scale} \cdot x_{ig} / l_i \right).
+
+    The cells of a batch without controls are compared with the controls of all batches.
 
     Parameters
     ----------
     adata
         Cells x genes, with counts. A matrix that is sparse stays so, and one that is backed by a
-        file is read in pieces.
-    perturbation_key
-        Column of ``adata.obs`` with the condition of each cell. Cells without one are left out.
-    control
-        Label, or labels, of the control cells.
+        file is read in pieces. Cells without a label are left out.
+    perturbation_key, control, combination_delimiter
+        As in ``setup_anndata``. Labels that mean the same (``"A+B"``, ``"B+A"``) are one
+        condition.
+    batch_key
+        Column of ``adata.obs`` with the batches; by default all cells are of one.
     layer
         Layer of the counts; ``X`` by default.
     size_factor_key
         Column of ``adata.obs`` with the library size :math:`l_i`, where the genes in ``adata``
         are a panel of those measured. By default the sum of the cell's counts.
     conditions
-        Conditions, in the order wanted. By default all but the controls.
-    scale
-        Counts per cell to which libraries are scaled.
+        Conditions, in the order and spelling wanted. By default all but the controls, by label.
     min_cells
         Conditions with fewer cells are left out.
+    scale
+        Counts per cell to which libraries are scaled.
+    resample
+        A ceiling for predictions, in the place of all cells: a random half of the cells of every
+        condition and of the controls, within batches (what an experiment of half the size says of
+        the other half; the first has the odd cell, and conditions of one cell are left out); or as
+        many cells as there are of each condition and batch, drawn with replacement, whose effects
+        are about as far from those observed as the truth is.
+    seed
+        Seed of ``resample``. Both halves of one seed share no cell.
 
     Returns
     -------
-    AnnData (conditions x genes; log2 units, float32):
+    anndata.AnnData
+        Conditions x genes, in log2 units, float32:
 
-    * ``X``: the effects
-    * ``layers["standard_error"]``: :math:`\sqrt{s_{cg}^2 / |C_c| + s_{0g}^2 / |C_0|}`, with
-      :math:`s^2` the variance over cells; NaN for a single cell
-    * ``var["control_mean"]`` and ``var["control_standard_error"]``: mean :math:`y` of the
-      controls, and their part of the error, which all conditions share
-    * ``obs["n_cells"]`` and ``uns["n_control_cells"]``
+        * ``X``: the effects
+        * ``layers["standard_error"]``: of the effects, the controls' part included; NaN for a
+          single cell
+        * ``var["control_mean"]`` and ``var["control_standard_error"]``: mean :math:`y` of all
+          controls, and its standard error
+        * ``obs["n_cells"]`` and ``uns["n_control_cells"]``
 
     Raises
     ------
     ScreenError
-        If a column, layer or label is not there, no cell is a control, a condition asked for by
-        name has fewer than ``min_cells`` cells, or a library size is not a positive number.
+        If a column, layer or label is not there, no cell is a control, a cell has no batch, a
+        condition asked for by name has fewer than ``min_cells`` cells, or a library size is not a
+        positive number.
+    ValueError
+        If ``resample`` is unknown.
 
     Notes
     -----
-    The estimand is that of Bereket and Karaletsos (NeurIPS 2023), which they compare between
-    model and data by Pearson correlation; see :func:`effect_correlation`.
+    The estimand of Bereket and Karaletsos (NeurIPS 2023). Half the cells, of variance
+    :math:`\sigma^2`, differ from the other half by :math:`4 \sigma^2 / n` on average, four times
+    as much as the true mean differs from all :math:`n` (the "technical duplicate" of Mejia et al.,
+    arXiv 2506.22641): a good model can pass that ceiling. A bootstrap mean (Efron, 1979) differs
+    from the observed one by :math:`\sigma^2 / n`, as that does from the truth.
+
+    Examples
+    --------
+    >>> import scvi_sams
+    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=1_000)
+    >>> observed = scvi_sams.evaluation.observed_effects(
+    ...     adata, "perturbation", "control", batch_key="replicate"
+    ... )
+    >>> observed["P001"].shape
+    (1, 500)
+    """
+    if resample not in {None, "first half", "second half", "bootstrap"}:
+        raise ValueError(
+            f"resample={resample!r} is unknown; use 'first half', 'second half' or 'bootstrap'."
+        )
+    cells = _read(
+        adata,
+        perturbation_key,
+        control,
+        batch_key,
+        layer,
+        size_factor_key,
+        combination_delimiter,
+        scale,
+    )
+    halved = resample is not None and resample.endswith("half")
+    cells, names = _chosen(cells, conditions, max(min_cells, 2 if halved else 1))
+    weights = None
+    if resample == "bootstrap":
+        weights = cells.bootstrap_weights(np.random.default_rng(seed))
+    elif halved:
+        weights = cells.half_weights(np.random.default_rng(seed))
+        weights = weights if resample == "first half" else 1 - weights
+    effects = cells.effects(cells.control_means(weights), weights)
+    effects.obs_names = names
+    return effects
+
+
+def differential_expression_weights(
+    adata: ad.AnnData,
+    perturbation_key: str,
+    control: str | Sequence[str],
+    layer: str | None = None,
+    size_factor_key: str | None = None,
+    combination_delimiter: str | None = "+",
+    *,
+    against: Literal["rest", "control"] = "rest",
+    conditions: Sequence[str] | None = None,
+    min_cells: int = 2,
+) -> pd.DataFrame:
+    r"""Weights of genes from differential expression, for :func:`effect_agreement`.
+
+    With :math:`t_{cg}` the t statistic of Welch between the cells of condition :math:`c` and all
+    others (or the controls), in :math:`\log_2(1 + 10^4 x / l)`,
+
+    .. math::
+
+        w_{cg} = \left( \frac{|t_{cg}| - \min_h |t_{ch}|}{\max_h |t_{ch}| - \min_h |t_{ch}|}
+            \right)^2
+
+    so that the gene that responds most weighs 1 and the one that responds least 0.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, with counts. **Give other cells than those the prediction is compared
+        with**: weights of the same cells single out the genes whose noise is largest.
+    perturbation_key, control, layer, size_factor_key, combination_delimiter, conditions
+        As for :func:`observed_effects`.
+    against
+        ``"rest"``: all other cells with a label, controls too. ``"control"``: the controls.
+    min_cells
+        Conditions with fewer cells are left out; a variance takes 2.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Weights between 0 and 1, conditions x genes. All 1 where no gene differs from another.
+
+    Raises
+    ------
+    ScreenError
+        As :func:`observed_effects`.
+    ValueError
+        If ``against`` is unknown, or ``min_cells`` less than 2.
+
+    Notes
+    -----
+    Mejia et al., *Diversity by Design* (arXiv 2506.22641), who take one half of the cells of a
+    condition for the weights and score the other. That the statistic is Welch's is our choice.
 
     Examples
     --------
     >>> import scvi_sams
     >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
-    >>> observed = scvi_sams.evaluation.observed_average_treatment_effect(
-    ...     adata, perturbation_key="perturbation", control="control"
+    >>> weights = scvi_sams.evaluation.differential_expression_weights(
+    ...     adata[::2], perturbation_key="perturbation", control="control"
     ... )
-    >>> observed["P001"].shape
-    (1, 500)
+    >>> float(weights.loc["P001"].max())
+    1.0
     """
-    groups = _condition_groups(adata, perturbation_key, control, conditions, min_cells)
-    mean, variance = _group_moments(adata, groups, layer, size_factor_key, scale)
-    squared_error = variance / np.maximum(groups.n_cells, 1)[:, None]
-    effects = slice(1, len(groups.conditions) + 1)
-    return ad.AnnData(
-        (mean[effects] - mean[0]).astype(np.float32),
-        obs=pd.DataFrame({"n_cells": groups.n_cells[effects]}, index=groups.conditions),
-        var=pd.DataFrame(
-            {"control_mean": mean[0], "control_standard_error": np.sqrt(squared_error[0])},
-            index=adata.var_names,
-            dtype=np.float32,
-        ),
-        layers={
-            "standard_error": np.sqrt(squared_error[effects] + squared_error[0]).astype(np.float32)
-        },
-        uns={"n_control_cells": int(groups.n_cells[0])},
+    if against not in {"rest", "control"}:
+        raise ValueError(f"against={against!r} is unknown; use 'rest' or 'control'.")
+    if min_cells < 2:
+        raise ValueError(f"min_cells={min_cells}: a variance takes at least 2 cells.")
+    cells = _read(
+        adata, perturbation_key, control, None, layer, size_factor_key, combination_delimiter
     )
+    kept, names = _chosen(cells, conditions, min_cells)
+    weights = gene_weights(*cells.moments(), against_rest=against == "rest")
+    rows = cells.conditions.get_indexer(kept.conditions)
+    return pd.DataFrame(weights[rows], index=names, columns=adata.var_names)
 
 
-class _ConditionGroups(NamedTuple):
-    """Cells by condition: row 0 the controls, row k the k-th condition, last all other labels."""
+def gene_weights(
+    n_cells: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    against_rest: bool = True,
+) -> NDArray[np.float64]:
+    """Weights of genes, conditions x genes, from moments with the controls as the first row."""
+    n_own, own = n_cells[1:, None], slice(1, None)
+    if against_rest:
+        n = n_cells[:, None]
+        squares = np.nan_to_num(variance) * (n - 1) + n * mean**2
+        squares[n_cells == 0] = 0
+        n_other = n_cells.sum() - n_own
+        other_mean = ((n * mean).sum(axis=0) - n_own * mean[own]) / n_other
+        deviations = squares.sum(axis=0) - squares[own] - n_other * other_mean**2
+        other_variance = np.maximum(deviations, 0) / np.maximum(n_other - 1, 1)
+    else:
+        n_other, other_mean, other_variance = n_cells[:1, None], mean[:1], variance[:1]
+    error = np.sqrt(variance[own] / n_own + np.nan_to_num(other_variance) / n_other)
+    score = np.nan_to_num(np.abs(ratio(mean[own] - other_mean, error)))
+    lowest = score.min(axis=1, keepdims=True)
+    spread = score.max(axis=1, keepdims=True) - lowest
+    return np.where(spread > 0, (score - lowest) / np.where(spread > 0, spread, 1), 1.0) ** 2
 
-    conditions: pd.Index
-    row: NDArray[np.int64]
-    """Row of each cell, -1 for cells without a label."""
-    n_cells: NDArray[np.int64]
-    """Cells of each row."""
 
-
-def _condition_groups(
+def _read(
     adata: ad.AnnData,
     perturbation_key: str,
     control: str | Sequence[str],
-    conditions: Sequence[str] | None,
-    min_cells: int,
-) -> _ConditionGroups:
-    labels = _obs_column(adata, perturbation_key).astype("category")
-    controls = [control] if isinstance(control, str) else list(control)
-    n_cells = labels.value_counts()
-    if not n_cells.reindex(controls, fill_value=0).sum():
-        raise ScreenError(
-            f"No cell of obs[{perturbation_key!r}] is a control: `control` is "
-            f"{', '.join(map(repr, controls))}, the labels begin with "
-            f"{', '.join(map(repr, labels.cat.categories[:5]))}."
-        )
-    min_cells = max(min_cells, 1)  # no cell, no mean
-    if conditions is None:
-        kept = labels.cat.categories.difference(controls, sort=False)
-        kept = kept[n_cells[kept] >= min_cells]
-    else:
-        kept = pd.Index(conditions)
-        if kept.has_duplicates or kept.isin(controls).any():
-            raise ScreenError("`conditions` names one twice, or a control: leave that out.")
-        n_kept = n_cells.reindex(kept, fill_value=0)
-        if (few := n_kept[n_kept < min_cells]).size:
-            raise ScreenError(
-                f"{few.size} of `conditions` have fewer than {min_cells} cells, the first "
-                f"{few.index[0]!r} with {few.iloc[0]}: leave them out or lower `min_cells`."
-            )
-    row_of = {label: row for row, label in enumerate(kept, start=1)} | dict.fromkeys(controls, 0)
-    category_row = [row_of.get(label, kept.size + 1) for label in labels.cat.categories]
-    row = np.array([*category_row, -1], dtype=np.int64)[labels.cat.codes]  # code -1: no label
-    return _ConditionGroups(
-        kept.astype(str), row, np.bincount(row[row >= 0], minlength=kept.size + 2)
+    batch_key: str | None,
+    layer: str | None,
+    size_factor_key: str | None,
+    combination_delimiter: str | None,
+    scale: float = 1e4,
+) -> CellGroups:
+    """Cells by what they received; those without a label are in no group."""
+    if adata.isbacked and adata.is_view:  # of which anndata makes no view
+        adata = adata.to_memory()
+    labels = obs_column(adata, perturbation_key)
+    found = Conditions.from_labels(labels.dropna(), control, combination_delimiter)
+    codes = np.full(adata.n_obs, -1)
+    codes[labels.notna().to_numpy()] = found.codes
+    return CellGroups.of(
+        adata, replace(found, codes=codes), batch_key, layer, size_factor_key, scale
     )
 
 
-def _group_moments(
-    adata: ad.AnnData,
-    groups: _ConditionGroups,
-    layer: str | None,
-    size_factor_key: str | None,
-    scale: float,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and variance of log expression over the cells of each row, rows x genes."""
-    cells = np.flatnonzero(groups.row >= 0)
-    shape = (groups.n_cells.size, adata.n_obs)
-    member = sp.csc_matrix((np.ones(cells.size), (groups.row[cells], cells)), shape=shape)
-    library = None if size_factor_key is None else _obs_column(adata, size_factor_key)
-    total, squares = np.zeros((2, groups.n_cells.size, adata.n_vars))
-    for chunk, log_expression in log_expression_chunks(adata, layer, library, scale):
-        total += dense(member[:, chunk] @ log_expression)
-        squared = log_expression.power(2) if sp.issparse(log_expression) else log_expression**2
-        squares += dense(member[:, chunk] @ squared)
-    n_cells = groups.n_cells[:, None]
-    mean = total / np.maximum(n_cells, 1)
-    deviations = np.maximum(squares - n_cells * mean**2, 0)  # rounding can go below 0
-    # What is left of equal values is rounding.
-    deviations[deviations <= 1e-12 * squares] = 0
-    variance = np.where(n_cells > 1, deviations / np.maximum(n_cells - 1, 1), np.nan)
-    return mean, variance
-
-
-def _obs_column(adata: ad.AnnData, key: str) -> pd.Series:
-    if key not in adata.obs:
+def _chosen(
+    cells: CellGroups, conditions: Sequence[str] | None, min_cells: int
+) -> tuple[CellGroups, list[str]]:
+    """Conditions with enough cells, under the names asked for."""
+    n_cells = cells.n_cells
+    if conditions is None:
+        kept = n_cells.index[n_cells >= min_cells]
+        return cells.restricted(kept), list(kept)
+    names = [str(name) for name in conditions]
+    codes = [cells.found.find([name])[0] for name in names]
+    if len(set(codes)) < len(codes):
+        raise ScreenError("`conditions` names one twice: leave it out once.")
+    kept = pd.Index([cells.found.labels[code] for code in codes])
+    if (few := n_cells[kept][n_cells[kept] < min_cells]).size:
         raise ScreenError(
-            f"There is no obs[{key!r}], only {', '.join(map(repr, adata.obs)) or 'no column'}."
+            f"{few.size} of `conditions` have fewer than {min_cells} cells, the first "
+            f"{few.index[0]!r} with {few.iloc[0]}: leave them out or lower `min_cells`."
         )
-    return adata.obs[key]
-
-
-_ALL = "all"  # the one batch of cells without batches
+    return cells.restricted(kept), names
 
 
 @dataclass(frozen=True)
 class ControlMeans:
-    """Mean log expression of controls, and how sure it is, by batch and over all."""
+    """Mean log expression of controls, and its squared standard error, by batch and over all."""
 
     batches: pd.Index
     mean: NDArray[np.float64]
@@ -238,98 +328,45 @@ class CellGroups:
     """
 
     adata: ad.AnnData
+    found: Conditions
     conditions: pd.Index
-    """Names of the conditions, without controls."""
+    """Labels of the conditions that have cells, without controls."""
     condition: NDArray[np.int64]
-    """Condition of each cell: -1 for controls, -2 for cells of no condition above."""
+    """Condition of each cell: its position above, CONTROL or LEFT_OUT."""
     batches: pd.Index
     batch: NDArray[np.int64]
     """Batch of each cell."""
-    doses: list[dict[str, float]]
-    """Perturbations of each condition, with their doses."""
     layer: str | None = None
     library: pd.Series | None = None
     scale: float = 1e4
 
     @classmethod
-    def read(
+    def of(
         cls,
         adata: ad.AnnData,
-        perturbation_key: str,
-        control: str | Iterable[str] | None,
+        found: Conditions,
         batch_key: str | None = None,
         layer: str | None = None,
         size_factor_key: str | None = None,
-        combination_delimiter: str | None = "+",
-        dosage_key: str | None = None,
+        scale: float = 1e4,
     ) -> CellGroups:
-        """Read conditions and batches from ``adata.obs``."""
-        found = Conditions.from_obs(
-            adata, perturbation_key, control, combination_delimiter, dosage_key
-        )
-        is_condition = ~found.is_control
-        code = np.where(is_condition, np.cumsum(is_condition) - 1, -1)
-        batch, batches = _batches(adata, batch_key)
-        return cls(
-            adata,
-            pd.Index([found.labels[k] for k in np.flatnonzero(is_condition)], dtype=object),
-            code[found.codes],
-            batches,
-            batch,
-            [doses for doses in found.parts if doses],
-            layer,
-            None if size_factor_key is None else _obs_column(adata, size_factor_key),
-        )
-
-    @classmethod
-    def from_dosage(
-        cls,
-        adata: ad.AnnData,
-        dosage: sp.csr_matrix,
-        names: Sequence[str],
-        control: str | Sequence[str] | None,
-        batch_key: str | None = None,
-        layer: str | None = None,
-        size_factor_key: str | None = None,
-        combination_delimiter: str | None = "+",
-    ) -> CellGroups:
-        """Take the doses (cells x perturbations) that a model has registered."""
-        # Distinct rows, found by their bytes: thousands of conditions among millions of cells.
-        bounds = zip(dosage.indptr[:-1], dosage.indptr[1:], strict=True)
-        rows = [(dosage.indices[a:b].tobytes(), dosage.data[a:b].tobytes()) for a, b in bounds]
-        codes, distinct = pd.factorize(pd.Series(rows, dtype=object))
-        _, first = np.unique(codes, return_index=True)
-        doses = sp.csr_matrix(dosage[first])
-        is_condition = doses.getnnz(axis=1) > 0
-        labels = []
-        if is_condition.any():
-            labels = Conditions.from_request(
-                doses[is_condition],
-                names,
-                control,
-                combination_delimiter,
-            ).labels
-        order = np.argsort(labels) if labels else np.array([], dtype=np.int64)
-        code = np.full(len(distinct), -1)
-        code[np.flatnonzero(is_condition)[order]] = np.arange(len(order))
-        kept = doses[is_condition][order] if labels else doses[:0]
-        batch, batches = _batches(adata, batch_key)
-        return cls(
-            adata,
-            pd.Index([labels[k] for k in order], dtype=object),
-            code[codes],
-            batches,
-            batch,
-            [
-                {
-                    names[column]: float(dose)
-                    for column, dose in zip(row.indices, row.data, strict=True)
-                }
-                for row in kept
-            ],
-            layer,
-            None if size_factor_key is None else _obs_column(adata, size_factor_key),
-        )
+        """Group cells by their batches too; a code of -1 is that of a cell in no group."""
+        has_cells = np.isin(np.arange(len(found.labels)), found.codes)
+        kept = np.flatnonzero(~found.is_control & has_cells)
+        code = np.append(np.full(len(found.labels), CONTROL), LEFT_OUT)  # which -1 indexes
+        code[kept] = np.arange(kept.size)
+        batch, batches = np.zeros(adata.n_obs, dtype=np.int64), pd.Index(["all"])
+        if batch_key is not None:
+            column = obs_column(adata, batch_key)
+            if column.isna().any():
+                raise ScreenError(
+                    f"{column.isna().sum()} cells have no batch in obs[{batch_key!r}]: drop them."
+                )
+            codes, names = pd.factorize(column.astype(str))
+            batch, batches = codes.astype(np.int64), pd.Index(names)
+        library = None if size_factor_key is None else obs_column(adata, size_factor_key)
+        labels = pd.Index([found.labels[row] for row in kept], dtype=object)
+        return cls(adata, found, labels, code[found.codes], batches, batch, layer, library, scale)
 
     @property
     def n_cells(self) -> pd.Series:
@@ -338,87 +375,75 @@ class CellGroups:
         return pd.Series(counts, index=self.conditions)
 
     @property
-    def has_controls(self) -> bool:
-        """Whether any cell is a control."""
-        return bool((self.condition == -1).any())
+    def is_control(self) -> NDArray[np.bool_]:
+        """Whether each cell is a control."""
+        return self.condition == CONTROL
 
     def restricted(self, conditions: Sequence[str] | pd.Index) -> CellGroups:
         """Keep some conditions, in the order given; cells of others are left out of all means."""
         wanted = pd.Index(conditions, dtype=object)
         new_code = wanted.get_indexer(self.conditions)
-        new_code[new_code < 0] = -2
-        # Controls index the last entry.
-        return replace(
-            self,
-            conditions=wanted,
-            condition=np.append(new_code, [-2, -1])[self.condition],
-            doses=[self.doses[row] for row in self.conditions.get_indexer(wanted)],
+        new_code[new_code < 0] = LEFT_OUT
+        codes = np.append(new_code, [LEFT_OUT, CONTROL])  # which -2 and -1 index
+        return replace(self, conditions=wanted, condition=codes[self.condition])
+
+    def moments(
+        self, weights: NDArray[np.float64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Cells, mean and variance (genes) of the controls and of each condition, in that order.
+
+        A variance of a single cell is NaN.
+        """
+        total, squares, n_cells = self._sums(
+            self.condition - CONTROL, len(self.conditions) + 1, weights
         )
+        mean, squared_error = _mean_and_squared_error(total, squares, n_cells)
+        return n_cells, mean, squared_error * n_cells[:, None]
 
     def control_means(self, weights: NDArray[np.float64] | None = None) -> ControlMeans:
         """Means of the controls of each batch that has some."""
-        own = np.flatnonzero(self.condition == -1)
-        weight = np.ones(own.size) if weights is None else weights[own]
-        own, weight = own[weight > 0], weight[weight > 0]
-        if not own.size:
+        row = np.where(self.is_control, self.batch, -1)
+        total, squares, n_cells = self._sums(row, len(self.batches), weights)
+        if not (present := n_cells > 0).any():
             raise ScreenError("No cell is a control, so that there is nothing to compare with.")
-        present, row = np.unique(self.batch[own], return_inverse=True)
-        total, squares = self._sums(own, row, weight, present.size, with_squares=True)
-        n_cells = np.bincount(row, weight).astype(np.float64)
+        n = n_cells.sum()
         mean, squared_error = _mean_and_squared_error(total, squares, n_cells)
         overall, overall_error = _mean_and_squared_error(
-            total.sum(axis=0, keepdims=True),
-            squares.sum(axis=0, keepdims=True),
-            np.array([n_cells.sum()], dtype=np.float64),
+            total.sum(axis=0, keepdims=True), squares.sum(axis=0, keepdims=True), n[None]
         )
+        # One control says nothing of its error; that of all controls together does.
+        squared_error = np.where(np.isnan(squared_error), overall_error * n, squared_error)
         return ControlMeans(
             self.batches[present],
-            mean,
-            # One control says nothing of its error; that of all controls together does.
-            np.where(np.isnan(squared_error), overall_error * n_cells.sum(), squared_error),
+            mean[present],
+            squared_error[present],
             overall[0],
             overall_error[0],
-            int(n_cells.sum()),
+            int(n),
         )
 
     def effects(
-        self,
-        controls: ControlMeans,
-        weights: NDArray[np.float64] | None = None,
-        with_errors: bool = True,
+        self, controls: ControlMeans, weights: NDArray[np.float64] | None = None
     ) -> ad.AnnData:
         """Effects against the controls of the same batch, conditions x genes."""
-        own = np.flatnonzero(self.condition >= 0)
-        weight = np.ones(own.size) if weights is None else weights[own]
-        own, weight = own[weight > 0], weight[weight > 0]
-        row, n_conditions = self.condition[own], len(self.conditions)
-        share = np.zeros((n_conditions, len(self.batches)))
-        np.add.at(share, (row, self.batch[own]), weight)
-        n_cells = share.sum(axis=1)
-        share /= np.maximum(n_cells, 1)[:, None]
-        control_mean, control_error = controls.of(self.batches)
-
+        n_conditions = len(self.conditions)
         total, squares = np.zeros((2, n_conditions, self.adata.n_vars))
-        if with_errors:  # squares about the controls of a cell's own batch
-            for batch in np.unique(self.batch[own]):
-                inside = self.batch[own] == batch
-                sums, raw_squares = self._sums(
-                    own[inside], row[inside], weight[inside], n_conditions, with_squares=True
-                )
-                centre = control_mean[batch]
-                n_inside = np.bincount(row[inside], weight[inside], n_conditions)[:, None]
-                total += sums
-                squares += raw_squares - 2 * centre * sums + n_inside * centre**2
-        else:
-            total, _ = self._sums(own, row, weight, n_conditions, with_squares=False)
+        n_of_batch = np.zeros((n_conditions, len(self.batches)))
+        control_mean, control_error = controls.of(self.batches)
+        for batch in range(len(self.batches)):
+            row = np.where(self.batch == batch, self.condition, -1)
+            sums, raw_squares, n_inside = self._sums(row, n_conditions, weights)
+            centre, n_of_batch[:, batch] = control_mean[batch], n_inside
+            total += sums
+            # About the controls of the cells' own batch.
+            squares += raw_squares - 2 * centre * sums + n_inside[:, None] * centre**2
+        n_cells = n_of_batch.sum(axis=1)
+        share = n_of_batch / np.maximum(n_cells, 1)[:, None]
         with np.errstate(invalid="ignore"):
             effect = total / np.where(n_cells > 0, n_cells, np.nan)[:, None] - share @ control_mean
-        layers = {}
-        if with_errors:
-            _, squared_error = _mean_and_squared_error(effect * n_cells[:, None], squares, n_cells)
-            # Taken as independent, which they are but for batches without controls.
-            error = np.sqrt(squared_error + share**2 @ control_error)
-            layers["standard_error"] = error.astype(np.float32)
+        _, squared_error = _mean_and_squared_error(effect * n_cells[:, None], squares, n_cells)
+        # Taken as independent, which they are but for batches without controls.
+        error = np.sqrt(squared_error + share**2 @ control_error)
         return ad.AnnData(
             effect.astype(np.float32),
             obs=pd.DataFrame({"n_cells": n_cells.astype(np.int64)}, index=self.conditions),
@@ -430,127 +455,68 @@ class CellGroups:
                 index=self.adata.var_names,
                 dtype=np.float32,
             ),
-            layers=layers,
+            layers={"standard_error": error.astype(np.float32)},
             uns={"n_control_cells": controls.n_cells},
         )
 
+    def log_expression(self, cells: NDArray[np.int64]) -> Iterator[tuple[slice, Any]]:
+        """Chunks of the log expression of some cells, with their places among these."""
+        for start in range(0, cells.size, CELLS_PER_CHUNK):  # a file is never read as a whole
+            part = cells[start : start + CELLS_PER_CHUNK]
+            library = None if self.library is None else self.library.iloc[part]
+            for chunk, expression in log_expression_chunks(
+                self.adata[part], self.layer, library, self.scale
+            ):
+                yield slice(start + chunk.start, start + chunk.stop), expression
+
+    def half_weights(self, rng: Generator) -> NDArray[np.float64]:
+        """1 for the cells of the first half and 0 for others; the first has the odd cells.
+
+        Halves are of conditions (and controls); within a condition, batches are halved as evenly
+        as they can be.
+        """
+        order = np.lexsort((rng.random(self.condition.size), self.batch, self.condition))
+        group = self.condition[order]
+        place = np.arange(group.size) - np.searchsorted(group, group)  # within each cell's group
+        weights = np.zeros(group.size)
+        weights[order[place % 2 == 0]] = 1.0
+        return weights
+
+    def bootstrap_weights(self, rng: Generator) -> NDArray[np.float64]:
+        """How often each cell is drawn, with replacement, from its condition and batch."""
+        group = self.condition * len(self.batches) + self.batch
+        order = np.argsort(group, kind="stable")
+        in_order = group[order]
+        start = np.searchsorted(in_order, in_order)
+        size = np.searchsorted(in_order, in_order, side="right") - start
+        drawn = start + (rng.random(group.size) * size).astype(np.int64)
+        return np.bincount(order[drawn], minlength=group.size).astype(np.float64)
+
     def _sums(
-        self,
-        cells: NDArray[np.int64],
-        row: NDArray[np.int64],
-        weight: NDArray[np.float64],
-        n_rows: int,
-        with_squares: bool,
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Sums of log expression and of its squares over the cells of each row, rows x genes."""
-        member = sp.csc_matrix((weight, (row, np.arange(cells.size))), (n_rows, cells.size))
-        # Others than the cells asked for are never normalised.
-        subset = self.adata if cells.size == self.adata.n_obs else self.adata[cells]
-        library = None if self.library is None else self.library.iloc[cells]
+        self, row: NDArray[np.int64], n_rows: int, weights: NDArray[np.float64] | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Sums of log expression and of its squares (rows x genes), and cells, of each row.
+
+        ``row`` is that of each cell. Cells without one, below 0, are never normalised.
+        """
+        cells = np.flatnonzero((row >= 0) if weights is None else (row >= 0) & (weights > 0))
+        weight = np.ones(cells.size) if weights is None else weights[cells]
+        member = sp.csc_matrix((weight, (row[cells], np.arange(cells.size))), (n_rows, cells.size))
         total, squares = np.zeros((2, n_rows, self.adata.n_vars))
-        for chunk, expression in log_expression_chunks(subset, self.layer, library, self.scale):
+        for chunk, expression in self.log_expression(cells):
             total += dense(member[:, chunk] @ expression)
-            if with_squares:
-                squared = expression.power(2) if sp.issparse(expression) else expression**2
-                squares += dense(member[:, chunk] @ squared)
-        return total, squares
-
-
-def _batches(adata: ad.AnnData, batch_key: str | None) -> tuple[NDArray[np.int64], pd.Index]:
-    """Batch of each cell, and their names."""
-    if batch_key is None:
-        return np.zeros(adata.n_obs, dtype=np.int64), pd.Index([_ALL])
-    column = _obs_column(adata, batch_key)
-    if column.isna().any():
-        raise ScreenError(
-            f"{column.isna().sum()} cells have no batch in obs[{batch_key!r}]: drop them."
-        )
-    codes, names = pd.factorize(column.astype(str))
-    return codes.astype(np.int64), pd.Index(names)
+            squared = expression.power(2) if sp.issparse(expression) else expression**2
+            squares += dense(member[:, chunk] @ squared)
+        return total, squares, np.bincount(row[cells], weight, n_rows).astype(np.float64)
 
 
 def _mean_and_squared_error(
     total: NDArray[np.float64], squares: NDArray[np.float64], n_cells: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean, and squared standard error of it (NaN for a single cell), rows x genes."""
-    n = n_cells[:, None].astype(float)
+    n = n_cells[:, None]
     mean = total / np.maximum(n, 1)
     deviations = np.maximum(squares - n * mean**2, 0)  # rounding can go below 0
     deviations[deviations <= 1e-12 * squares] = 0  # what is left of equal values is rounding
     with np.errstate(divide="ignore", invalid="ignore"):
-        variance = np.where(n > 1, deviations / (n - 1), np.nan)
-        return mean, variance / n
-
-
-def batch_matched_treatment_effect(
-    adata: ad.AnnData,
-    perturbation_key: str,
-    control: str | Sequence[str],
-    batch_key: str | None = None,
-    layer: str | None = None,
-    size_factor_key: str | None = None,
-    combination_delimiter: str | None = "+",
-    min_cells: int = 1,
-) -> ad.AnnData:
-    r"""Mean difference in log expression between the cells of a condition and their controls.
-
-    Every cell is compared with the mean :math:`\bar y_{0b}` of the controls of its own batch
-    :math:`b(i)`, so that what differs between batches is not taken for an effect:
-
-    .. math::
-
-        \Delta_{cg} = \frac{1}{|C_c|} \sum_{i \in C_c} (y_{ig} - \bar y_{0 b(i) g})
-            = \sum_b w_{cb} (\bar y_{cbg} - \bar y_{0bg}),
-        \qquad y_{ig} = \log_2 (1 + 10^4 x_{ig} / l_i),
-
-    where :math:`w_{cb}` is the share of the cells of the condition that are in batch :math:`b`.
-    The cells of a batch without controls are compared with the controls of all batches.
-
-    Parameters
-    ----------
-    adata
-        Cells x genes, with counts.
-    perturbation_key, control, combination_delimiter
-        As in ``setup_anndata``. Labels that mean the same (``"A+B"``, ``"B+A"``) are one
-        condition.
-    batch_key
-        Column of ``adata.obs`` with the batches. Without it, this is
-        :func:`observed_average_treatment_effect`.
-    layer, size_factor_key
-        As for :func:`observed_average_treatment_effect`.
-    min_cells
-        Conditions with fewer cells are left out.
-
-    Returns
-    -------
-    AnnData laid out as by :func:`observed_average_treatment_effect`: effects in ``X``,
-    ``layers["standard_error"]``, ``var["control_mean"]`` and ``var["control_standard_error"]``
-    (mean of all controls), ``obs["n_cells"]`` and ``uns["n_control_cells"]``. Parts of a
-    combination are in alphabetical order.
-
-    Raises
-    ------
-    ScreenError
-        If a column, layer or label is not there, or a library size is not a positive number.
-
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
-    >>> effect = scvi_sams.evaluation.batch_matched_treatment_effect(
-    ...     adata, perturbation_key="perturbation", control="control", batch_key="replicate"
-    ... )
-    >>> effect["P001"].shape
-    (1, 500)
-    """
-    cells = CellGroups.read(
-        adata,
-        perturbation_key,
-        control,
-        batch_key,
-        layer,
-        size_factor_key,
-        combination_delimiter,
-    )
-    kept = cells.n_cells[cells.n_cells >= max(min_cells, 1)].index
-    return cells.restricted(kept).effects(cells.control_means())
+        return mean, np.where(n > 1, deviations / (n - 1), np.nan) / n

@@ -1,4 +1,4 @@
-"""Score a model beside the baselines that it must beat and the ceiling of the data."""
+"""Score models, or any predictions, beside the baselines they must beat and the data's ceiling."""
 
 from __future__ import annotations
 
@@ -6,30 +6,19 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
-from scvi import REGISTRY_KEYS
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.data.field import registered_dosage
-from scvi_sams.data.tables import dense, profile_frame
-from scvi_sams.evaluation._agreement import differential_expression_weights, perturbed_reference
-from scvi_sams.evaluation._baselines import (
-    AdditiveEffects,
-    BilinearRidge,
-    ConditionMean,
-    MatchingMean,
-    NearestMeasuredCombination,
-    NoChange,
-    PerturbedMean,
-)
-from scvi_sams.evaluation._ceilings import bootstrap_weights, half_weights
-from scvi_sams.evaluation._distribution import ExpressionPCA, energy_distance
+from scvi_sams.data import Conditions, PerturbationField
+from scvi_sams.data.conditions import as_labels, obs_column, split_label
+from scvi_sams.data.tables import dense, log_expression_chunks, profile_frame
+from scvi_sams.evaluation._baselines import BASELINES
+from scvi_sams.evaluation._distances import distribution_distance, fit_components
 from scvi_sams.evaluation._measures import (
     EffectTables,
     Yardstick,
@@ -39,8 +28,8 @@ from scvi_sams.evaluation._measures import (
     parts_of,
     score_tables,
 )
-from scvi_sams.evaluation._observed import CellGroups
-from scvi_sams.evaluation._scorecard_report import (
+from scvi_sams.evaluation._observed import CellGroups, gene_weights
+from scvi_sams.evaluation._report import (
     Scorecard,
     compare_with_baselines,
     resamples,
@@ -57,570 +46,101 @@ if TYPE_CHECKING:
     from scvi_sams.data.tables import ProfileTable
     from scvi_sams.evaluation._baselines import Baseline
     from scvi_sams.evaluation._observed import ControlMeans
-    from scvi_sams.evaluation._scorecard_report import PredictorKind
-    from scvi_sams.model._perturbation_vae import PerturbationVAE
+    from scvi_sams.evaluation._report import PredictorKind
 
-__all__ = [
-    "ScoreSettings",
-    "ScoredCells",
-    "energy_distances",
-    "interaction_scores",
-    "score_cells",
-    "scorecard",
-    "scored_conditions",
-]
-
-
-_CONDITION, _CONTROL, _LIBRARY = "condition", "control", "library_size"
-_MAX_CELLS = 500  # of a condition, in distances, which cost the square of it
-
-
-@dataclass(frozen=True)
-class ScoredCells:
-    """Held-out cells of the conditions that are scored, with the training cells."""
-
-    held_out: CellGroups
-    training: CellGroups
-    parts: CellGroups
-    """Training cells of the perturbations that scored combinations are made of."""
-    training_controls: ControlMeans
-    combinations: list[str]
-    """Scored combinations whose parts were all measured alone in training."""
-    has_own_controls: bool
-    """Whether held-out controls are what effects are against."""
-
-    @classmethod
-    def of(
-        cls,
-        held_out: CellGroups,
-        training: CellGroups,
-        conditions: Sequence[str],
-        combination_delimiter: str | None,
-        min_controls: int,
-    ) -> ScoredCells:
-        """Pick the cells for the conditions."""
-        trained = set(training.conditions)
-        combinations = {
-            name: parts
-            for name, parts in parts_of(conditions, combination_delimiter).items()
-            if trained.issuperset(parts)
-        }
-        singles = sorted({part for parts in combinations.values() for part in parts})
-        return cls(
-            held_out.restricted(conditions),
-            training,
-            training.restricted(singles),
-            training.control_means(),
-            list(combinations),
-            int((held_out.condition == -1).sum()) >= max(min_controls, 1),
-        )
-
-    def tables(
-        self,
-        weights: NDArray[np.float64] | None = None,
-        part_weights: NDArray[np.float64] | None = None,
-        with_errors: bool = True,
-    ) -> EffectTables:
-        """Effects in the held-out cells, each counted as often as ``weights`` says."""
-        if self.has_own_controls:
-            controls = self.held_out.control_means(weights)
-        else:
-            controls = self.parts.control_means(part_weights)
-        return EffectTables(
-            self.held_out.effects(controls, weights, with_errors),
-            self.held_out.effects(self.training_controls, weights, with_errors),
-            self.with_parts(weights, part_weights, with_errors) if self.combinations else None,
-        )
-
-    def with_halves(
-        self, tables: EffectTables, first: NDArray[np.float64], second: NDArray[np.float64]
-    ) -> EffectTables:
-        """Add the effects in two sets of cells."""
-        halves = [
-            self.held_out.effects(self.training_controls, weights, with_errors=False)
-            for weights in (first, second)
-        ]
-        return tables._replace(halves=(halves[0], halves[1]))
-
-    def bootstrapped(self, first_half: NDArray[np.float64], rng: Generator) -> EffectTables:
-        """Effects in cells drawn with replacement, over all and within each half."""
-        tables = self.tables(
-            bootstrap_weights(self.held_out, rng),
-            bootstrap_weights(self.parts, rng),
-            with_errors=False,
-        )
-        drawn = []
-        for half in (first_half, 1 - first_half):
-            inside = np.where(half > 0, self.held_out.condition, -2)
-            drawn.append(half * bootstrap_weights(replace(self.held_out, condition=inside), rng))
-        return self.with_halves(tables, *drawn)
-
-    def split(self, rng: Generator) -> tuple[EffectTables, EffectTables]:
-        """Effects in two halves of the cells."""
-        of_cells, of_parts = half_weights(self.held_out, rng), half_weights(self.parts, rng)
-        first, second = (
-            self.tables(*weights, with_errors=False)
-            for weights in ((of_cells, of_parts), (1 - of_cells, 1 - of_parts))
-        )
-        return first, second
-
-    def gene_weights(self, half: NDArray[np.float64]) -> pd.DataFrame:
-        """Weights of genes by differential expression in some of the held-out cells."""
-        rows = [_labelled(self.held_out, (half > 0) & (self.held_out.condition >= -1))]
-        if not (rows[0].obs[_CONDITION] == _CONTROL).any():
-            rows.append(_labelled(self.training, self.training.condition == -1))
-        matrices = [row.X for row in rows]
-        stacked = sp.vstack(matrices, "csr") if sp.issparse(matrices[0]) else np.vstack(matrices)
-        obs = pd.concat([row.obs for row in rows], ignore_index=True)
-        obs.index = obs.index.astype(str)
-        cells = ad.AnnData(stacked, obs=obs, var=rows[0].var)
-        return differential_expression_weights(
-            cells, _CONDITION, _CONTROL, size_factor_key=_LIBRARY
-        )
-
-    def with_parts(
-        self,
-        weights: NDArray[np.float64] | None,
-        part_weights: NDArray[np.float64] | None,
-        with_errors: bool,
-    ) -> ad.AnnData:
-        """Effects of the combinations, and of their parts in training cells."""
-        controls = self.parts.control_means(part_weights)
-        tables = [
-            self.held_out.restricted(self.combinations).effects(controls, weights, with_errors),
-            self.parts.effects(controls, part_weights, with_errors),
-        ]
-        return ad.AnnData(
-            np.vstack([table.X for table in tables]),
-            obs=pd.concat([table.obs for table in tables]),
-            var=tables[0].var,
-            layers={
-                name: np.vstack([table.layers[name] for table in tables])
-                for name in tables[0].layers
-            },
-        )
-
-
-def energy_distances(
-    cells: ScoredCells,
-    predicted_cells: Mapping[str, ad.AnnData],
-    predicted_effects: Mapping[str, ad.AnnData],
-    rng: Generator,
-) -> dict[str, pd.Series]:
-    """E-distance between predicted and held-out cells, by predictor and condition.
-
-    Distances are unbiased ones, in principal components of the training cells. A baseline's cells
-    are training controls, moved by the effect it predicts; the distance between two halves of the
-    held-out cells is the ceiling ``"split half"``.
-    """
-    training, held_out = cells.training, cells.held_out
-    pca = ExpressionPCA(scale=training.scale).fit(
-        _labelled(training, _some(training.condition >= -1, 20_000, rng)), None, _LIBRARY
-    )
-    controls = pca.transform(
-        _labelled(training, _some(training.condition == -1, _MAX_CELLS, rng)), None, _LIBRARY
-    )
-    observed = {}
-    for code, condition in enumerate(held_out.conditions):
-        drawn = _labelled(held_out, _some(held_out.condition == code, _MAX_CELLS, rng))
-        observed[condition] = _coordinates(pca.transform(drawn, None, _LIBRARY))
-    control_coordinates = _coordinates(controls)
-    components = pca.components_.loc[:, list(training.adata.var_names)].to_numpy()
-
-    distances = {}
-    for name, simulated in predicted_cells.items():
-        coordinates = _coordinates(pca.transform(simulated, None, _LIBRARY))
-        of_condition = simulated.obs[_CONDITION].astype(str).to_numpy()
-        distances[name] = pd.Series(
-            {
-                condition: energy_distance(
-                    coordinates[of_condition == condition][:_MAX_CELLS], truth, unbiased=True
-                )
-                for condition, truth in observed.items()
-            }
-        )
-    for name, effects in predicted_effects.items():
-        moved = dense(effects[list(observed)].X) @ components.T
-        distances[name] = pd.Series(
-            {
-                condition: energy_distance(control_coordinates + shift, truth, unbiased=True)
-                for (condition, truth), shift in zip(observed.items(), moved, strict=True)
-            }
-        )
-    halves = {}
-    for condition, truth in observed.items():
-        shuffled = rng.permutation(truth)
-        half = len(truth) // 2
-        halves[condition] = energy_distance(shuffled[:half], shuffled[half:], unbiased=True)
-    distances["split half"] = pd.Series(halves)
-    return distances
-
-
-def _coordinates(table: Any) -> NDArray[np.float64]:
-    return np.asarray(table, dtype=np.float64)
-
-
-def _some(chosen: NDArray[np.bool_], limit: int, rng: Generator) -> NDArray[np.bool_]:
-    """At most so many of the chosen cells."""
-    positions = np.flatnonzero(chosen)
-    kept = np.zeros(chosen.size, dtype=bool)
-    kept[rng.permutation(positions)[:limit]] = True
-    return kept
-
-
-def _labelled(cells: CellGroups, kept: NDArray[np.bool_]) -> ad.AnnData:
-    """Counts of some cells with their condition and library size, and nothing else."""
-    matrix = cells.adata.X if cells.layer is None else cells.adata.layers[cells.layer]
-    counts = matrix[np.flatnonzero(kept)]
-    names = np.append(np.asarray(cells.conditions, dtype=object), [_CONTROL])
-    if cells.library is None:
-        library = np.asarray(counts.sum(axis=1), dtype=float).ravel()
-    else:
-        library = cells.library[kept].to_numpy(dtype=float)
-    obs = pd.DataFrame({_CONDITION: names[cells.condition[kept]], _LIBRARY: library})
-    obs.index = obs.index.astype(str)
-    return ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=cells.adata.var_names))
-
-
-def interaction_scores(
-    cells: ScoredCells,
-    held_out: CellGroups,
-    predictions: Mapping[str, ad.AnnData],
-    baselines: Sequence[Baseline],
-    combination_delimiter: str | None,
-    min_cells: int,
-    rng: Generator,
-) -> tuple[dict[str, pd.Series], str]:
-    """Correlate predicted with observed interactions, by predictor and combination.
-
-    Where every part has enough held-out cells, parts are measured in these. Otherwise they are
-    measured in one half of the training cells and baselines fitted on the other, both ways round;
-    a model has seen both.
-
-    Returns
-    -------
-    Scores, and what a reader should know of them.
-    """
-    names = [*cells.combinations, *cells.parts.conditions]
-    enough = (held_out.n_cells.reindex(cells.parts.conditions, fill_value=0) >= min_cells).all()
-    if enough and cells.has_own_controls:
-        table = held_out.restricted(names).effects(held_out.control_means(), with_errors=False)
-        training = cells.training.effects(cells.training_controls, with_errors=False)
-        folds = [(table, training)]
-        note = ""
-    else:
-        learned = cells.training.restricted(
-            cells.training.n_cells[cells.training.n_cells >= 2].index
-        )
-        first = half_weights(learned, rng)
-        folds = [
-            (
-                cells.with_parts(None, scored, with_errors=False),
-                learned.effects(learned.control_means(fitted), fitted, with_errors=False),
-            )
-            for scored, fitted in ((first, 1 - first), (1 - first, first))
-        ]
-        note = (
-            "interaction r: parts are measured in training cells. Baselines are fitted on other "
-            "halves of them than those scored; models have seen both, which flatters a model that "
-            "overfits."
-        )
-    scores: dict[str, list[pd.Series]] = {}
-    for observed, training in folds:
-        tables = dict(predictions)
-        tables |= {baseline.name: baseline.fit(training).predict(names) for baseline in baselines}
-        for name, table in tables.items():
-            correlation = interaction_correlation(table, observed, combination_delimiter)
-            scores.setdefault(name, []).append(correlation)
-    means = {name: sum(each[1:], each[0]) / len(each) for name, each in scores.items()}
-    return means, note
-
+__all__ = ["Predictor", "score_predictions", "scorecard"]
 
 _FEWEST_CELLS = 4  # two in each half, so that each has a variance
 _MIN_CONTROLS = 10
 _MIN_CONDITIONS_OF_STRATA = 6
 _STRATA = ("weak", "medium", "strong")
 _SPLIT_HALF, _BOOTSTRAP = "split half", "bootstrap"
+_OF_COMBINATIONS = {"additive", "matching mean", "nearest combination"}
+_SIMULATED_CELLS = 200  # of a condition
+_MAX_CELLS = 500  # of a condition, in distances, which cost the square of it
+_CELLS_OF_COMPONENTS = 20_000
 
 
-class ScoreSettings(NamedTuple):
-    """What does not depend on the cells."""
+class Predictor(Protocol):
+    """What a model must offer to be scored by :func:`scorecard`, of this package or not.
 
-    min_cells: int = 10
-    n_top_genes: int = 20
-    n_bootstrap: int = 1_000
-    seed: int = 0
+    Attributes of these names are used if they are there: ``train_indices``, ``test_indices`` and
+    ``validation_indices``, positions of cells in ``adata``; ``adata``, the cells that it was
+    fitted on and kept from; and ``registry["setup_args"]``, which say where that has counts and
+    perturbations. Otherwise they are arguments of :func:`scorecard`.
 
-    def check(self) -> None:
-        """Raise where a setting makes no sense."""
-        if self.min_cells < _FEWEST_CELLS:
-            raise ValueError(
-                f"min_cells={self.min_cells}: halves of a condition with variances take at least "
-                f"{_FEWEST_CELLS} cells."
-            )
-        if self.n_bootstrap < 1:
-            raise ValueError(f"n_bootstrap={self.n_bootstrap}: at least one draw is needed.")
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import scvi_sams
+    >>> adata = scvi_sams.datasets.simulated_screen(2_000, n_perturbations=8, n_pairs=2)
+    >>> setup = {"perturbation_key": "perturbation", "control": "control"}
+    >>> class Mean:
+    ...     def __init__(self, cells):
+    ...         self.effects = scvi_sams.evaluation.observed_effects(cells, **setup).to_df()
+    ...
+    ...     def get_average_treatment_effect(self, conditions, **kwargs):
+    ...         return pd.DataFrame({name: self.effects.mean() for name in conditions}).T
+    >>> train, test = range(0, 2_000, 2), range(1, 2_000, 2)
+    >>> card = scvi_sams.evaluation.scorecard(
+    ...     Mean(adata[::2]), adata, test, train_indices=train, setup=setup, cell_level=False
+    ... )
+    >>> float(card.table.loc["Mean", "collapse_index"].round(3))
+    0.0
+    """
 
+    def get_average_treatment_effect(
+        self, conditions: Sequence[str], *, method: Literal["log_normalized"], n_samples: int
+    ) -> ProfileTable:
+        """Predict effects of conditions against no perturbation.
 
-def scored_conditions(
-    held_out: CellGroups, conditions: Sequence[str] | None, min_cells: int
-) -> list[str]:
-    """Conditions with enough held-out cells; those asked for must have them."""
-    n_cells = held_out.n_cells
-    if conditions is None:
-        kept = [str(name) for name in n_cells.index[n_cells >= min_cells]]
-        if not kept:
-            largest = f"{n_cells.idxmax()!r} has {n_cells.max()}" if len(n_cells) else "none is"
-            raise ScreenError(
-                f"No condition has {min_cells} held-out cells, {largest}: hold out more cells, or "
-                "lower `min_cells`."
-            )
-        return kept
-    wanted = list(dict.fromkeys(str(name) for name in conditions))
-    if not wanted:
-        raise ScreenError("`conditions` is empty: name one, or leave it out to score all.")
-    counts = n_cells.reindex(wanted, fill_value=0)
-    if (few := counts[counts < min_cells]).size:
-        raise ScreenError(
-            f"{few.size} of `conditions` have fewer than {min_cells} held-out cells, the first "
-            f"{few.index[0]!r} with {few.iloc[0]}: leave them out, or lower `min_cells`."
-        )
-    return wanted
+        Parameters
+        ----------
+        conditions
+            Labels: ``"A"``, ``"A+B"``, with doses ``"A:0.5"`` where they are not 1.
+        method
+            The unit: differences of the mean of ``log2(1 + 1e4 * x / library)``.
+        n_samples
+            Draws behind the means and intervals, of a model that has some.
 
+        Returns
+        -------
+        anndata.AnnData or pandas.DataFrame
+            Conditions x genes, in the order asked for; NaN for what it leaves open. In
+            ``layers["std"]``, if there is one, the posterior standard deviation.
+        """
+        ...
 
-def score_cells(
-    predictions: Mapping[str, ProfileTable],
-    held_out: CellGroups,
-    training: CellGroups,
-    *,
-    conditions: Sequence[str] | None,
-    combination_delimiter: str | None,
-    baselines: Sequence[Baseline] | None,
-    predicted_cells: Mapping[str, ad.AnnData],
-    settings: ScoreSettings,
-    provenance: Mapping[str, Any] | None = None,
-) -> Scorecard:
-    """Score predictions on cells whose conditions are known."""
-    settings.check()
-    wanted = scored_conditions(held_out, conditions, settings.min_cells)
-    if not training.has_controls:
-        raise ScreenError("No training cell is a control: effects need controls to be against.")
-    rng = np.random.default_rng(settings.seed)
-    cells = ScoredCells.of(held_out, training, wanted, combination_delimiter, _MIN_CONTROLS)
-    training_effects = training.effects(cells.training_controls, with_errors=False)
-    if not training_effects.n_obs:
-        raise ScreenError("No training cell is perturbed: there is nothing to predict from.")
+    def predict(self, conditions: Sequence[str], *, n_samples: int) -> ad.AnnData:
+        """Simulate cells, for the energy distance; not called with ``cell_level=False``.
 
-    first = half_weights(cells.held_out, rng)
-    observed = cells.with_halves(cells.tables(), first, 1 - first)
-    yardstick = Yardstick(
-        observed,
-        perturbed_reference(training_effects),
-        (cells.gene_weights(first), cells.gene_weights(1 - first)),
-        combination_delimiter,
-        settings.n_top_genes,
-    )
+        Parameters
+        ----------
+        conditions
+            Labels, as above.
+        n_samples
+            Cells of each condition.
 
-    notes: list[str] = _notes_on_cells(cells)
-    kinds: dict[str, PredictorKind] = {}
-    tables: dict[str, ad.AnnData] = {}
-    genes = held_out.adata.var_names
-    for name, prediction in predictions.items():
-        tables[name] = _checked_prediction(name, prediction, wanted, genes)
-        kinds[name] = "model"
-        n_open = int(np.isnan(dense(tables[name][wanted].X)).any(axis=1).sum())
-        if n_open:
-            notes.append(
-                f"{name} has no prediction for {n_open} of {len(wanted)} conditions: they are "
-                "left out of its means and comparisons."
-            )
-    asked = [*wanted, *cells.parts.conditions.difference(wanted)]
-    if baselines is None:
-        baselines = _default_baselines(combination_delimiter, training_effects, wanted)
-    for baseline in baselines:
-        if baseline.name in {*kinds, _SPLIT_HALF, _BOOTSTRAP}:
-            raise ValueError(f"Two predictors are called {baseline.name!r}: rename one.")
-        tables[baseline.name] = baseline.fit(training_effects).predict(asked)
-        kinds[baseline.name] = "baseline"
-        fallback = tables[baseline.name][wanted].obs["fallback"]
-        if (fallback != "").any():
-            notes.append(
-                f"{baseline.name} does not apply to {int((fallback != '').sum())} of "
-                f"{len(wanted)} conditions, for instance {fallback.ne('').idxmax()} "
-                f"({fallback[fallback != ''].iloc[0]})."
-            )
-    if clash := {_SPLIT_HALF, _BOOTSTRAP}.intersection(predictions):
-        raise ValueError(f"A ceiling is called {clash.pop()!r} too: rename the prediction.")
-
-    scores = {
-        name: score_tables(EffectTables(table, table, halves=(table, table)), yardstick)
-        for name, table in tables.items()
-    }
-    for name in predictions:
-        coverage = coverage_of(tables[name], observed.effects)
-        if coverage is not None:
-            scores[name][coverage.columns] = coverage
-    if cells.combinations:
-        interactions, note = interaction_scores(
-            cells,
-            held_out,
-            {name: tables[name] for name in predictions},
-            baselines,
-            combination_delimiter,
-            settings.min_cells,
-            rng,
-        )
-        notes += [note] if note else []
-        for name, correlation in interactions.items():
-            scores[name]["interaction_correlation"] = correlation
-    one, other = cells.split(rng)
-    scores[_SPLIT_HALF] = score_tables(one, yardstick._replace(observed=other, weights=None))
-    drawn_cells = cells.bootstrapped(first, rng)._replace(with_parts=None)
-    scores[_BOOTSTRAP] = score_tables(drawn_cells, yardstick)
-    kinds |= {_SPLIT_HALF: "ceiling", _BOOTSTRAP: "ceiling"}
-    if predicted_cells:
-        of_baselines = {name: tables[name] for name, kind in kinds.items() if kind == "baseline"}
-        for name, distance in energy_distances(cells, predicted_cells, of_baselines, rng).items():
-            scores[name]["e_distance"] = distance
-
-    drawn = resamples(len(wanted), settings.n_bootstrap, settings.seed)
-    overall = {}
-    if len(wanted) > 1:
-        overall = {
-            name: {"collapse_index": collapse_of(table, observed.centred, drawn)}
-            for name, table in tables.items()
-        }
-    summary = summarise(scores, overall, drawn)
-    comparison = compare_with_baselines(scores, kinds, drawn)
-    return Scorecard(
-        per_condition=_tidy(scores, _strata(observed.effects), cells.held_out.n_cells),
-        summary=summary,
-        comparison=comparison,
-        verdict=tuple(verdict(comparison, summary, kinds)),
-        kinds=kinds,
-        notes=tuple(notes),
-        provenance={
-            **_versions(),
-            **(provenance or {}),
-            "n_conditions": len(wanted),
-            "n_genes": len(genes),
-            "n_held_out_cells": int(cells.held_out.n_cells.sum()),
-            "n_held_out_controls": int((held_out.condition == -1).sum()),
-            "n_training_cells": training.adata.n_obs,
-            **settings._asdict(),
-        },
-    )
-
-
-def _default_baselines(
-    delimiter: str | None, training_effects: ad.AnnData, conditions: Sequence[str]
-) -> list[Baseline]:
-    """Baselines that have something of their own to say of a condition."""
-    combinations = list(parts_of(conditions, delimiter))
-    chosen: list[Baseline] = [NoChange(delimiter), PerturbedMean(delimiter)]
-    for baseline, of_interest in (
-        (ConditionMean(delimiter), conditions),
-        (AdditiveEffects(delimiter), combinations),
-        (MatchingMean(delimiter), combinations),
-        (NearestMeasuredCombination(delimiter), combinations),
-        (BilinearRidge(delimiter), conditions),
-    ):
-        if of_interest and baseline.fit(training_effects).applies_to(of_interest):
-            chosen.append(baseline)
-    return chosen
-
-
-def _checked_prediction(
-    name: str, prediction: ProfileTable, conditions: Sequence[str], genes: pd.Index
-) -> ad.AnnData:
-    """Prediction with the genes of the cells, in their order; NaN for what is not finite."""
-    frame = profile_frame(prediction, f"predictions[{name!r}]")
-    frame.index, frame.columns = frame.index.astype(str), frame.columns.astype(str)
-    for what, wanted, known in (
-        ("conditions", pd.Index(conditions), frame.index),
-        ("genes", genes, frame.columns),
-    ):
-        if (missing := wanted.difference(known)).size:
-            raise ScreenError(
-                f"predictions[{name!r}] lacks {missing.size} {what} that are scored, the first "
-                f"{missing[0]!r}: add them, as NaN if they are not predicted."
-            )
-    finite = frame[genes].where(np.isfinite(frame[genes]).all(axis=1), np.nan)
-    layers = {}
-    if isinstance(prediction, ad.AnnData) and "std" in prediction.layers:
-        spread = profile_frame(prediction, name, layer="std")
-        layers["std"] = spread[genes].to_numpy()
-    return ad.AnnData(
-        finite.to_numpy(),
-        obs=pd.DataFrame(index=frame.index),
-        var=pd.DataFrame(index=genes.astype(str)),
-        layers=layers,
-    )
-
-
-def _notes_on_cells(cells: ScoredCells) -> list[str]:
-    notes = []
-    if not cells.has_own_controls:
-        notes.append(
-            f"Fewer than {_MIN_CONTROLS} controls are held out: effects are against the training "
-            "controls, whose noise predictions share, so that all scores flatter a little."
-        )
-    unseen = cells.held_out.conditions.difference(cells.training.conditions)
-    seen = len(cells.held_out.conditions) - len(unseen)
-    notes.append(
-        f"{len(cells.held_out.conditions)} conditions are scored: {seen} with training cells of "
-        f"their own, {len(unseen)} without."
-    )
-    return notes
-
-
-def _strata(observed: ad.AnnData) -> pd.Series:
-    """Thirds of the conditions by the size of the observed effect, noise taken off."""
-    if observed.n_obs < _MIN_CONDITIONS_OF_STRATA:
-        return pd.Series("all", index=observed.obs_names)
-    signal = dense(observed.X) ** 2 - dense(observed.layers["standard_error"]) ** 2
-    rank = pd.Series(signal.sum(axis=1), index=observed.obs_names).rank(method="first")
-    third = np.ceil(3 * rank / len(rank)).astype(int) - 1
-    names = third.map(dict(enumerate(_STRATA)))
-    return names.astype(pd.CategoricalDtype(list(_STRATA), ordered=True))
-
-
-def _tidy(
-    scores: Mapping[str, pd.DataFrame], strata: pd.Series, n_cells: pd.Series
-) -> pd.DataFrame:
-    """One row for each predictor, condition and measure."""
-    rows = []
-    for predictor, table in scores.items():
-        named = table.rename_axis(index="condition", columns="measure")
-        rows.append(
-            named.stack(future_stack=True)
-            .rename("value")
-            .reset_index()
-            .assign(predictor=predictor)
-        )
-    tidy = pd.concat(rows, ignore_index=True)
-    tidy["stratum"] = tidy["condition"].map(strata)
-    tidy["n_cells"] = tidy["condition"].map(n_cells)
-    return tidy[["predictor", "condition", "measure", "value", "stratum", "n_cells"]]
-
-
-def _versions() -> dict[str, str]:
-    packages = ("scvi-sams", "scvi-tools", "torch", "anndata", "numpy", "scipy", "scikit-learn")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-_CELLS_OF_DISTANCES = 200  # simulated of a condition
+        Returns
+        -------
+        anndata.AnnData
+            Cells x genes with counts in ``X`` and ``obs["library_size"]``: ``n_samples`` of the
+            first condition, then of the next.
+        """
+        ...
 
 
 def scorecard(
-    model: PerturbationVAE | Mapping[str, PerturbationVAE],
+    model: Predictor | Mapping[str, Predictor],
     adata: ad.AnnData | None = None,
     test_indices: Sequence[int] | NDArray[np.int64] | None = None,
     *,
+    train_indices: Sequence[int] | NDArray[np.int64] | None = None,
+    setup: Mapping[str, Any] | None = None,
     conditions: Sequence[str] | None = None,
-    baselines: Sequence[Baseline] | None = None,
+    baselines: Sequence[str] | Mapping[str, Baseline] | None = None,
     cell_level: bool = True,
-    min_cells: int = 10,
+    min_cells: int = 4,
     n_top_genes: int = 20,
     n_samples: int = 25,
     n_bootstrap: int = 1_000,
@@ -635,19 +155,25 @@ def scorecard(
     Parameters
     ----------
     model
-        A trained model of this package; or several by name, trained on the same cells, which come
-        into one table.
+        A trained model, see :class:`Predictor`; or several by name, trained on the same cells,
+        which come into one table.
     adata
         Held-out cells, laid out as what the model was set up with; by default that AnnData.
     test_indices
         Cells of ``adata`` to score on. By default ``model.test_indices``, or
         ``model.validation_indices`` where there are none, or all cells of another AnnData.
+    train_indices
+        Cells that the model was fitted on, of ``model.adata``, or of ``adata`` if it has none; by
+        default ``model.train_indices``.
+    setup
+        Where the cells have counts, perturbations and batches: a dict of the arguments of
+        ``setup_anndata``. By default ``model.registry["setup_args"]``.
     conditions
         Conditions to score (``"A"``, ``"A+B"``); by default all with at least ``min_cells``
         held-out cells.
     baselines
-        Baselines, not fitted yet. By default all of this package that apply to a condition that is
-        scored.
+        Names in :data:`BASELINES`, or functions like those by name. By default all of
+        :data:`BASELINES` that apply to a condition that is scored.
     cell_level
         Whether to simulate cells for the energy distance.
     min_cells
@@ -659,18 +185,20 @@ def scorecard(
     n_bootstrap
         Draws of conditions for intervals.
     seed
-        Seed of the model's draws, of halves and of the bootstrap.
+        Seed of the model's draws (of torch), of halves and of the bootstrap.
 
     Returns
     -------
-    The scorecard: means of each predictor and measure with intervals, scores by condition, and a
-    verdict that says which baseline wins where.
+    Scorecard
+        Means of each predictor and measure with intervals, scores by condition, and a verdict that
+        says which baseline wins where.
 
     Raises
     ------
     ScreenError
         If there are no held-out cells, some of them were trained on, no condition has enough of
-        them, there are no training controls, or models were trained on different cells.
+        them, there are no training controls, models were trained on different cells, or it is not
+        known on which.
     ValueError
         If a setting makes no sense, or a model has no count likelihood.
 
@@ -695,54 +223,34 @@ def scorecard(
     models = dict(model) if isinstance(model, Mapping) else {type(model).__name__: model}
     if not models:
         raise ValueError("`model` is empty: give one, or several by name.")
-    first = next(iter(models.values()))
-    for name, other in models.items():
-        if other.train_indices is None:
-            raise ScreenError(f"{name} is not trained: call train() first.")
-        if other.adata is None:
-            raise ScreenError(f"{name} was loaded without its AnnData: load it with its AnnData.")
-        if not np.array_equal(_training_indices(other), _training_indices(first)):
-            raise ScreenError(f"{name} was trained on other cells than the first model.")
-    cells = first.adata if adata is None else adata
-    indices = _held_out_indices(first, cells, test_indices)
-    training = _registered_cells(first, first.adata, _training_indices(first))
-    held_out = _registered_cells(first, cells, indices)
-    if cells is not first.adata:
-        _check_other_cells(held_out.adata, training.adata)
-
-    wanted = scored_conditions(held_out, conditions, min_cells)
-    doses = dict(zip(held_out.conditions, held_out.doses, strict=True))
-    doses |= dict(zip(training.conditions, training.doses, strict=True))
-    delimiter = first.registry["setup_args"].get("combination_delimiter")
-    predictions, predicted_cells = {}, {}
+    held_out, training = _cells_of(models, adata, test_indices, train_indices, setup)
+    wanted, _ = _scored_conditions(held_out, conditions, min_cells)
+    delimiter = training.found.delimiter
     # Perturbations alone are asked for too: what combinations do beyond them is scored.
-    asked = [*wanted, *_parts_alone(wanted, doses, training)]
+    parts = {part for of_it in parts_of(wanted, delimiter).values() for part in of_it}
+    asked = [*wanted, *(name for name in training.conditions if name in parts - set(wanted))]
+    predictions, predicted_cells = {}, {}
     for name, other in models.items():
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             effects = other.get_average_treatment_effect(
-                [doses[condition] for condition in asked],
-                method="log_normalized",
-                n_samples=n_samples,
+                asked, method="log_normalized", n_samples=n_samples
             )
-            effects.obs_names = asked
+            if isinstance(effects, ad.AnnData):
+                effects.obs_names = asked
             predictions[name] = effects
             if cell_level:
-                simulated = other.predict(
-                    [doses[condition] for condition in wanted], n_samples=_CELLS_OF_DISTANCES
-                )
-                # In the order asked for, and named as the conditions are here.
-                simulated.obs["condition"] = np.repeat(wanted, _CELLS_OF_DISTANCES)
-                predicted_cells[name] = simulated
-    return score_cells(
+                predicted_cells[name] = other.predict(wanted, n_samples=_SIMULATED_CELLS)
+                predicted_cells[name].obs["condition"] = np.repeat(wanted, _SIMULATED_CELLS)
+    return _score_cells(
         predictions,
         held_out,
         training,
-        conditions=wanted,
+        conditions=conditions,
         combination_delimiter=delimiter,
         baselines=baselines,
         predicted_cells=predicted_cells,
-        settings=ScoreSettings(min_cells, n_top_genes, n_bootstrap, seed),
+        settings=_Settings(min_cells, n_top_genes, n_bootstrap, seed),
         provenance={
             "model": ", ".join(type(other).__name__ for other in models.values()),
             "n_samples": n_samples,
@@ -750,21 +258,194 @@ def scorecard(
     )
 
 
-def _training_indices(model: PerturbationVAE) -> NDArray[np.int64]:
-    return np.sort(np.asarray(model.train_indices, dtype=np.int64))
+def score_predictions(
+    predictions: Mapping[str, ProfileTable],
+    held_out: ad.AnnData,
+    training: ad.AnnData,
+    perturbation_key: str,
+    control: str | Sequence[str],
+    batch_key: str | None = None,
+    layer: str | None = None,
+    size_factor_key: str | None = None,
+    combination_delimiter: str | None = "+",
+    *,
+    conditions: Sequence[str] | None = None,
+    baselines: Sequence[str] | Mapping[str, Baseline] | None = None,
+    predicted_cells: Mapping[str, ad.AnnData] | None = None,
+    min_cells: int = 4,
+    n_top_genes: int = 20,
+    n_bootstrap: int = 1_000,
+    seed: int = 0,
+) -> Scorecard:
+    r"""Score any predictions beside the baselines and the ceiling.
+
+    All is in one unit, effects in :math:`\log_2(1 + 10^4 x / l)` against the controls of the same
+    batch (:func:`observed_effects`). Baselines are fitted on the training cells, and the held-out
+    cells are used to score alone. For models see :func:`scorecard`.
+
+    Parameters
+    ----------
+    predictions
+        Effects of each predictor, conditions x genes, with every condition that is scored and
+        every gene. A condition that a predictor leaves open is NaN; it is then left out of the
+        predictor's means, and a note says so. Perturbations alone are used for interactions if
+        they are there. ``layers["std"]`` of an AnnData, the posterior standard deviation of the
+        expected effect, gives coverage.
+    held_out, training
+        Cells x genes, with counts: the cells that are scored against, and those that every
+        predictor was fitted on. They may share no cell.
+    perturbation_key, control, batch_key, layer, size_factor_key, combination_delimiter
+        As for :func:`observed_effects`, the same for both.
+    conditions, baselines, min_cells, n_top_genes, n_bootstrap, seed
+        As for :func:`scorecard`.
+    predicted_cells
+        Counts of simulated cells of predictors, with ``obs["condition"]`` and
+        ``obs["library_size"]`` as from ``model.predict``, for the energy distance.
+
+    Returns
+    -------
+    Scorecard
+        As of :func:`scorecard`.
+
+    Raises
+    ------
+    ScreenError
+        If no condition has enough held-out cells, a prediction lacks a condition or gene, there
+        are no training controls, or a column or label is not there.
+    ValueError
+        If a setting makes no sense, or a predictor is called like a baseline or ceiling.
+
+    Notes
+    -----
+    The table of baselines and ceilings follows Ahlmann-Eltze, Huber and Anders (Nature Methods
+    2025) and Mejia et al. (arXiv 2506.22641). Where at least ten controls are held out, effects
+    are against these, so that the noise of the training controls, which is in every prediction,
+    does not look like agreement.
+
+    Examples
+    --------
+    >>> import scvi_sams
+    >>> from scvi_sams.evaluation import observed_effects, score_predictions
+    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=2_000, n_perturbations=8, n_pairs=2)
+    >>> training, held_out = adata[::2].copy(), adata[1::2].copy()
+    >>> halved = observed_effects(training, "perturbation", "control")
+    >>> halved.X *= 0.5
+    >>> card = score_predictions({"half": halved}, held_out, training, "perturbation", "control")
+    >>> card.comparison.loc[("half", "relative_squared_error"), "outcome"]
+    'behind'
+    """
+    # Held-out cells need no control of their own, and may have perturbations of their own.
+    names = {
+        part
+        for cells in (training, held_out)
+        for label in obs_column(cells, perturbation_key).dropna().astype(str).unique()
+        for part in split_label(label, combination_delimiter)
+    }
+    held_out_conditions = Conditions.from_labels(
+        held_out.obs[perturbation_key],
+        control,
+        combination_delimiter,
+        perturbations=sorted(names.difference(as_labels(control))),
+    )
+    trained = Conditions.from_obs(training, perturbation_key, control, combination_delimiter)
+    return _score_cells(
+        predictions,
+        *(
+            CellGroups.of(cells, found, batch_key, layer, size_factor_key)
+            for cells, found in ((held_out, held_out_conditions), (training, trained))
+        ),
+        conditions=conditions,
+        combination_delimiter=combination_delimiter,
+        baselines=baselines,
+        predicted_cells=predicted_cells or {},
+        settings=_Settings(min_cells, n_top_genes, n_bootstrap, seed),
+    )
+
+
+# -- the cells of models -------------------------------------------------------------------------
+
+
+def _cells_of(
+    models: Mapping[str, Predictor],
+    adata: ad.AnnData | None,
+    test_indices: Sequence[int] | NDArray[np.int64] | None,
+    train_indices: Sequence[int] | NDArray[np.int64] | None,
+    setup: Mapping[str, Any] | None,
+) -> tuple[CellGroups, CellGroups]:
+    """Held-out and training cells: all that is asked of a model but predictions."""
+    first = next(iter(models.values()))
+    trained_on: list[NDArray[np.int64]] = []
+    for name, model in models.items():
+        own = getattr(model, "train_indices", None) if train_indices is None else train_indices
+        if own is None:
+            raise ScreenError(
+                f"{name} is not trained, or does not say on which cells: call train(), or give "
+                "`train_indices`."
+            )
+        if getattr(model, "adata", adata) is None:
+            raise ScreenError(f"{name} has no AnnData: load it with its AnnData, or give `adata`.")
+        trained_on.append(np.unique(np.asarray(own, dtype=np.int64)))
+        if not np.array_equal(trained_on[-1], trained_on[0]):
+            raise ScreenError(f"{name} was trained on other cells than the first model.")
+    if setup is None:
+        setup = getattr(first, "registry", {}).get("setup_args")
+    if setup is None:
+        raise ScreenError(
+            "The model does not say where its cells have counts and perturbations: give `setup`, "
+            'such as {"perturbation_key": "perturbation", "control": "control"}.'
+        )
+    screen: ad.AnnData = getattr(first, "adata", adata)
+    cells = screen if adata is None else adata
+    field = PerturbationField(
+        setup.get("perturbation_key"),
+        setup.get("dosage_key"),
+        setup.get("perturbation_names_uns_key"),
+        setup.get("control"),
+        setup.get("combination_delimiter", "+"),
+    )
+    found = field.read(screen)
+    training = _grouped(screen, trained_on[0], found, setup)
+    seen = trained_on[0] if cells is screen else None
+    indices = _held_out_indices(first, cells, test_indices, seen)
+    if cells is screen:
+        return _grouped(screen, indices, found, setup), training
+    if (missing := screen.var_names.difference(cells.var_names)).size:
+        raise ScreenError(f"`adata` lacks {missing.size} genes, the first {missing[0]!r}.")
+    if not cells.var_names.equals(screen.var_names):
+        cells = cells[:, screen.var_names]
+    held_out = _grouped(cells, indices, field.read(cells, found.perturbations), setup)
+    _check_other_cells(held_out.adata, training.adata)
+    return held_out, training
+
+
+def _grouped(
+    adata: ad.AnnData, indices: NDArray[np.int64], found: Conditions, setup: Mapping[str, Any]
+) -> CellGroups:
+    """Some cells in memory, with their counts, batches and library sizes and nothing else."""
+    layer, keys = setup.get("layer"), [setup.get("batch_key"), setup.get("size_factor_key")]
+    counts = adata.X if layer is None else adata.layers[layer]
+    cells = ad.AnnData(
+        counts[indices],
+        obs=adata.obs.iloc[indices][[key for key in dict.fromkeys(keys) if key is not None]],
+        var=pd.DataFrame(index=adata.var_names),
+    )
+    return CellGroups.of(
+        cells, replace(found, codes=found.codes[indices]), keys[0], size_factor_key=keys[1]
+    )
 
 
 def _held_out_indices(
-    model: PerturbationVAE,
+    model: Predictor,
     adata: ad.AnnData,
     test_indices: Sequence[int] | NDArray[np.int64] | None,
+    trained_on: NDArray[np.int64] | None,
 ) -> NDArray[np.int64]:
-    """Cells to score on, none of them trained on."""
-    own = adata is model.adata
+    """Cells to score on, none of them trained on; ``trained_on`` is None in another AnnData."""
     if test_indices is None:
-        if not own:
+        if trained_on is None:
             return np.arange(adata.n_obs)
-        for held_out in (model.test_indices, model.validation_indices):
+        for name in ("test_indices", "validation_indices"):
+            held_out = getattr(model, name, None)
             if held_out is not None and len(held_out):
                 return np.sort(np.asarray(held_out, dtype=np.int64))
         raise ScreenError(
@@ -779,7 +460,7 @@ def _held_out_indices(
     if indices.min() < 0 or indices.max() >= adata.n_obs:
         raise ValueError(f"`test_indices` must lie between 0 and {adata.n_obs - 1}.")
     indices = np.unique(indices).astype(np.int64)
-    if own and (seen := np.intersect1d(indices, _training_indices(model))).size:
+    if trained_on is not None and (seen := np.intersect1d(indices, trained_on)).size:
         raise ScreenError(
             f"{seen.size} of `test_indices` were trained on, the first cell "
             f"{adata.obs_names[seen[0]]!r}: score on others."
@@ -787,57 +468,518 @@ def _held_out_indices(
     return indices
 
 
-def _registered_cells(
-    model: PerturbationVAE, adata: ad.AnnData, indices: NDArray[np.int64]
-) -> CellGroups:
-    """Cells with the doses, batches and library sizes that the model reads of them."""
-    adata = model._validate_anndata(adata)
-    manager = model.get_anndata_manager(adata, required=True)
-    setup = model.registry["setup_args"]
-    keys = [setup.get(name) for name in ("batch_key", "size_factor_key")]
-    cells = ad.AnnData(
-        manager.get_from_registry(REGISTRY_KEYS.X_KEY)[indices],
-        obs=adata.obs.iloc[indices][[key for key in dict.fromkeys(keys) if key is not None]],
-        var=pd.DataFrame(index=adata.var_names),
-    )
-    dosage = registered_dosage(manager)
-    return CellGroups.from_dosage(
-        cells,
-        sp.csr_matrix(dosage[indices]),
-        model.perturbation_names,
-        setup.get("control"),
-        batch_key=keys[0],
-        size_factor_key=keys[1],
-        combination_delimiter=setup.get("combination_delimiter"),
-    )
-
-
-def _parts_alone(
-    conditions: Sequence[str], doses: Mapping[str, dict[str, float]], training: CellGroups
-) -> list[str]:
-    """Conditions of one perturbation each that scored combinations are made of."""
-    needed = {
-        part
-        for condition in conditions
-        if len(doses[condition]) > 1
-        for part in doses[condition].items()
-    }
-    return [
-        str(name)
-        for name, of_it in zip(training.conditions, training.doses, strict=True)
-        if len(of_it) == 1 and needed.issuperset(of_it.items()) and name not in conditions
-    ]
-
-
 def _check_other_cells(held_out: ad.AnnData, training: ad.AnnData) -> None:
     """Raise if a cell was trained on: the same name and the same counts."""
     common = held_out.obs_names.intersection(training.obs_names)
     if not common.size or not common.is_unique:
         return
-    difference = held_out[common].X - training[common, held_out.var_names].X
+    difference = held_out[common].X - training[common].X
     same = np.asarray(abs(difference).sum(axis=1)).ravel() == 0
     if same.any():
         raise ScreenError(
             f"{same.sum()} cells of `adata` were trained on, the first {common[same.argmax()]!r}: "
             "leave them out."
         )
+
+
+# -- scoring -------------------------------------------------------------------------------------
+
+
+class _Settings(NamedTuple):
+    """What does not depend on the cells."""
+
+    min_cells: int
+    n_top_genes: int
+    n_bootstrap: int
+    seed: int
+
+
+def _scored_conditions(
+    held_out: CellGroups, conditions: Sequence[str] | None, min_cells: int
+) -> tuple[list[str], int]:
+    """Conditions with enough held-out cells, and how many have too few.
+
+    Those asked for must have enough.
+    """
+    n_cells = held_out.n_cells
+    if conditions is None:
+        kept = [str(name) for name in n_cells.index[n_cells >= min_cells]]
+        if not kept:
+            largest = f"{n_cells.idxmax()!r} has {n_cells.max()}" if len(n_cells) else "none is"
+            raise ScreenError(
+                f"No condition has {min_cells} held-out cells, {largest}: hold out more cells, or "
+                "lower `min_cells`."
+            )
+        return kept, len(n_cells) - len(kept)
+    wanted = list(dict.fromkeys(str(name) for name in conditions))
+    if not wanted:
+        raise ScreenError("`conditions` is empty: name one, or leave it out to score all.")
+    counts = n_cells.reindex(wanted, fill_value=0)
+    if (few := counts[counts < min_cells]).size:
+        raise ScreenError(
+            f"{few.size} of `conditions` have fewer than {min_cells} held-out cells, the first "
+            f"{few.index[0]!r} with {few.iloc[0]}: leave them out, or lower `min_cells`."
+        )
+    return wanted, 0
+
+
+def _score_cells(
+    predictions: Mapping[str, ProfileTable],
+    held_out: CellGroups,
+    training: CellGroups,
+    *,
+    conditions: Sequence[str] | None,
+    combination_delimiter: str | None,
+    baselines: Sequence[str] | Mapping[str, Baseline] | None,
+    predicted_cells: Mapping[str, ad.AnnData],
+    settings: _Settings,
+    provenance: Mapping[str, Any] | None = None,
+) -> Scorecard:
+    """Score predictions on cells whose conditions are known."""
+    if settings.min_cells < _FEWEST_CELLS:
+        raise ValueError(
+            f"min_cells={settings.min_cells}: halves of a condition with variances take at least "
+            f"{_FEWEST_CELLS} cells."
+        )
+    if settings.n_bootstrap < 1:
+        raise ValueError(f"n_bootstrap={settings.n_bootstrap}: at least one draw is needed.")
+    wanted, n_few = _scored_conditions(held_out, conditions, settings.min_cells)
+    if not training.is_control.any():
+        raise ScreenError("No training cell is a control: effects need controls to be against.")
+    rng = np.random.default_rng(settings.seed)
+    cells = _ScoredCells.of(held_out, training, wanted, combination_delimiter)
+    training_effects = training.effects(cells.training_controls)
+    if not training_effects.n_obs:
+        raise ScreenError("No training cell is perturbed: there is nothing to predict from.")
+
+    first = cells.held_out.half_weights(rng)
+    observed = cells.with_halves(cells.tables(), first, 1 - first)
+    yardstick = Yardstick(
+        observed,
+        training_effects.to_df().astype(np.float64).mean(),
+        (cells.gene_weights(first), cells.gene_weights(1 - first)),
+        combination_delimiter,
+        settings.n_top_genes,
+    )
+    notes = cells.notes(n_few, settings.min_cells)
+    kinds: dict[str, PredictorKind] = {}
+    tables: dict[str, ad.AnnData] = {}
+    genes = held_out.adata.var_names
+    for name, prediction in predictions.items():
+        tables[name] = _checked_prediction(name, prediction, wanted, genes)
+        kinds[name] = "model"
+        if n_open := int(np.isnan(dense(tables[name][wanted].X)).any(axis=1).sum()):
+            notes.append(
+                f"{name} has no prediction for {n_open} of {len(wanted)} conditions: they are "
+                "left out of its means and comparisons."
+            )
+    asked = [*wanted, *cells.parts.conditions.difference(wanted)]
+    fitted = _fitted_baselines(
+        baselines, training_effects, asked, wanted, combination_delimiter, cells.combinations
+    )
+    used: dict[str, Baseline] = {}
+    for name, (baseline, table) in fitted.items():
+        if name in {*kinds, _SPLIT_HALF, _BOOTSTRAP}:
+            raise ValueError(f"Two predictors are called {name!r}: rename one.")
+        used[name], tables[name], kinds[name] = baseline, table, "baseline"
+        fallback = table[wanted].obs["fallback"]
+        if (fallback != "").any():
+            notes.append(
+                f"{name} does not apply to {int((fallback != '').sum())} of {len(wanted)} "
+                f"conditions, for instance {fallback.ne('').idxmax()} "
+                f"({fallback[fallback != ''].iloc[0]})."
+            )
+    if clash := {_SPLIT_HALF, _BOOTSTRAP}.intersection(predictions):
+        raise ValueError(f"A ceiling is called {clash.pop()!r} too: rename the prediction.")
+
+    scores = {
+        name: score_tables(EffectTables(table, table, halves=(table, table)), yardstick)
+        for name, table in tables.items()
+    }
+    for name in predictions:
+        if (coverage := coverage_of(tables[name], observed.effects)) is not None:
+            scores[name][coverage.columns] = coverage
+    if cells.combinations:
+        interactions, note = _interaction_scores(
+            cells,
+            held_out,
+            {name: tables[name] for name in predictions},
+            used,
+            combination_delimiter,
+            settings.min_cells,
+            rng,
+        )
+        notes += [note] if note else []
+        for name, correlation in interactions.items():
+            scores[name]["interaction_correlation"] = correlation
+    one, other = cells.split(rng)
+    scores[_SPLIT_HALF] = score_tables(one, yardstick._replace(observed=other, weights=None))
+    drawn_cells = cells.bootstrapped(first, rng)._replace(with_parts=None)
+    scores[_BOOTSTRAP] = score_tables(drawn_cells, yardstick)
+    kinds |= {_SPLIT_HALF: "ceiling", _BOOTSTRAP: "ceiling"}
+    if predicted_cells:
+        of_baselines = {name: tables[name] for name in used}
+        for name, distance in _energy_distances(cells, predicted_cells, of_baselines, rng).items():
+            scores[name]["e_distance"] = distance
+
+    drawn = resamples(len(wanted), settings.n_bootstrap, settings.seed)
+    overall = {}
+    if len(wanted) > 1:
+        overall = {
+            name: {"collapse_index": collapse_of(table, observed.centred, drawn)}
+            for name, table in tables.items()
+        }
+    summary = summarise(scores, overall, drawn)
+    comparison = compare_with_baselines(scores, kinds, drawn)
+    return Scorecard(
+        per_condition=_tidy(scores, _strata(observed.effects), cells.held_out.n_cells),
+        summary=summary,
+        comparison=comparison,
+        verdict=tuple(verdict(comparison, summary, kinds)),
+        kinds=kinds,
+        notes=tuple(notes),
+        provenance={
+            **_versions(),
+            **(provenance or {}),
+            "n_conditions": len(wanted),
+            "n_genes": len(genes),
+            "n_held_out_cells": int(cells.held_out.n_cells.sum()),
+            "n_held_out_controls": int(held_out.is_control.sum()),
+            "n_training_cells": training.adata.n_obs,
+            **settings._asdict(),
+        },
+    )
+
+
+def _fitted_baselines(
+    baselines: Sequence[str] | Mapping[str, Baseline] | None,
+    training_effects: ad.AnnData,
+    asked: Sequence[str],
+    wanted: Sequence[str],
+    delimiter: str | None,
+    combinations: Sequence[str],
+) -> dict[str, tuple[Baseline, ad.AnnData]]:
+    """Baselines and what they predict; by default those that say something of their own."""
+    if baselines is None:
+        chosen: Mapping[str, Baseline] = BASELINES
+    elif isinstance(baselines, Mapping):
+        chosen = baselines
+    elif unknown := [name for name in baselines if name not in BASELINES]:
+        raise ValueError(f"There is no baseline {unknown[0]!r}, only {', '.join(BASELINES)}.")
+    else:
+        chosen = {name: BASELINES[name] for name in baselines}
+    fitted = {}
+    combinations = list(parts_of(wanted, delimiter))
+    for name, baseline in chosen.items():
+        of_interest = combinations if name in _OF_COMBINATIONS else list(wanted)
+        if baselines is None and not of_interest:
+            continue
+        table = baseline(training_effects, asked, delimiter)
+        if baselines is None and not (table[of_interest].obs["fallback"] == "").any():
+            continue
+        fitted[name] = (baseline, table)
+    return fitted
+
+
+def _checked_prediction(
+    name: str, prediction: ProfileTable, conditions: Sequence[str], genes: pd.Index
+) -> ad.AnnData:
+    """Prediction with the genes of the cells, in their order; NaN for what is not finite."""
+    frame = profile_frame(prediction, f"predictions[{name!r}]")
+    frame.index, frame.columns = frame.index.astype(str), frame.columns.astype(str)
+    for what, wanted, known in (
+        ("conditions", pd.Index(conditions), frame.index),
+        ("genes", genes, frame.columns),
+    ):
+        if (missing := wanted.difference(known)).size:
+            raise ScreenError(
+                f"predictions[{name!r}] lacks {missing.size} {what} that are scored, the first "
+                f"{missing[0]!r}: add them, as NaN if they are not predicted."
+            )
+    finite = frame[genes].where(np.isfinite(frame[genes]).all(axis=1), np.nan)
+    layers = {}
+    if isinstance(prediction, ad.AnnData) and "std" in prediction.layers:
+        layers["std"] = profile_frame(prediction, name, layer="std")[genes].to_numpy()
+    return ad.AnnData(
+        finite.to_numpy(),
+        obs=pd.DataFrame(index=frame.index),
+        var=pd.DataFrame(index=genes.astype(str)),
+        layers=layers,
+    )
+
+
+def _strata(observed: ad.AnnData) -> pd.Series:
+    """Thirds of the conditions by the size of the observed effect, noise taken off."""
+    if observed.n_obs < _MIN_CONDITIONS_OF_STRATA:
+        return pd.Series("all", index=observed.obs_names)
+    signal = dense(observed.X) ** 2 - dense(observed.layers["standard_error"]) ** 2
+    rank = pd.Series(signal.sum(axis=1), index=observed.obs_names).rank(method="first")
+    third = np.ceil(3 * rank / len(rank)).astype(int) - 1
+    names = third.map(dict(enumerate(_STRATA)))
+    return names.astype(pd.CategoricalDtype(list(_STRATA), ordered=True))
+
+
+def _tidy(
+    scores: Mapping[str, pd.DataFrame], strata: pd.Series, n_cells: pd.Series
+) -> pd.DataFrame:
+    """One row for each predictor, condition and measure."""
+    rows = []
+    for predictor, table in scores.items():
+        named = table.rename_axis(index="condition", columns="measure")
+        values = named.stack(future_stack=True).rename("value").reset_index()
+        rows.append(values.assign(predictor=predictor))
+    tidy = pd.concat(rows, ignore_index=True)
+    tidy["stratum"] = tidy["condition"].map(strata)
+    tidy["n_cells"] = tidy["condition"].map(n_cells)
+    return tidy[["predictor", "condition", "measure", "value", "stratum", "n_cells"]]
+
+
+def _versions() -> dict[str, str]:
+    packages = ("scvi-sams", "scvi-tools", "torch", "anndata", "numpy", "scipy", "scikit-learn")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+@dataclass(frozen=True)
+class _ScoredCells:
+    """Held-out cells of the conditions that are scored, with the training cells."""
+
+    held_out: CellGroups
+    training: CellGroups
+    parts: CellGroups
+    """Training cells of the perturbations that scored combinations are made of."""
+    training_controls: ControlMeans
+    combinations: list[str]
+    """Scored combinations whose parts were all measured alone in training."""
+    has_own_controls: bool
+    """Whether held-out controls are what effects are against."""
+
+    @classmethod
+    def of(
+        cls,
+        held_out: CellGroups,
+        training: CellGroups,
+        conditions: Sequence[str],
+        combination_delimiter: str | None,
+    ) -> _ScoredCells:
+        """Pick the cells for the conditions."""
+        trained = set(training.conditions)
+        combinations = {
+            name: parts
+            for name, parts in parts_of(conditions, combination_delimiter).items()
+            if trained.issuperset(parts)
+        }
+        singles = sorted({part for parts in combinations.values() for part in parts})
+        return cls(
+            held_out.restricted(conditions),
+            training,
+            training.restricted(singles),
+            training.control_means(),
+            list(combinations),
+            int(held_out.is_control.sum()) >= _MIN_CONTROLS,
+        )
+
+    def notes(self, n_few: int, min_cells: int) -> list[str]:
+        """What a reader should know of the cells."""
+        notes = []
+        if n_few:
+            notes.append(
+                f"{n_few} conditions with fewer than {min_cells} held-out cells are not scored."
+            )
+        if not self.has_own_controls:
+            notes.append(
+                f"Fewer than {_MIN_CONTROLS} controls are held out: effects are against the "
+                "training controls, whose noise predictions share, so that all scores flatter a "
+                "little. Hold out some, with `test_controls` of the splits."
+            )
+        scored = self.held_out.conditions
+        n_unseen = len(scored.difference(self.training.conditions))
+        notes.append(
+            f"{len(scored)} conditions are scored: {len(scored) - n_unseen} with training cells "
+            f"of their own, {n_unseen} without."
+        )
+        return notes
+
+    def tables(
+        self,
+        weights: NDArray[np.float64] | None = None,
+        part_weights: NDArray[np.float64] | None = None,
+    ) -> EffectTables:
+        """Effects in the held-out cells, each counted as often as ``weights`` says."""
+        if self.has_own_controls:
+            controls = self.held_out.control_means(weights)
+        else:
+            controls = self.parts.control_means(part_weights)
+        return EffectTables(
+            self.held_out.effects(controls, weights),
+            self.held_out.effects(self.training_controls, weights),
+            self.with_parts(weights, part_weights) if self.combinations else None,
+        )
+
+    def with_parts(
+        self, weights: NDArray[np.float64] | None, part_weights: NDArray[np.float64] | None
+    ) -> ad.AnnData:
+        """Effects of the combinations, and of their parts in training cells."""
+        controls = self.parts.control_means(part_weights)
+        return ad.concat(
+            [
+                self.held_out.restricted(self.combinations).effects(controls, weights),
+                self.parts.effects(controls, part_weights),
+            ]
+        )
+
+    def with_halves(
+        self, tables: EffectTables, first: NDArray[np.float64], second: NDArray[np.float64]
+    ) -> EffectTables:
+        """Add the effects in two sets of cells."""
+        one, other = (
+            self.held_out.effects(self.training_controls, weights) for weights in (first, second)
+        )
+        return tables._replace(halves=(one, other))
+
+    def bootstrapped(self, first_half: NDArray[np.float64], rng: Generator) -> EffectTables:
+        """Effects in cells drawn with replacement, over all and within each half."""
+        tables = self.tables(
+            self.held_out.bootstrap_weights(rng), self.parts.bootstrap_weights(rng)
+        )
+        drawn = []
+        for half in (first_half, 1 - first_half):
+            inside = replace(
+                self.held_out, condition=np.where(half > 0, self.held_out.condition, -2)
+            )
+            drawn.append(half * inside.bootstrap_weights(rng))
+        return self.with_halves(tables, *drawn)
+
+    def split(self, rng: Generator) -> tuple[EffectTables, EffectTables]:
+        """Effects in two halves of the cells."""
+        of_cells, of_parts = self.held_out.half_weights(rng), self.parts.half_weights(rng)
+        return self.tables(of_cells, of_parts), self.tables(1 - of_cells, 1 - of_parts)
+
+    def gene_weights(self, half: NDArray[np.float64]) -> pd.DataFrame:
+        """Weights of genes by differential expression in some of the held-out cells."""
+        moments = self.held_out.moments(half)
+        if not moments[0][0]:  # no control among them
+            for own, of_controls in zip(
+                moments, self.training.restricted([]).moments(), strict=True
+            ):
+                own[0] = of_controls[0]
+        return pd.DataFrame(
+            gene_weights(*moments),
+            index=self.held_out.conditions,
+            columns=self.held_out.adata.var_names,
+        )
+
+
+def _interaction_scores(
+    cells: _ScoredCells,
+    held_out: CellGroups,
+    predictions: Mapping[str, ad.AnnData],
+    baselines: Mapping[str, Baseline],
+    combination_delimiter: str | None,
+    min_cells: int,
+    rng: Generator,
+) -> tuple[dict[str, pd.Series], str]:
+    """Correlate predicted with observed interactions, and say what a reader should know of it.
+
+    Where every part has enough held-out cells, parts are measured in these. Otherwise they are
+    measured in one half of the training cells and baselines fitted on the other, both ways round;
+    a model has seen both.
+    """
+    names = [*cells.combinations, *cells.parts.conditions]
+    enough = (held_out.n_cells.reindex(cells.parts.conditions, fill_value=0) >= min_cells).all()
+    if enough and cells.has_own_controls:
+        table = held_out.restricted(names).effects(held_out.control_means())
+        folds = [(table, cells.training.effects(cells.training_controls))]
+        note = ""
+    else:
+        n_cells = cells.training.n_cells
+        learned = cells.training.restricted(n_cells[n_cells >= 2].index)
+        first = learned.half_weights(rng)
+        folds = [
+            (
+                cells.with_parts(None, scored),
+                learned.effects(learned.control_means(fitted), fitted),
+            )
+            for scored, fitted in ((first, 1 - first), (1 - first, first))
+        ]
+        note = (
+            "interaction r: parts are measured in training cells. Baselines are fitted on other "
+            "halves of them than those scored; models have seen both, which flatters a model that "
+            "overfits."
+        )
+    scores: dict[str, list[pd.Series]] = {}
+    for observed, training in folds:
+        tables = dict(predictions)
+        for name, baseline in baselines.items():
+            tables[name] = baseline(training, names, combination_delimiter)
+        for name, table in tables.items():
+            correlation = interaction_correlation(table, observed, combination_delimiter)
+            scores.setdefault(name, []).append(correlation)
+    return {name: sum(each[1:], each[0]) / len(each) for name, each in scores.items()}, note
+
+
+def _energy_distances(
+    cells: _ScoredCells,
+    predicted_cells: Mapping[str, ad.AnnData],
+    predicted_effects: Mapping[str, ad.AnnData],
+    rng: Generator,
+) -> dict[str, pd.Series]:
+    """E-distance between predicted and held-out cells, by predictor and condition.
+
+    Distances are unbiased ones, in principal components of the training cells. A baseline's cells
+    are training controls, moved by the effect it predicts; the distance between two halves of the
+    held-out cells is the ceiling.
+    """
+    training, held_out = cells.training, cells.held_out
+    everything = np.ones(training.adata.n_obs, dtype=bool)
+    pca = fit_components(_expression(training, everything, _CELLS_OF_COMPONENTS, rng))
+
+    def coordinates(chunks: Sequence[Any]) -> NDArray[np.float64]:
+        return np.vstack([pca.transform(chunk) for chunk in chunks]).astype(np.float64)
+
+    controls = coordinates(_expression(training, training.is_control, _MAX_CELLS, rng))
+    observed = {
+        condition: coordinates(_expression(held_out, held_out.condition == code, _MAX_CELLS, rng))
+        for code, condition in enumerate(held_out.conditions)
+    }
+
+    def distances(predicted: Mapping[str, NDArray[np.float64]]) -> pd.Series:
+        return pd.Series(
+            {
+                condition: distribution_distance(predicted[condition], truth, unbiased=True)
+                for condition, truth in observed.items()
+            }
+        )
+
+    found = {}
+    genes = training.adata.var_names
+    for name, simulated in predicted_cells.items():
+        if (missing := genes.difference(simulated.var_names)).size:
+            raise ScreenError(
+                f"predicted_cells[{name!r}] lacks {missing.size} genes, the first {missing[0]!r}."
+            )
+        if not simulated.var_names.equals(genes):
+            simulated = simulated[:, genes]
+        library = obs_column(simulated, "library_size")
+        of_cells = coordinates(
+            [chunk for _, chunk in log_expression_chunks(simulated, None, library)]
+        )
+        condition_of = obs_column(simulated, "condition").astype(str).to_numpy()
+        found[name] = distances({c: of_cells[condition_of == c][:_MAX_CELLS] for c in observed})
+    for name, effects in predicted_effects.items():
+        moved = dense(effects[list(observed)].X) @ pca.components_.T
+        found[name] = distances(
+            {c: controls + shift for c, shift in zip(observed, moved, strict=True)}
+        )
+    halves = {}
+    for condition, truth in observed.items():
+        shuffled, half = rng.permutation(truth), len(truth) // 2
+        halves[condition] = distribution_distance(shuffled[:half], shuffled[half:], unbiased=True)
+    return found | {_SPLIT_HALF: pd.Series(halves)}
+
+
+def _expression(
+    cells: CellGroups, chosen: NDArray[np.bool_], limit: int, rng: Generator
+) -> list[Any]:
+    """Log expression, in chunks, of at most so many of the chosen cells."""
+    kept = np.sort(rng.permutation(np.flatnonzero(chosen))[:limit])
+    return [chunk for _, chunk in cells.log_expression(kept)]

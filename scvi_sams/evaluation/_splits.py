@@ -18,16 +18,12 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
-
 __all__ = [
     "HeldOutBy",
     "SPLITS_UNS_KEY",
     "SPLIT_LABELS",
     "check_names",
-    "check_share",
-    "choose_names",
     "count_seen_perturbations",
-    "divide_training",
     "random_share",
     "split_batches",
     "split_cells",
@@ -36,12 +32,9 @@ __all__ = [
     "split_doses",
     "split_indices",
     "split_pairs",
-    "split_pairs_by_training_cells",
-    "split_pairs_out_of_distribution",
     "split_perturbations",
     "write_split",
 ]
-
 
 SPLIT_LABELS = ("train", "validation", "test", "unused")
 """Labels of a split: gradients, choices during training, the final figures, and cells left out."""
@@ -51,190 +44,6 @@ SPLITS_UNS_KEY = "scvi_sams_splits"
 
 HeldOutBy: TypeAlias = Literal["cell", "condition", "perturbation", "batch", "dose"]
 """What a split keeps out of training."""
-
-
-def write_split(
-    adata: AnnData,
-    labels: NDArray[np.object_],
-    key_added: str,
-    *,
-    kind: str,
-    seed: int | None,
-    arguments: Mapping[str, Any],
-    held_out_by: HeldOutBy,
-    held_out: Sequence[str] = (),
-) -> pd.Series:
-    """Write a split and its record, and return its column.
-
-    ``adata.uns[SPLITS_UNS_KEY][key_added]`` has ``"kind"`` (the function), ``"seed"``,
-    ``"arguments"`` (those that are not None), ``"package_version"``, ``"held_out_by"`` (one of
-    :data:`HeldOutBy`) and ``"held_out"`` (the names of what is kept out).
-
-    Raises
-    ------
-    ScreenError
-        If `adata` is a view, or no cell is left for training.
-    """
-    if adata.is_view:
-        raise ScreenError(
-            "A split cannot be written into a view of an AnnData: make it one of its own first, "
-            "with adata = adata.copy()."
-        )
-    if not (labels == "train").any():
-        raise ScreenError(f"{kind} leaves no cell for training: hold out less.")
-    column = pd.Series(
-        pd.Categorical(labels, categories=list(SPLIT_LABELS)), index=adata.obs_names
-    )
-    adata.obs[key_added] = column
-    record: dict[str, Any] = {
-        "kind": kind,
-        "arguments": {
-            name: _storable(value) for name, value in arguments.items() if value is not None
-        },
-        "package_version": version("scvi-sams"),
-        "held_out_by": held_out_by,
-        "held_out": np.array(sorted(map(str, held_out)), dtype=object),
-    }
-    if seed is not None:
-        record["seed"] = seed
-    adata.uns[SPLITS_UNS_KEY] = {**adata.uns.get(SPLITS_UNS_KEY, {}), key_added: record}
-    return adata.obs[key_added]
-
-
-def split_column(adata: AnnData, split_key: str) -> NDArray[np.object_]:
-    """Read the label of each cell.
-
-    Raises
-    ------
-    ScreenError
-        If the column is absent, or holds anything but :data:`SPLIT_LABELS`.
-    """
-    labels = obs_column(adata, split_key).astype(object)
-    if faulty := sorted({str(label) for label in labels.unique()}.difference(SPLIT_LABELS)):
-        raise ScreenError(
-            f"obs[{split_key!r}] holds {listed(faulty)}, but a split has the labels "
-            f"{', '.join(map(repr, SPLIT_LABELS))}: rename them, cells of no part to 'unused'."
-        )
-    return labels.to_numpy(dtype=object)
-
-
-def split_indices(adata: AnnData, split_key: str = "split") -> list[NDArray[np.intp]]:
-    """Positions of the cells of each part, as training wants them.
-
-    Parameters
-    ----------
-    adata
-        The screen, cells x genes, with a split.
-    split_key
-        Column of `adata.obs` with the split.
-
-    Returns
-    -------
-    Positions (int, increasing) of the cells to train on, to validate on and to test on.
-
-    Raises
-    ------
-    ScreenError
-        If the column is absent or holds other labels, or cells are unused: scvi-tools wants every
-        cell of an AnnData to be in one of the three.
-
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=100)
-    >>> column = scvi_sams.evaluation.split_cells(adata)
-    >>> parts = scvi_sams.evaluation.split_indices(adata)
-    >>> [len(part) for part in parts]
-    [64, 16, 20]
-    >>> model.train(datasplitter_kwargs={"external_indexing": parts})  # doctest: +SKIP
-    """
-    labels = split_column(adata, split_key)
-    if n_unused := int((labels == "unused").sum()):
-        raise ScreenError(
-            f"{n_unused} cells of obs[{split_key!r}] are 'unused', and training wants every cell "
-            f"in a part: leave them out with adata = adata[adata.obs[{split_key!r}] != 'unused']"
-            ".copy(), before setup_anndata."
-        )
-    return [np.flatnonzero(labels == part) for part in SPLIT_LABELS[:3]]
-
-
-def random_share(strata: NDArray[np.intp], share: float, rng: Generator) -> NDArray[np.bool_]:
-    """Draw a share of the cells of each stratum.
-
-    Each stratum gives its share rounded up or down at random, so that many small ones together
-    give the share asked for. With the same generator a larger share contains a smaller one.
-
-    Examples
-    --------
-    >>> drawn = random_share(np.repeat([0, 1], 10), 0.3, np.random.default_rng(0))
-    >>> int(drawn[:10].sum()), int(drawn[10:].sum())
-    (3, 3)
-    """
-    _, strata, sizes = np.unique(strata, return_inverse=True, return_counts=True)
-    order = np.lexsort((rng.random(len(strata)), strata))
-    rank = np.empty(len(strata), dtype=np.intp)
-    rank[order] = np.arange(len(strata)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    # Rounded, so that 0.3 of 10 is 3 and not 2.9999...
-    wanted = np.floor(np.round(share * sizes, 9) + rng.random(len(sizes)))
-    return rank < wanted[strata]
-
-
-def choose_names(
-    wanted: float | Sequence[str], among: Sequence[str], what: str, argument: str, rng: Generator
-) -> list[str]:
-    """Take the names given, or draw a share of those there are.
-
-    Raises
-    ------
-    ScreenError
-        If a name is not there, or there is nothing to draw from.
-    ValueError
-        If a share is not between 0 and 1.
-    """
-    if isinstance(wanted, int | float):
-        check_share(wanted, argument)
-        if not among:
-            raise ScreenError(f"There are no {what} to hold out.")
-        n = min(max(round(wanted * len(among)), 1), len(among)) if wanted else 0
-        return sorted(str(among[i]) for i in rng.permutation(len(among))[:n])
-    names = [str(name) for name in ([wanted] if isinstance(wanted, str) else wanted)]
-    check_names(names, among, what, argument)
-    return sorted(set(names))
-
-
-def check_names(names: Sequence[str], among: Sequence[str], what: str, argument: str) -> None:
-    """Refuse names of what is not there.
-
-    Raises
-    ------
-    ScreenError
-        If there is one.
-    """
-    if unknown := [name for name in names if name not in set(among)]:
-        close = nearest(unknown[0], among)
-        raise ScreenError(
-            f"`{argument}` names {what} that no cell has: {listed(unknown)}. "
-            + (f"Did you mean {listed(close)}?" if close else f"There are {listed(among)}.")
-        )
-
-
-def check_share(share: float, argument: str) -> None:
-    """Refuse what is no share.
-
-    Raises
-    ------
-    ValueError
-        If it is not between 0 and 1.
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"{argument}={share}: a share is between 0 and 1.")
-
-
-def _storable(value: Any) -> Any:
-    """Bring an argument into a form that an h5ad can hold."""
-    if isinstance(value, str | int | float | bool | np.generic):
-        return value
-    return np.array([str(item) if isinstance(item, str) else item for item in value])
 
 
 def split_cells(
@@ -263,11 +72,12 @@ def split_cells(
     seed
         Seed of the draw.
     key_added
-        Column of `adata.obs` to write; the record goes to ``adata.uns["scvi_sams_splits"]``.
+        Column of `adata.obs` to write. How it was made goes to ``adata.uns["scvi_sams_splits"]``.
 
     Returns
     -------
-    The column: ``"train"``, ``"validation"`` or ``"test"`` for each cell.
+    pandas.Series
+        The column: ``"train"``, ``"validation"`` or ``"test"`` for each cell.
 
     Raises
     ------
@@ -283,8 +93,8 @@ def split_cells(
     >>> scvi_sams.evaluation.split_cells(adata).value_counts().to_dict()
     {'train': 64, 'test': 20, 'validation': 16, 'unused': 0}
     """
-    check_share(test_size, "test_size")
-    check_share(validation_size, "validation_size")
+    _check_share(test_size, "test_size")
+    _check_share(validation_size, "validation_size")
     if validation_size + test_size > 1:
         raise ValueError(
             f"validation_size={validation_size} and test_size={test_size} add up to more than 1."
@@ -308,6 +118,396 @@ def split_cells(
             "stratify_by": stratify_by,
         },
         held_out_by="cell",
+    )
+
+
+def split_conditions(
+    adata: AnnData,
+    perturbation_key: str,
+    control: str | Iterable[str] | None,
+    test_conditions: float | Sequence[str] = 0.2,
+    validation_conditions: float | Sequence[str] | None = None,
+    *,
+    combination_delimiter: str | None = "+",
+    test_controls: float = 0.2,
+    validation_size: float = 0.1,
+    seed: int = 0,
+    key_added: str = "split",
+) -> pd.Series:
+    """Hold out conditions: all cells of each are for testing.
+
+    A single perturbation that is held out may still be seen in pairs, and its pairs in training;
+    :func:`split_perturbations` holds out those too.
+
+    Parameters
+    ----------
+    adata
+        The screen, cells x genes.
+    perturbation_key, control, combination_delimiter
+        As in ``setup_anndata``.
+    test_conditions
+        Conditions to hold out (``"A"``, ``"A+B"``, in any order of the parts), or their share.
+    validation_conditions
+        Conditions to validate on, or their share of all. By default validation takes
+        `validation_size` of the cells of the conditions that are trained on.
+    test_controls
+        Share of the control cells to hold out as well, rounded down. Effects in held-out cells are
+        then scored against these: noise of controls that were trained on is in the predictions,
+        and would look like agreement.
+    validation_size
+        Share of the cells not held out that is for validation; unused with
+        `validation_conditions`.
+    seed
+        Seed of the draws.
+    key_added
+        Column of `adata.obs` to write. How it was made goes to ``adata.uns["scvi_sams_splits"]``.
+
+    Returns
+    -------
+    pandas.Series
+        The column: ``"train"``, ``"validation"`` or ``"test"`` for each cell.
+
+    Raises
+    ------
+    ScreenError
+        If labels cannot be read, a condition has no cells, is a control or is named for both
+        parts, `adata` is a view, or no cell is left for training.
+    ValueError
+        If a share is not between 0 and 1.
+
+    Examples
+    --------
+    >>> import scvi_sams
+    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
+    >>> column = scvi_sams.evaluation.split_conditions(adata, "perturbation", "control", ["P001"])
+    >>> adata.obs.loc[column == "test", "perturbation"].unique().tolist()
+    ['control', 'P001']
+    """
+    test_rng, validation_choice_rng, validation_rng, control_rng = _generators(seed, 4)
+    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
+    perturbed = [
+        label
+        for label, is_control in zip(conditions.labels, conditions.is_control, strict=True)
+        if not is_control
+    ]
+    test = _chosen(
+        test_conditions, perturbed, "conditions", "test_conditions", test_rng, conditions
+    )
+    label_of = dict.fromkeys(test, "test")
+    if validation_conditions is not None:
+        validation = _chosen(
+            validation_conditions,
+            [label for label in perturbed if label not in label_of],
+            "conditions",
+            "validation_conditions",
+            validation_choice_rng,
+            conditions,
+        )
+        if both := sorted(set(test).intersection(validation)):
+            raise ScreenError(
+                f"{both[0]!r} is named in `test_conditions` and in `validation_conditions`: leave "
+                "it out of one."
+            )
+        label_of |= dict.fromkeys(validation, "validation")
+    return _split_by_condition(
+        adata,
+        conditions,
+        label_of,
+        key_added,
+        kind="split_conditions",
+        seed=seed,
+        arguments={
+            "perturbation_key": perturbation_key,
+            "control": control,
+            "test_conditions": test_conditions,
+            "validation_conditions": validation_conditions,
+        },
+        held_out_by="condition",
+        held_out=test,
+        test_controls=(test_controls, control_rng),
+        validation_size=(validation_size, validation_rng),
+        divides_training=validation_conditions is None,
+    )
+
+
+def split_perturbations(
+    adata: AnnData,
+    perturbation_key: str,
+    control: str | Iterable[str] | None,
+    test_perturbations: float | Sequence[str] = 0.2,
+    *,
+    combination_delimiter: str | None = "+",
+    test_controls: float = 0.2,
+    validation_size: float = 0.1,
+    seed: int = 0,
+    key_added: str = "split",
+) -> pd.Series:
+    """Hold out perturbations, alone and in every combination: unseen in training.
+
+    A model without features of perturbations cannot predict these; see ``load_query_data`` for
+    what it can learn of them later.
+
+    Parameters
+    ----------
+    adata, perturbation_key, control, combination_delimiter
+        As for :func:`split_conditions`.
+    test_perturbations
+        Names of the perturbations to hold out, or their share.
+    test_controls, validation_size, seed, key_added
+        As for :func:`split_conditions`.
+
+    Returns
+    -------
+    pandas.Series
+        The column, as of :func:`split_conditions`; cells with one of the perturbations are
+        ``"test"``.
+
+    Raises
+    ------
+    ScreenError, ValueError
+        As :func:`split_conditions`.
+
+    Examples
+    --------
+    >>> import scvi_sams
+    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
+    >>> _ = scvi_sams.evaluation.split_perturbations(adata, "perturbation", "control", ["P001"])
+    >>> adata.obs.loc[adata.obs["split"] != "test", "perturbation"].str.contains("P001").any()
+    np.False_
+    """
+    choice_rng, validation_rng, control_rng = _generators(seed, 3)
+    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
+    held_out = _chosen(
+        test_perturbations,
+        conditions.perturbations,
+        "perturbations",
+        "test_perturbations",
+        choice_rng,
+    )
+    return _split_by_condition(
+        adata,
+        conditions,
+        {
+            label: "test"
+            for label, parts in zip(conditions.labels, conditions.parts, strict=True)
+            if parts.keys() & set(held_out)
+        },
+        key_added,
+        kind="split_perturbations",
+        seed=seed,
+        arguments={
+            "perturbation_key": perturbation_key,
+            "control": control,
+            "test_perturbations": test_perturbations,
+        },
+        held_out_by="perturbation",
+        held_out=held_out,
+        test_controls=(test_controls, control_rng),
+        validation_size=(validation_size, validation_rng),
+    )
+
+
+def split_pairs(
+    adata: AnnData,
+    perturbation_key: str,
+    control: str | Iterable[str] | None,
+    n_seen: Literal[0, 1, 2] = 2,
+    held_out: float | Sequence[str] = 0.25,
+    *,
+    combination_delimiter: str | None = "+",
+    test_controls: float = 0.2,
+    validation_size: float = 0.1,
+    seed: int = 0,
+    key_added: str = "split",
+) -> pd.Series:
+    """Hold out pairs of which no, one or both perturbations are seen in training.
+
+    Parameters
+    ----------
+    adata, perturbation_key, control, combination_delimiter
+        As for :func:`split_conditions`.
+    n_seen
+        Perturbations of a test pair that are seen in training. With 2, pairs are held out of
+        which both perturbations are measured alone. With 0 or 1, perturbations are held out: pairs
+        of which that many are left are for testing, other cells with one of them are unused.
+    held_out
+        Names, or a share: with ``n_seen=2`` of those pairs, otherwise of the perturbations that
+        occur in pairs.
+    test_controls, validation_size, seed, key_added
+        As for :func:`split_conditions`.
+
+    Returns
+    -------
+    pandas.Series
+        The column: ``"train"``, ``"validation"``, ``"test"`` or ``"unused"`` for each cell.
+
+    Raises
+    ------
+    ScreenError
+        As :func:`split_conditions`, or if no pair qualifies.
+    ValueError
+        If a share is not between 0 and 1, or `n_seen` is not 0, 1 or 2.
+
+    Notes
+    -----
+    The three strata of Roohani, Huang and Leskovec (GEARS, Nature Biotechnology 2024), who draw
+    them together; here each is a split of its own. :func:`count_seen_perturbations` gives the
+    stratum of every condition under any split.
+
+    Examples
+    --------
+    >>> import scvi_sams
+    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
+    >>> column = scvi_sams.evaluation.split_pairs(adata, "perturbation", "control", n_seen=2)
+    >>> adata.obs.loc[column == "test", "perturbation"].nunique()
+    3
+    """
+    if n_seen not in {0, 1, 2}:
+        raise ValueError(f"n_seen={n_seen}: a pair has 0, 1 or 2 perturbations that are seen.")
+    choice_rng, validation_rng, control_rng = _generators(seed, 3)
+    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
+    parts_of = dict(zip(conditions.labels, conditions.parts, strict=True))
+    singles = {next(iter(parts)) for parts in parts_of.values() if len(parts) == 1}
+    pairs = {label: set(parts) for label, parts in parts_of.items() if len(parts) == 2}
+    if n_seen == 2:
+        qualified = sorted(label for label, parts in pairs.items() if parts <= singles)
+        what = "pairs of single perturbations"
+        names = _chosen(held_out, qualified, what, "held_out", choice_rng, conditions)
+        if faulty := [name for name in names if name not in qualified]:
+            raise ScreenError(
+                f"{faulty[0]!r} is no pair of which both perturbations are measured alone."
+            )
+        label_of = dict.fromkeys(names, "test")
+    else:
+        in_pairs = sorted(set().union(*pairs.values()))
+        names = _chosen(held_out, in_pairs, "perturbations of pairs", "held_out", choice_rng)
+        label_of = {}
+        for label, parts in parts_of.items():
+            if unseen := parts.keys() & set(names):
+                is_test = label in pairs and len(unseen) == 2 - n_seen
+                label_of[label] = "test" if is_test else "unused"
+    if "test" not in label_of.values():
+        raise ScreenError(
+            f"No pair has {n_seen} seen perturbations when {', '.join(names) or 'none'} are held "
+            "out: hold out more, or name others."
+        )
+    return _split_by_condition(
+        adata,
+        conditions,
+        label_of,
+        key_added,
+        kind="split_pairs",
+        seed=seed,
+        arguments={
+            "perturbation_key": perturbation_key,
+            "control": control,
+            "n_seen": n_seen,
+            "held_out": held_out,
+        },
+        held_out_by="condition" if n_seen == 2 else "perturbation",
+        held_out=names,
+        test_controls=(test_controls, control_rng),
+        validation_size=(validation_size, validation_rng),
+    )
+
+
+def split_doses(
+    adata: AnnData,
+    perturbation_key: str,
+    control: str | Iterable[str] | None,
+    dosage_key: str,
+    test_doses: Literal["highest", "lowest"] | Sequence[float] = "highest",
+    *,
+    combination_delimiter: str | None = "+",
+    test_controls: float = 0.2,
+    validation_size: float = 0.1,
+    seed: int = 0,
+    key_added: str = "split",
+) -> pd.Series:
+    """Hold out doses of perturbations whose other doses are seen.
+
+    Parameters
+    ----------
+    adata, perturbation_key, control, combination_delimiter
+        As for :func:`split_conditions`.
+    dosage_key
+        Column of `adata.obs` with doses, as in ``setup_anndata``.
+    test_doses
+        ``"highest"`` or ``"lowest"``: that dose of each perturbation that has several, to
+        extrapolate. Or doses, in the unit of the column, of any perturbation.
+    test_controls, validation_size, seed, key_added
+        As for :func:`split_conditions`.
+
+    Returns
+    -------
+    pandas.Series
+        The column, as of :func:`split_conditions`. A combination is held out if one of its doses
+        is.
+
+    Raises
+    ------
+    ScreenError
+        As :func:`split_conditions`, or if no cell has one of the doses, or no perturbation has
+        two.
+    ValueError
+        If a share is not between 0 and 1, or `test_doses` is another word.
+
+    Examples
+    --------
+    >>> import anndata, pandas as pd
+    >>> from scvi_sams.evaluation import split_doses
+    >>> obs = pd.DataFrame({"drug": ["DMSO", "A", "A", "A"], "dose": [0, 1, 10, 100]})
+    >>> obs.index = obs.index.astype(str)
+    >>> adata = anndata.AnnData(obs=obs)
+    >>> split_doses(adata, "drug", "DMSO", "dose", validation_size=0).tolist()
+    ['train', 'train', 'train', 'test']
+    """
+    conditions = Conditions.from_obs(
+        adata, perturbation_key, control, combination_delimiter, dosage_key
+    )
+    doses_of: dict[str, set[float]] = {}
+    for parts in conditions.parts:
+        for name, dose in parts.items():
+            doses_of.setdefault(name, set()).add(dose)
+    if isinstance(test_doses, str):
+        if test_doses not in {"highest", "lowest"}:
+            raise ValueError(f"test_doses={test_doses!r}: 'highest', 'lowest', or the doses.")
+        extreme = max if test_doses == "highest" else min
+        held_out = {(name, extreme(doses)) for name, doses in doses_of.items() if len(doses) > 1}
+        if not held_out:
+            raise ScreenError(
+                f"No perturbation has two doses in obs[{dosage_key!r}], so that none can be held "
+                "out while another is seen."
+            )
+    else:
+        wanted = {float(np.float32(dose)) for dose in test_doses}
+        held_out = {(name, d) for name, doses in doses_of.items() for d in doses & wanted}
+        if absent := sorted(wanted - {dose for _, dose in held_out}):
+            raise ScreenError(
+                f"No cell has the doses {', '.join(f'{dose:g}' for dose in absent)} in "
+                f"obs[{dosage_key!r}]."
+            )
+    return _split_by_condition(
+        adata,
+        conditions,
+        {
+            label: "test"
+            for label, parts in zip(conditions.labels, conditions.parts, strict=True)
+            if held_out & parts.items()
+        },
+        key_added,
+        kind="split_doses",
+        seed=seed,
+        arguments={
+            "perturbation_key": perturbation_key,
+            "control": control,
+            "test_doses": test_doses,
+            "dosage_key": dosage_key,
+        },
+        held_out_by="dose",
+        held_out=[f"{name}:{dose:g}" for name, dose in held_out],
+        test_controls=(test_controls, _generators(seed, 1)[0]),
+        validation_size=(validation_size, np.random.default_rng(seed)),
     )
 
 
@@ -339,20 +539,19 @@ def split_batches(
     train_on_controls
         Whether to train on the control cells of the batches held out: what the effects of known
         perturbations are in a context of which the unperturbed cells are known.
-    validation_size
-        Share of the cells not held out that is for validation.
-    seed, key_added
-        As for :func:`split_cells`.
+    validation_size, seed, key_added
+        As for :func:`split_conditions`.
 
     Returns
     -------
-    The column, as of :func:`split_cells`.
+    pandas.Series
+        The column, as of :func:`split_conditions`.
 
     Raises
     ------
     ScreenError
-        As :func:`split_cells`, or if a batch is not there, a cell has none, or controls are to
-        be trained on and are not described.
+        If a batch is not there, a cell has none, controls are to be trained on and are not
+        described, `adata` is a view, or no cell is left for training.
     ValueError
         If a share is not between 0 and 1.
 
@@ -364,8 +563,8 @@ def split_batches(
     >>> adata.obs.loc[column == "test", "replicate"].unique().tolist()
     ['replicate_2']
     """
-    check_share(validation_size, "validation_size")
-    choice_rng, validation_rng = np.random.default_rng(seed).spawn(2)
+    _check_share(validation_size, "validation_size")
+    choice_rng, validation_rng = _generators(seed, 2)
     batches = obs_column(adata, batch_key)
     if (missing := batches.isna().to_numpy()).any():
         raise ScreenError(
@@ -373,7 +572,7 @@ def split_batches(
             "Drop them or fill it in."
         )
     batches = batches.astype(str)
-    held_out = choose_names(
+    held_out = _chosen(
         test_batches, sorted(batches.unique()), "batches", "test_batches", choice_rng
     )
     is_test = batches.isin(held_out).to_numpy()
@@ -398,439 +597,54 @@ def split_batches(
             "test_batches": test_batches,
             "train_on_controls": train_on_controls,
             "validation_size": validation_size,
-            **perturbation_arguments(perturbation_key, control, combination_delimiter),
+            "perturbation_key": perturbation_key,
+            "control": control,
+            "combination_delimiter": combination_delimiter,
         },
         held_out_by="batch",
         held_out=held_out,
     )
 
 
-def split_doses(
-    adata: AnnData,
-    perturbation_key: str,
-    control: str | Iterable[str] | None,
-    dosage_key: str,
-    test_doses: Literal["highest", "lowest"] | Sequence[float] = "highest",
-    *,
-    combination_delimiter: str | None = "+",
-    validation_size: float = 0.1,
-    seed: int = 0,
-    key_added: str = "split",
-) -> pd.Series:
-    """Hold out doses of perturbations whose other doses are seen.
+def split_indices(adata: AnnData, split_key: str = "split") -> list[NDArray[np.intp]]:
+    """Positions of the cells of each part, as training wants them.
 
     Parameters
     ----------
     adata
-        The screen, cells x genes.
-    perturbation_key, control, combination_delimiter
-        As in ``setup_anndata``.
-    dosage_key
-        Column of `adata.obs` with doses, as in ``setup_anndata``.
-    test_doses
-        ``"highest"`` or ``"lowest"``: that dose of each perturbation that has several, to
-        extrapolate. Or doses, in the unit of the column, of any perturbation.
-    validation_size
-        Share of the cells not held out that is for validation.
-    seed, key_added
-        As for :func:`split_cells`.
+        The screen, cells x genes, with a split.
+    split_key
+        Column of `adata.obs` with the split.
 
     Returns
     -------
-    The column, as of :func:`split_cells`. A combination is held out if one of its doses is.
+    list of numpy.ndarray
+        Positions (int, increasing) of the cells to train on, to validate on and to test on.
 
     Raises
     ------
     ScreenError
-        As :func:`split_cells`, or if no cell has one of the doses, or no perturbation has two.
-    ValueError
-        If a share is not between 0 and 1.
-
-    Examples
-    --------
-    >>> import anndata, pandas as pd
-    >>> from scvi_sams.evaluation import split_doses
-    >>> obs = pd.DataFrame({"drug": ["DMSO", "A", "A", "A"], "dose": [0, 1, 10, 100]})
-    >>> obs.index = obs.index.astype(str)
-    >>> adata = anndata.AnnData(obs=obs)
-    >>> split_doses(adata, "drug", "DMSO", "dose", validation_size=0).tolist()
-    ['train', 'train', 'train', 'test']
-    """
-    check_share(validation_size, "validation_size")
-    conditions = Conditions.from_obs(
-        adata, perturbation_key, control, combination_delimiter, dosage_key
-    )
-    doses_of: dict[str, set[float]] = {}
-    for row in conditions.parts:
-        for name, dose in row.items():
-            doses_of.setdefault(name, set()).add(dose)
-    if isinstance(test_doses, str):
-        if test_doses not in {"highest", "lowest"}:
-            raise ValueError(f"test_doses={test_doses!r}: 'highest', 'lowest', or the doses.")
-        extreme = max if test_doses == "highest" else min
-        held_out = {(name, extreme(doses)) for name, doses in doses_of.items() if len(doses) > 1}
-        if not held_out:
-            raise ScreenError(
-                f"No perturbation has two doses in obs[{dosage_key!r}], so that none can be held "
-                "out while another is seen."
-            )
-    else:
-        wanted = {float(np.float32(dose)) for dose in test_doses}
-        held_out = {(name, d) for name, doses in doses_of.items() for d in doses & wanted}
-        if absent := sorted(wanted - {dose for _, dose in held_out}):
-            raise ScreenError(
-                f"No cell has the doses {', '.join(f'{dose:g}' for dose in absent)} in "
-                f"obs[{dosage_key!r}]."
-            )
-    is_held_out = np.array([bool(held_out & row.items()) for row in conditions.parts])
-    labels = np.where(is_held_out[conditions.codes], "test", "train").astype(object)
-    validation_rng = np.random.default_rng(seed)
-    divide_training(labels, validation_size, validation_rng)
-    return write_split(
-        adata,
-        labels,
-        key_added,
-        kind="split_doses",
-        seed=seed,
-        arguments={
-            "test_doses": test_doses,
-            "dosage_key": dosage_key,
-            "validation_size": validation_size,
-            **perturbation_arguments(perturbation_key, control, combination_delimiter),
-        },
-        held_out_by="dose",
-        held_out=[f"{name}:{dose:g}" for name, dose in held_out],
-    )
-
-
-def divide_training(
-    labels: NDArray[np.object_],
-    validation_size: float,
-    rng: Generator,
-    strata: NDArray[np.intp] | None = None,
-) -> None:
-    """Turn a share of the cells to train on into cells to validate on, in place."""
-    if strata is None:
-        strata = np.zeros(len(labels), dtype=np.intp)
-    is_training = labels == "train"
-    drawn = random_share(np.where(is_training, strata, -1), validation_size, rng)
-    labels[is_training & drawn] = "validation"
-
-
-def perturbation_arguments(
-    perturbation_key: str | None,
-    control: str | Iterable[str] | None,
-    combination_delimiter: str | None,
-) -> dict[str, object]:
-    """Arguments of a split that say what each cell received, for its record."""
-    return {
-        "perturbation_key": perturbation_key,
-        "control": control,
-        "combination_delimiter": combination_delimiter,
-    }
-
-
-def labels_by_condition(
-    conditions: Conditions, label_of_code: dict[int, str], default: str = "train"
-) -> NDArray[np.object_]:
-    """Label of each cell from that of its condition."""
-    by_code = np.full(len(conditions.labels), default, dtype=object)
-    for code, label in label_of_code.items():
-        by_code[code] = label
-    return by_code[conditions.codes]
-
-
-def split_conditions(
-    adata: AnnData,
-    perturbation_key: str,
-    control: str | Iterable[str] | None,
-    test_conditions: float | Sequence[str] = 0.2,
-    validation_conditions: float | Sequence[str] | None = None,
-    *,
-    combination_delimiter: str | None = "+",
-    validation_size: float = 0.1,
-    seed: int = 0,
-    key_added: str = "split",
-) -> pd.Series:
-    """Hold out conditions: all cells of each are for testing.
-
-    A single perturbation that is held out may still be seen in pairs, and its pairs in training;
-    :func:`split_perturbations` holds out those too. Controls are for training.
-
-    Parameters
-    ----------
-    adata
-        The screen, cells x genes.
-    perturbation_key, control, combination_delimiter
-        As in ``setup_anndata``.
-    test_conditions
-        Conditions to hold out (``"A"``, ``"A+B"``, in any order of the parts), or their share.
-    validation_conditions
-        Conditions to validate on, or their share of all. By default validation takes
-        `validation_size` of the cells of the conditions that are trained on.
-    validation_size
-        Share of the cells not held out that is for validation; unused with
-        `validation_conditions`.
-    seed
-        Seed of the draw.
-    key_added
-        Column of `adata.obs` to write; the record goes to ``adata.uns["scvi_sams_splits"]``.
-
-    Returns
-    -------
-    The column: ``"train"``, ``"validation"`` or ``"test"`` for each cell.
-
-    Raises
-    ------
-    ScreenError
-        If labels cannot be read, a condition has no cells, is a control or is named for both
-        parts, `adata` is a view, or no cell is left for training.
-    ValueError
-        If a share is not between 0 and 1.
+        If the column is absent or holds other labels, or cells are unused: scvi-tools wants every
+        cell of an AnnData to be in one of the three.
 
     Examples
     --------
     >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
-    >>> column = scvi_sams.evaluation.split_conditions(adata, "perturbation", "control", ["P001"])
-    >>> adata.obs.loc[column == "test", "perturbation"].unique().tolist()
-    ['P001']
+    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=100)
+    >>> column = scvi_sams.evaluation.split_cells(adata)
+    >>> parts = scvi_sams.evaluation.split_indices(adata)
+    >>> [len(part) for part in parts]
+    [64, 16, 20]
+    >>> model.train(datasplitter_kwargs={"external_indexing": parts})  # doctest: +SKIP
     """
-    check_share(validation_size, "validation_size")
-    test_rng, validation_choice_rng, validation_rng = np.random.default_rng(seed).spawn(3)
-    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-    code_of = {name: code for code, name in enumerate(conditions.labels)}
-    perturbed = [
-        name for name, doses in zip(conditions.labels, conditions.parts, strict=True) if doses
-    ]
-
-    def codes(
-        wanted: float | Sequence[str], among: list[str], argument: str, rng: np.random.Generator
-    ) -> list[int]:
-        if isinstance(wanted, int | float):
-            names = choose_names(wanted, among, "conditions", argument, rng)
-            return [code_of[name] for name in names]
-        names = [wanted] if isinstance(wanted, str) else list(wanted)
-        return conditions.find(names)
-
-    test = codes(test_conditions, perturbed, "test_conditions", test_rng)
-    label_of_code = dict.fromkeys(test, "test")
-    if validation_conditions is not None:
-        left = [name for name in perturbed if code_of[name] not in label_of_code]
-        validation = codes(
-            validation_conditions, left, "validation_conditions", validation_choice_rng
-        )
-        if both := sorted(set(test).intersection(validation)):
-            raise ScreenError(
-                f"{conditions.labels[both[0]]!r} is named in `test_conditions` and in "
-                "`validation_conditions`: leave it out of one."
-            )
-        label_of_code |= dict.fromkeys(validation, "validation")
-    labels = labels_by_condition(conditions, label_of_code)
-    if validation_conditions is None:
-        divide_training(labels, validation_size, validation_rng)
-    return write_split(
-        adata,
-        labels,
-        key_added,
-        kind="split_conditions",
-        seed=seed,
-        arguments={
-            "test_conditions": test_conditions,
-            "validation_conditions": validation_conditions,
-            "validation_size": validation_size,
-            **perturbation_arguments(perturbation_key, control, combination_delimiter),
-        },
-        held_out_by="condition",
-        held_out=[conditions.labels[code] for code in test],
-    )
-
-
-def split_perturbations(
-    adata: AnnData,
-    perturbation_key: str,
-    control: str | Iterable[str] | None,
-    test_perturbations: float | Sequence[str] = 0.2,
-    *,
-    combination_delimiter: str | None = "+",
-    validation_size: float = 0.1,
-    seed: int = 0,
-    key_added: str = "split",
-) -> pd.Series:
-    """Hold out perturbations, alone and in every combination: unseen in training.
-
-    A model without features of perturbations cannot predict these; see ``load_query_data`` for
-    what it can learn of them later.
-
-    Parameters
-    ----------
-    adata, perturbation_key, control, combination_delimiter
-        As for :func:`split_conditions`.
-    test_perturbations
-        Names of the perturbations to hold out, or their share.
-    validation_size, seed, key_added
-        As for :func:`split_conditions`.
-
-    Returns
-    -------
-    The column, as of :func:`split_conditions`; cells with one of the perturbations are ``"test"``.
-
-    Raises
-    ------
-    ScreenError, ValueError
-        As :func:`split_conditions`.
-
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
-    >>> _ = scvi_sams.evaluation.split_perturbations(adata, "perturbation", "control", ["P001"])
-    >>> adata.obs.loc[adata.obs["split"] != "test", "perturbation"].str.contains("P001").any()
-    np.False_
-    """
-    check_share(validation_size, "validation_size")
-    choice_rng, validation_rng = np.random.default_rng(seed).spawn(2)
-    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-    names = sorted({name for doses in conditions.parts for name in doses})
-    held_out = choose_names(
-        test_perturbations, names, "perturbations", "test_perturbations", choice_rng
-    )
-    unseen = set(held_out)
-    label_of_code = {
-        code: "test" for code, doses in enumerate(conditions.parts) if doses.keys() & unseen
-    }
-    labels = labels_by_condition(conditions, label_of_code)
-    divide_training(labels, validation_size, validation_rng)
-    return write_split(
-        adata,
-        labels,
-        key_added,
-        kind="split_perturbations",
-        seed=seed,
-        arguments={
-            "test_perturbations": test_perturbations,
-            "validation_size": validation_size,
-            **perturbation_arguments(perturbation_key, control, combination_delimiter),
-        },
-        held_out_by="perturbation",
-        held_out=held_out,
-    )
-
-
-def split_pairs(
-    adata: AnnData,
-    perturbation_key: str,
-    control: str | Iterable[str] | None,
-    n_seen: Literal[0, 1, 2] = 2,
-    held_out: float | Sequence[str] = 0.25,
-    *,
-    combination_delimiter: str | None = "+",
-    validation_size: float = 0.1,
-    seed: int = 0,
-    key_added: str = "split",
-) -> pd.Series:
-    """Hold out pairs of which no, one or both perturbations are seen in training.
-
-    Parameters
-    ----------
-    adata
-        The screen, cells x genes.
-    perturbation_key, control, combination_delimiter
-        As in ``setup_anndata``.
-    n_seen
-        Perturbations of a test pair that are seen in training. With 2, pairs are held out of
-        which both perturbations are measured alone. With 0 or 1, perturbations are held out: pairs
-        of which that many are left are for testing, other cells with one of them are unused.
-    held_out
-        Names, or a share: with ``n_seen=2`` of those pairs, otherwise of the perturbations that
-        occur in pairs.
-    validation_size, seed, key_added
-        As for :func:`split_conditions`.
-
-    Returns
-    -------
-    The column: ``"train"``, ``"validation"``, ``"test"`` or ``"unused"`` for each cell.
-
-    Raises
-    ------
-    ScreenError
-        As :func:`split_conditions`, or if no pair qualifies.
-    ValueError
-        If a share is not between 0 and 1, or `n_seen` is not 0, 1 or 2.
-
-    Notes
-    -----
-    The three strata of Roohani, Huang and Leskovec (GEARS, Nature Biotechnology 2024), who draw
-    them together; here each is a split of its own. :func:`count_seen_perturbations` gives the
-    stratum of every condition under any split.
-
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
-    >>> column = scvi_sams.evaluation.split_pairs(adata, "perturbation", "control", n_seen=2)
-    >>> adata.obs.loc[column == "test", "perturbation"].nunique()
-    2
-    """
-    check_share(validation_size, "validation_size")
-    if n_seen not in {0, 1, 2}:
-        raise ValueError(f"n_seen={n_seen}: a pair has 0, 1 or 2 perturbations that are seen.")
-    choice_rng, validation_rng = np.random.default_rng(seed).spawn(2)
-    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-    singles = {next(iter(doses)) for doses in conditions.parts if len(doses) == 1}
-    pairs = {code: set(doses) for code, doses in enumerate(conditions.parts) if len(doses) == 2}
-    if n_seen == 2:
-        qualified = {
-            conditions.labels[code]: code for code, parts in pairs.items() if parts <= singles
-        }
-        if isinstance(held_out, int | float):
-            names = choose_names(
-                held_out,
-                sorted(qualified),
-                "pairs of single perturbations",
-                "held_out",
-                choice_rng,
-            )
-        else:
-            wanted = [held_out] if isinstance(held_out, str) else list(held_out)
-            codes = conditions.find(wanted)
-            names = [conditions.labels[code] for code in codes]
-            if faulty := [name for name in names if name not in qualified]:
-                raise ScreenError(
-                    f"{faulty[0]!r} is no pair of which both perturbations are measured alone."
-                )
-        label_of_code = {qualified[name]: "test" for name in names}
-    else:
-        in_pairs = sorted(set().union(*pairs.values()))
-        names = choose_names(held_out, in_pairs, "perturbations of pairs", "held_out", choice_rng)
-        label_of_code = {}
-        unseen = set(names)
-        for code, doses in enumerate(conditions.parts):
-            if unseen_here := doses.keys() & unseen:
-                is_test = code in pairs and len(unseen_here) == 2 - n_seen
-                label_of_code[code] = "test" if is_test else "unused"
-    if "test" not in label_of_code.values():
+    labels = split_column(adata, split_key)
+    if n_unused := int((labels == "unused").sum()):
         raise ScreenError(
-            f"No pair has {n_seen} seen perturbations when {', '.join(names) or 'none'} are held "
-            "out: hold out more, or name others."
+            f"{n_unused} cells of obs[{split_key!r}] are 'unused', and training wants every cell "
+            f"in a part: leave them out with adata = adata[adata.obs[{split_key!r}] != 'unused']"
+            ".copy(), before setup_anndata."
         )
-    labels = labels_by_condition(conditions, label_of_code)
-    divide_training(labels, validation_size, validation_rng)
-    return write_split(
-        adata,
-        labels,
-        key_added,
-        kind="split_pairs",
-        seed=seed,
-        arguments={
-            "n_seen": n_seen,
-            "held_out": held_out,
-            "validation_size": validation_size,
-            **perturbation_arguments(perturbation_key, control, combination_delimiter),
-        },
-        held_out_by="condition" if n_seen == 2 else "perturbation",
-        held_out=names,
-    )
+    return [np.flatnonzero(labels == part) for part in SPLIT_LABELS[:3]]
 
 
 def count_seen_perturbations(
@@ -853,9 +667,10 @@ def count_seen_perturbations(
 
     Returns
     -------
-    Table of all conditions but the control: ``n_perturbations``, ``n_seen`` (those that occur in
-    any cell for training, alone or in a combination) and the cells in each part, ``n_train``,
-    ``n_validation``, ``n_test`` and ``n_unused``.
+    pandas.DataFrame
+        All conditions but the control: ``n_perturbations``, ``n_seen`` (those that occur in any
+        cell for training, alone or in a combination) and the cells in each part, ``n_train``,
+        ``n_validation``, ``n_test`` and ``n_unused``.
 
     Raises
     ------
@@ -875,196 +690,185 @@ def count_seen_perturbations(
     """
     labels = split_column(adata, split_key)
     conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-    seen = {
-        name
-        for code in np.unique(conditions.codes[labels == "train"])
-        for name in conditions.parts[code]
-    }
-    perturbed = [code for code, doses in enumerate(conditions.parts) if doses]
+    seen = set().union(
+        *(conditions.parts[code] for code in np.unique(conditions.codes[labels == "train"]))
+    )
     columns = {
-        "n_perturbations": [len(conditions.parts[code]) for code in perturbed],
-        "n_seen": [len(conditions.parts[code].keys() & seen) for code in perturbed],
+        "n_perturbations": [len(parts) for parts in conditions.parts],
+        "n_seen": [len(parts.keys() & seen) for parts in conditions.parts],
     }
     for label in SPLIT_LABELS:
-        cells = np.bincount(conditions.codes[labels == label], minlength=len(conditions.labels))
-        columns[f"n_{label}"] = cells[perturbed].tolist()
-    index = pd.Index([conditions.labels[code] for code in perturbed], name="condition")
-    return pd.DataFrame(columns, index=index)
+        codes = conditions.codes[labels == label]
+        columns[f"n_{label}"] = np.bincount(codes, minlength=len(conditions.labels)).tolist()
+    table = pd.DataFrame(columns, index=pd.Index(conditions.labels, name="condition"))
+    return table[~conditions.is_control]
 
 
-_HELD_OUT_SHARE = 0.25
-_TEST_SHARE = 0.2
-_VALIDATION_SHARE = 0.2
+# -- shared steps --------------------------------------------------------------------------------
 
 
-def split_pairs_out_of_distribution(
+def write_split(
     adata: AnnData,
-    perturbation_key: str,
-    control: str | Iterable[str] | None,
-    training_fraction: float = 1.0,
+    labels: NDArray[np.object_],
+    key_added: str,
     *,
-    combination_delimiter: str | None = "+",
-    seed: int = 0,
-    key_added: str = "split",
+    kind: str,
+    seed: int | None,
+    arguments: Mapping[str, Any],
+    held_out_by: HeldOutBy,
+    held_out: Iterable[str] = (),
 ) -> pd.Series:
-    """Hold out pairs, and train on a fraction of the others.
+    """Write a split and its record, and return its column.
 
-    The paper's split of the Norman screen for combinations that were never seen. The pairs are
-    shuffled. A fifth of the cells of the last quarter of them is the test set; the other cells of
-    that quarter are unused. Training takes the cells of controls, singles and the first
-    `training_fraction` of the other pairs, four fifths for training and one for validation.
-
-    Parameters
-    ----------
-    adata
-        The screen, cells x genes.
-    perturbation_key, control, combination_delimiter
-        As in ``setup_anndata``. A condition of two or more perturbations counts as a pair.
-    training_fraction
-        Share of the pairs not held out that are trained on; 0, 0.25, 0.5, 0.75 and 1 in the paper.
-    seed
-        Seed of the draw. The test set is the same whatever the fraction, and a larger fraction
-        trains on the pairs of a smaller one too. The paper uses five seeds.
-    key_added
-        Column of `adata.obs` to write; the record goes to ``adata.uns["scvi_sams_splits"]``.
-
-    Returns
-    -------
-    The column: ``"train"``, ``"validation"``, ``"test"`` or ``"unused"`` for each cell.
-
-    Raises
-    ------
-    ScreenError
-        If labels cannot be read, there are fewer than two pairs, or `adata` is a view.
-    ValueError
-        If the fraction is not between 0 and 1.
-
-    Notes
-    -----
-    That a fraction is of the pairs rather than of their cells, and that pairs too are divided
-    into training and validation, is our reading of the paper.
-
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
-    >>> column = scvi_sams.evaluation.split_pairs_out_of_distribution(
-    ...     adata, "perturbation", "control", training_fraction=0.5
-    ... )
-    >>> adata.obs.loc[column == "test", "perturbation"].nunique()
-    2
+    ``adata.uns[SPLITS_UNS_KEY][key_added]`` has ``"kind"`` (the function), ``"seed"``,
+    ``"arguments"`` (those that are not None), ``"package_version"``, ``"held_out_by"`` (one of
+    :data:`HeldOutBy`) and ``"held_out"`` (the names of what is kept out).
     """
-    check_share(training_fraction, "training_fraction")
-    shuffle_rng, test_rng, validation_rng = np.random.default_rng(seed).spawn(3)
-    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-    pairs = shuffle_rng.permutation(_pair_codes(conditions, at_least=2))
-    n_held_out = max(1, round(_HELD_OUT_SHARE * len(pairs)))
-    seen, held_out = pairs[:-n_held_out], pairs[-n_held_out:]
-    trained = seen[: round(training_fraction * len(seen))]
-    codes = conditions.codes
-    labels = np.where(np.isin(codes, pairs), "unused", "train").astype(object)
-    labels[np.isin(codes, trained)] = "train"
-    is_held_out = np.isin(codes, held_out)
-    labels[is_held_out & random_share(codes, _TEST_SHARE, test_rng)] = "test"
-    divide_training(labels, _VALIDATION_SHARE, validation_rng, codes)
-    return write_split(
-        adata,
-        labels,
-        key_added,
-        kind="split_pairs_out_of_distribution",
-        seed=seed,
-        arguments={
-            "training_fraction": training_fraction,
-            **perturbation_arguments(perturbation_key, control, combination_delimiter),
-        },
-        held_out_by="condition",
-        held_out=[conditions.labels[code] for code in held_out],
-    )
-
-
-def split_pairs_by_training_cells(
-    adata: AnnData,
-    perturbation_key: str,
-    control: str | Iterable[str] | None,
-    training_fraction: float = 1.0,
-    *,
-    combination_delimiter: str | None = "+",
-    seed: int = 0,
-    key_added: str = "split",
-) -> pd.Series:
-    """Train on a fraction of the cells of every pair.
-
-    The paper's split of the Norman screen for data efficiency. A fifth of the cells of every pair
-    is the test set. Of the other cells of pairs a fraction is used, as are all cells of controls
-    and singles, four fifths for training and one for validation.
-
-    Parameters
-    ----------
-    adata, perturbation_key, control, combination_delimiter
-        As for :func:`split_pairs_out_of_distribution`.
-    training_fraction
-        Share of the cells of pairs outside the test set that is used; 0, 0.25, 0.5, 0.75 and 1 in
-        the paper.
-    seed
-        Seed of the draw. The test set is the same whatever the fraction, and a larger fraction
-        uses the cells of a smaller one too. The paper uses five seeds.
-    key_added
-        Column of `adata.obs` to write; the record goes to ``adata.uns["scvi_sams_splits"]``.
-
-    Returns
-    -------
-    The column, as of :func:`split_pairs_out_of_distribution`.
-
-    Raises
-    ------
-    ScreenError
-        If labels cannot be read, there is no pair, or `adata` is a view.
-    ValueError
-        If the fraction is not between 0 and 1.
-
-    Examples
-    --------
-    >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
-    >>> column = scvi_sams.evaluation.split_pairs_by_training_cells(
-    ...     adata, "perturbation", "control", training_fraction=0
-    ... )
-    >>> sorted(column[adata.obs["perturbation"].str.contains("+", regex=False)].unique())
-    ['test', 'unused']
-    """
-    check_share(training_fraction, "training_fraction")
-    test_rng, fraction_rng, validation_rng = np.random.default_rng(seed).spawn(3)
-    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-    codes = conditions.codes
-    is_pair = np.isin(codes, _pair_codes(conditions, at_least=1))
-    is_test = is_pair & random_share(codes, _TEST_SHARE, test_rng)
-    left = is_pair & ~is_test
-    used = np.zeros(adata.n_obs, dtype=bool)
-    used[left] = random_share(codes[left], training_fraction, fraction_rng)
-    labels = np.full(adata.n_obs, "train", dtype=object)
-    labels[is_test] = "test"
-    labels[left & ~used] = "unused"
-    divide_training(labels, _VALIDATION_SHARE, validation_rng, codes)
-    return write_split(
-        adata,
-        labels,
-        key_added,
-        kind="split_pairs_by_training_cells",
-        seed=seed,
-        arguments={
-            "training_fraction": training_fraction,
-            **perturbation_arguments(perturbation_key, control, combination_delimiter),
-        },
-        held_out_by="cell",
-    )
-
-
-def _pair_codes(conditions: Conditions, at_least: int) -> NDArray[np.intp]:
-    """Codes of the conditions of several perturbations."""
-    codes = [code for code, doses in enumerate(conditions.parts) if len(doses) > 1]
-    if len(codes) < at_least:
+    if adata.is_view:
         raise ScreenError(
-            f"There are {len(codes)} conditions of several perturbations, and the split needs at "
-            f"least {at_least}: are the labels read with the right `combination_delimiter`?"
+            "A split cannot be written into a view of an AnnData: make it one of its own first, "
+            "with adata = adata.copy()."
         )
-    return np.array(codes, dtype=np.intp)
+    if not (labels == "train").any():
+        raise ScreenError(f"{kind} leaves no cell for training: hold out less.")
+    adata.obs[key_added] = pd.Series(
+        pd.Categorical(labels, categories=list(SPLIT_LABELS)), index=adata.obs_names
+    )
+    record: dict[str, Any] = {
+        "kind": kind,
+        "arguments": {
+            name: _storable(value) for name, value in arguments.items() if value is not None
+        },
+        "package_version": version("scvi-sams"),
+        "held_out_by": held_out_by,
+        "held_out": np.array(sorted(map(str, held_out)), dtype=object),
+    }
+    if seed is not None:
+        record["seed"] = seed
+    adata.uns[SPLITS_UNS_KEY] = {**adata.uns.get(SPLITS_UNS_KEY, {}), key_added: record}
+    return adata.obs[key_added]
+
+
+def split_column(adata: AnnData, split_key: str) -> NDArray[np.object_]:
+    """Read the label of each cell, which must be one of :data:`SPLIT_LABELS`."""
+    labels = obs_column(adata, split_key).astype(object)
+    if faulty := sorted({str(label) for label in labels.unique()}.difference(SPLIT_LABELS)):
+        raise ScreenError(
+            f"obs[{split_key!r}] holds {listed(faulty)}, but a split has the labels "
+            f"{', '.join(map(repr, SPLIT_LABELS))}: rename them, cells of no part to 'unused'."
+        )
+    return labels.to_numpy(dtype=object)
+
+
+def random_share(strata: NDArray[np.intp], share: float, rng: Generator) -> NDArray[np.bool_]:
+    """Draw a share of the cells of each stratum.
+
+    Each stratum gives its share rounded up or down at random, so that many small ones together
+    give the share asked for. With the same generator a larger share contains a smaller one.
+
+    Examples
+    --------
+    >>> drawn = random_share(np.repeat([0, 1], 10), 0.3, np.random.default_rng(0))
+    >>> int(drawn[:10].sum()), int(drawn[10:].sum())
+    (3, 3)
+    """
+    _, strata, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    order = np.lexsort((rng.random(len(strata)), strata))
+    rank = np.empty(len(strata), dtype=np.intp)
+    rank[order] = np.arange(len(strata)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    # Rounded, so that 0.3 of 10 is 3 and not 2.9999...
+    wanted = np.floor(np.round(share * sizes, 9) + rng.random(len(sizes)))
+    return rank < wanted[strata]
+
+
+def check_names(names: Sequence[str], among: Sequence[str], what: str, argument: str) -> None:
+    """Refuse names of what is not there."""
+    if unknown := [name for name in names if name not in set(among)]:
+        close = nearest(unknown[0], among)
+        raise ScreenError(
+            f"`{argument}` names {what} that no cell has: {listed(unknown)}. "
+            + (f"Did you mean {listed(close)}?" if close else f"There are {listed(among)}.")
+        )
+
+
+def _split_by_condition(
+    adata: AnnData,
+    conditions: Conditions,
+    label_of: Mapping[str, str],
+    key_added: str,
+    *,
+    test_controls: tuple[float, Generator],
+    validation_size: tuple[float, Generator],
+    divides_training: bool = True,
+    arguments: Mapping[str, Any],
+    **record: Any,
+) -> pd.Series:
+    """Split by the label of each condition, training for others; shares with their generators."""
+    _check_share(test_controls[0], "test_controls")
+    _check_share(validation_size[0], "validation_size")
+    by_code = np.array([label_of.get(label, "train") for label in conditions.labels], object)
+    labels = by_code[conditions.codes]
+    controls = np.flatnonzero(conditions.is_control[conditions.codes])
+    share, rng = test_controls
+    labels[rng.permutation(controls)[: int(share * controls.size + 1e-9)]] = "test"
+    if divides_training:
+        divide_training(labels, *validation_size)
+    arguments = {
+        **arguments,
+        "combination_delimiter": conditions.delimiter,
+        "test_controls": test_controls[0],
+        "validation_size": validation_size[0],
+    }
+    return write_split(adata, labels, key_added, arguments=arguments, **record)
+
+
+def divide_training(
+    labels: NDArray[np.object_],
+    validation_size: float,
+    rng: Generator,
+    strata: NDArray[np.intp] | None = None,
+) -> None:
+    """Turn a share of the cells to train on into cells to validate on, in place."""
+    if strata is None:
+        strata = np.zeros(len(labels), dtype=np.intp)
+    is_training = labels == "train"
+    drawn = random_share(np.where(is_training, strata, -1), validation_size, rng)
+    labels[is_training & drawn] = "validation"
+
+
+def _chosen(
+    wanted: float | Sequence[str],
+    among: Sequence[str],
+    what: str,
+    argument: str,
+    rng: Generator,
+    conditions: Conditions | None = None,
+) -> list[str]:
+    """Take the names given, those of conditions in any order of their parts, or draw a share."""
+    if isinstance(wanted, int | float):
+        _check_share(wanted, argument)
+        if not among:
+            raise ScreenError(f"There are no {what} to hold out.")
+        n = min(max(round(wanted * len(among)), 1), len(among)) if wanted else 0
+        return sorted(str(among[i]) for i in rng.permutation(len(among))[:n])
+    names = [str(name) for name in ([wanted] if isinstance(wanted, str) else wanted)]
+    if conditions is not None:
+        return [conditions.labels[code] for code in conditions.find(names)]
+    check_names(names, among, what, argument)
+    return sorted(set(names))
+
+
+def _check_share(share: float, argument: str) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{argument}={share}: a share is between 0 and 1.")
+
+
+def _generators(seed: int, number: int) -> list[Generator]:
+    return np.random.default_rng(seed).spawn(number)
+
+
+def _storable(value: Any) -> Any:
+    """Bring an argument into a form that an h5ad can hold."""
+    if isinstance(value, str | int | float | bool | np.generic):
+        return value
+    return np.array([str(item) if isinstance(item, str) else item for item in value])

@@ -46,7 +46,7 @@ def model_vs_observed_effects(
         Conditions x genes, from ``model.get_average_treatment_effect``.
     observed
         Conditions x genes, from
-        :func:`~scvi_sams.evaluation.observed_average_treatment_effect`, best of cells that the
+        :func:`~scvi_sams.evaluation.observed_effects`, best of cells that the
         model was not trained on. Conditions and genes that only one of the two has are left out.
     ax
         Axes to draw into; a new figure by default.
@@ -67,7 +67,7 @@ def model_vs_observed_effects(
     >>> import scvi_sams
     >>> adata = scvi_sams.datasets.simulated_screen(n_cells=1000, n_genes=100)
     >>> halves = [
-    ...     scvi_sams.evaluation.observed_average_treatment_effect(half, "perturbation", "control")
+    ...     scvi_sams.evaluation.observed_effects(half, "perturbation", "control")
     ...     for half in (adata[::2], adata[1::2])
     ... ]
     >>> ax = scvi_sams.pl.model_vs_observed_effects(*halves)

@@ -157,7 +157,7 @@ def effect_heatmap(
     effects
         Conditions x genes, as log2 fold changes or the like: from
         ``model.get_average_treatment_effect``, from
-        :func:`~scvi_sams.evaluation.observed_average_treatment_effect`, or programmes from
+        :func:`~scvi_sams.evaluation.observed_effects`, or programmes from
         :func:`~scvi_sams.tl.gene_programs`.
     n_genes
         Genes drawn: those with the largest effect, of either sign, of any condition.
@@ -184,7 +184,7 @@ def effect_heatmap(
     --------
     >>> import scvi_sams
     >>> adata = scvi_sams.datasets.simulated_screen(n_cells=1000, n_genes=100)
-    >>> effects = scvi_sams.evaluation.observed_average_treatment_effect(
+    >>> effects = scvi_sams.evaluation.observed_effects(
     ...     adata, "perturbation", "control"
     ... )
     >>> ax = scvi_sams.pl.effect_heatmap(effects, n_genes=20)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.evaluation import collapse_index, observed_average_treatment_effect
+from scvi_sams.evaluation import collapse_index, observed_effects
 
 
 @pytest.fixture
@@ -54,9 +54,7 @@ def test_the_truth_is_1_once_noise_is_taken_out():
         {"perturbation": labels, "size": 1e4}, index=[f"cell{i}" for i in range(len(labels))]
     )
     adata = ad.AnnData(counts.astype(np.float32), obs=cells)
-    observed = observed_average_treatment_effect(
-        adata, "perturbation", "control", size_factor_key="size"
-    )
+    observed = observed_effects(adata, "perturbation", "control", size_factor_key="size")
     draws = rng.poisson(rate, (1_000, *rate.shape))
     truth = np.log2(1 + draws).mean(axis=0)
     names = [f"p{i}" for i in range(n_conditions)]

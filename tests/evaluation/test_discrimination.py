@@ -114,6 +114,23 @@ def test_what_could_not_be_predicted_is_nan(observed):
     assert list(perturbation_discrimination(predicted, observed).isna()[:5]) == [0, 0, 0, 1, 0]
 
 
+def test_no_effect_is_as_far_from_everything_by_its_angle(observed):
+    score = perturbation_discrimination(0 * observed, observed, "cosine")
+    np.testing.assert_allclose(score, 13 / 24)
+
+
+def test_amplitude_changes_distances_and_no_angle(observed):
+    noisy = observed + np.random.default_rng(5).normal(scale=3, size=observed.shape)
+    score, doubled = (
+        perturbation_discrimination(table, observed, "cosine") for table in (noisy, 2 * noisy)
+    )
+    assert (score == doubled).all()
+    score, doubled = (
+        perturbation_discrimination(table, observed, "l1") for table in (noisy, 0.1 * noisy)
+    )
+    assert (score != doubled).any()
+
+
 def test_refusals(observed):
     with pytest.raises(ValueError, match="metric='l3' is unknown; use one of l1, l2, cosine"):
         perturbation_discrimination(observed, observed, "l3")

@@ -9,18 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import poisson
 
 import scvi_sams
 from scvi_sams import ScreenError
 from scvi_sams.evaluation import (
-    AdditiveEffects,
-    batch_matched_treatment_effect,
-    energy_distance,
+    BASELINES,
+    observed_effects,
     score_predictions,
     scorecard,
 )
-from scvi_sams.evaluation._measures import coverage_of
-from scvi_sams.evaluation._scorecard_report import compare_with_baselines, resamples
 
 KEYS = ("perturbation", "control")
 SETUP = {"perturbation_key": "perturbation", "control": "control", "batch_key": "replicate"}
@@ -46,7 +44,7 @@ def halves(screen):
 
 @pytest.fixture(scope="module")
 def observed(halves):
-    return batch_matched_treatment_effect(halves[0], *KEYS).to_df()
+    return observed_effects(halves[0], *KEYS).to_df()
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +108,7 @@ def test_noise_of_the_parts_is_no_interaction():
     adata = ad.AnnData(rng.poisson(40, size=(len(labels), 200)).astype(np.float32))
     adata.obs["perturbation"] = labels
     training, held_out = adata[~is_pair(adata)].copy(), adata[is_pair(adata)].copy()
-    means = batch_matched_treatment_effect(training, *KEYS).to_df()
+    means = observed_effects(training, *KEYS).to_df()
     noisy = pd.DataFrame({pair: means.loc[pair.split("+")].sum() / 2 for pair in pairs}).T
     predictions = {"noisy": pd.concat([noisy, means])}
     card = score_predictions(predictions, held_out, training, *KEYS)
@@ -140,11 +138,11 @@ def test_intervals_are_about_as_wide_as_the_standard_error_says(card):
 
 def test_baselines_agree_with_their_own_predictions(card, halves, observed):
     held_out, training = halves
-    effects = batch_matched_treatment_effect(training, *KEYS)
-    predicted = AdditiveEffects().fit(effects).predict(list(observed.index))
-    expected = scvi_sams.evaluation.effect_correlation_by_condition(
-        predicted, batch_matched_treatment_effect(held_out, *KEYS)
-    )["pearson"]
+    effects = observed_effects(training, *KEYS)
+    predicted = BASELINES["additive"](effects, list(observed.index))
+    expected = scvi_sams.evaluation.effect_agreement(predicted, observed_effects(held_out, *KEYS))[
+        "pearson"
+    ]
     rows = card.per_condition.query("predictor == 'additive' and measure == 'pearson'")
     np.testing.assert_allclose(
         rows.set_index("condition")["value"][expected.index], expected, atol=1e-4
@@ -164,9 +162,9 @@ def test_the_verdict_names_the_winner(card):
 
 
 def test_a_baseline_under_another_name_is_level_with_itself(halves, observed):
-    effects = batch_matched_treatment_effect(halves[1], *KEYS)
-    additive = AdditiveEffects().fit(effects).predict(list(observed.index))
-    card = score_predictions({"sum": additive}, *halves, *KEYS, baselines=[AdditiveEffects()])
+    effects = observed_effects(halves[1], *KEYS)
+    additive = BASELINES["additive"](effects, list(observed.index))
+    card = score_predictions({"sum": additive}, *halves, *KEYS, baselines=["additive"])
     measured = card.comparison.query("outcome != 'too few'")
     assert set(measured["outcome"]) == {"level"}
     assert (measured["lead"] == 0).all()
@@ -219,7 +217,7 @@ def test_held_out_controls_are_used_where_there_are_some(halves, observed):
     held_out, training = halves
     without = held_out[held_out.obs["perturbation"] != "control"].copy()
     controls = training[training.obs["perturbation"] == "control"]
-    against_training = batch_matched_treatment_effect(ad.concat([without, controls]), *KEYS)
+    against_training = observed_effects(ad.concat([without, controls]), *KEYS)
     card = score_predictions({"a": against_training}, without, training, *KEYS)
     assert card.table.loc["a", "relative_squared_error"] == pytest.approx(0, abs=1e-6)
     assert any("controls are held out" in note for note in card.notes)
@@ -259,30 +257,44 @@ def test_cells_drawn_from_the_held_out_ones_have_no_distance(halves, observed):
     assert distance["shuffled"] > distance["split half"]
     assert distance["no change"] > distance["additive"]
     assert np.isnan(distance["bootstrap"])
-    assert energy_distance([[0.0], [1.0]], [[0.0], [1.0]]) == 0
 
 
 def test_coverage_is_right_for_right_intervals_and_wrong_for_narrow_ones():
     rng = np.random.default_rng(0)
-    observed = ad.AnnData(rng.normal(size=(8, 4_000)))
-    observed.layers["standard_error"] = np.full(observed.shape, 0.3)
-    predicted = observed.copy()
-    predicted.X = observed.X + rng.normal(scale=0.5, size=observed.shape)
-    predicted.layers["std"] = np.full(observed.shape, 0.4)  # 0.3 and 0.4 make 0.5
-    right = coverage_of(predicted, observed)
-    np.testing.assert_allclose(right.mean(), [0.5, 0.8, 0.95], atol=0.01)
-    predicted.layers["std"][:] = 0
-    assert (coverage_of(predicted, observed).mean() < [0.35, 0.6, 0.8]).all()
-    # Genes that no cell has a count of say nothing, whatever is predicted.
-    predicted.layers["std"][:] = 0.4
-    observed.layers["standard_error"][:, ::2] = 0
-    pd.testing.assert_frame_equal(
-        coverage_of(predicted[:, 1::2].copy(), observed[:, 1::2].copy()),
-        coverage_of(predicted, observed),
-    )
-    predicted.layers["std"][0] = np.nan
-    assert coverage_of(predicted, observed).isna().any(axis=1).tolist() == [True] + 7 * [False]
-    assert coverage_of(ad.AnnData(predicted.X), observed) is None
+    names = [f"P{k}" for k in range(8)]
+    rate = rng.lognormal(1.5, 0.3, size=(9, 500))
+    rate[:, 400:] = 0  # genes without a count say nothing, whatever is predicted
+    numbers = np.arange(100)[:, None, None]
+    mean = (poisson.pmf(numbers, rate) * np.log2(1 + numbers)).sum(axis=0)
+    labels = np.repeat(["control", *names], [200, *[25] * 8])
+    row = np.repeat(np.arange(9), [200, *[25] * 8])
+    cells = ad.AnnData(rng.poisson(rate[np.tile(row, 2)]).astype(np.float32))
+    cells.obs["perturbation"], cells.obs["size"] = np.tile(labels, 2), 1e4
+    parts = cells[::2].copy(), cells[1::2].copy()
+
+    def coverage(spread, genes=slice(None)):
+        table = ad.AnnData(mean[1:] - mean[0], obs=pd.DataFrame(index=names))
+        table.X[:, :400] += rng.normal(scale=0.15, size=(8, 400))
+        table.X[:, 400:] = 5.0
+        table.layers["std"] = np.broadcast_to(spread, table.shape).copy()
+        card = score_predictions(
+            {"model": table[:, genes]},
+            *(part[:, genes] for part in parts),
+            *KEYS,
+            size_factor_key="size",
+            n_bootstrap=10,
+        )
+        return card.summary.loc["model"].loc[["coverage_50", "coverage_80", "coverage_95"]]
+
+    np.testing.assert_allclose(coverage(0.15)["mean"], [0.5, 0.8, 0.95], atol=0.03)
+    assert (coverage(0.0)["mean"] < [0.45, 0.75, 0.92]).all()
+    rng, again = (np.random.default_rng(1) for _ in range(2))
+    everything = coverage(0.15)
+    rng = again
+    pd.testing.assert_frame_equal(coverage(0.15, slice(400)), everything)
+    one_open = np.full((8, 1), 0.15)
+    one_open[0] = np.nan
+    assert (coverage(one_open)["n_conditions"] == 7).all()
 
 
 def test_coverage_is_of_models_with_a_posterior_alone(halves, observed):
@@ -343,29 +355,42 @@ def test_bad_input_is_named(halves, observed):
         score_predictions({"a": observed}, halves[0], perturbed, *KEYS)
 
 
-def outcome_of(own, rival, seed=0):
-    """Outcome of one model against one baseline with these scores."""
-    names = [f"P{k}" for k in range(len(own))]
-    scores = {
-        name: pd.DataFrame({"pearson": values}, index=names)
-        for name, values in (("model", own), ("baseline", rival))
-    }
-    kinds = {"model": "model", "baseline": "baseline"}
-    drawn = resamples(len(own), 400, seed)
-    return compare_with_baselines(scores, kinds, drawn).loc[("model", "pearson"), "outcome"]
+def outcomes_of(own, rival):
+    """Outcomes of models of these relative squared errors against one baseline, models x 1."""
+    names = [f"P{k:02d}" for k in range(len(rival))]
+    rng = np.random.default_rng(9)
+    labels = np.repeat(["control", *names], 12)
+    cells = ad.AnnData(rng.poisson(9, size=(2 * len(labels), 6)).astype(np.float32))
+    cells.obs["perturbation"] = np.tile(labels, 2)
+    held_out, training = cells[: len(labels)].copy(), cells[len(labels) :].copy()
+    observed = observed_effects(held_out, *KEYS).to_df()
+
+    no_fallback = pd.DataFrame({"fallback": ""}, index=names)
+
+    def predicted(errors):
+        return observed.mul(1 - np.sqrt(np.asarray(errors)), axis=0)
+
+    card = score_predictions(
+        {f"model {k}": predicted(errors) for k, errors in enumerate(own)},
+        held_out,
+        training,
+        *KEYS,
+        baselines={"rival": lambda *_: ad.AnnData(predicted(rival), obs=no_fallback)},
+        n_bootstrap=400,
+    )
+    return list(card.comparison.xs("relative_squared_error", level="measure")["outcome"])
 
 
 def test_a_small_lead_on_every_condition_is_seen_in_scores_that_vary():
     rng = np.random.default_rng(0)
-    rival = rng.uniform(-1, 1, size=30)
+    rival = rng.uniform(1, 3, size=30)
     lead = 0.01 + 0.005 * rng.normal(size=30)
-    assert outcome_of(rival + lead, rival) == "ahead"
-    assert outcome_of(rival - lead, rival) == "behind"
+    assert outcomes_of([rival - lead, rival + lead], rival) == ["ahead", "behind"]
 
 
 def test_chance_is_called_a_lead_about_as_often_as_it_should_be():
-    rng = np.random.default_rng(0)
-    outcomes = [outcome_of(*rng.normal(size=(2, 40)), seed=k) for k in range(200)]
+    errors = 10 + np.random.default_rng(1).normal(size=(200, 40))
+    outcomes = outcomes_of(errors, np.full(40, 10.0))
     assert 0.9 < outcomes.count("level") / 200 < 0.98
 
 
@@ -398,7 +423,7 @@ def test_a_model_is_scored_on_cells_it_has_not_seen(model, model_card):
     counts = held_out.value_counts()
     rows = model_card.per_condition.drop_duplicates("condition").set_index("condition")
     assert (rows["n_cells"] == counts[rows.index]).all()
-    assert set(rows.index) == set(counts.index[counts >= 10]) - {"control"}
+    assert set(rows.index) == set(counts.index[counts >= 4]) - {"control"}
     scores = model_card.table.loc["SAMSVAE"]
     assert scores.notna().all()
     assert {"interaction_correlation", "e_distance", "coverage_95"} <= set(scores.index)
@@ -409,9 +434,9 @@ def test_a_model_is_scored_on_cells_it_has_not_seen(model, model_card):
 def test_a_model_scores_what_its_effects_score(model, model_card):
     held_out = model.adata[model.test_indices].copy()
     conditions = list(model_card.per_condition["condition"].unique())
-    effects = batch_matched_treatment_effect(held_out, *KEYS, batch_key="replicate")
+    effects = observed_effects(held_out, *KEYS, batch_key="replicate")
     predicted = model.get_average_treatment_effect(conditions, n_samples=5)
-    expected = scvi_sams.evaluation.effect_correlation_by_condition(predicted, effects)["pearson"]
+    expected = scvi_sams.evaluation.effect_agreement(predicted, effects)["pearson"]
     rows = model_card.per_condition.query("predictor == 'SAMSVAE' and measure == 'pearson'")
     # Both draw basal states: equal but for that noise.
     values = rows.set_index("condition")["value"]
@@ -453,6 +478,70 @@ def test_other_cells_can_be_given(model):
         min_cells=4,
     )
     assert 100 < chosen.provenance["n_held_out_cells"] <= 400
+
+
+def test_conditions_of_few_cells_are_left_out_and_said(halves, observed):
+    held_out, training = halves
+    few = (held_out.obs["perturbation"] == "P001").to_numpy()
+    few[np.flatnonzero(few)[:3]] = False
+    card = score_predictions({"a": observed}, held_out[~few].copy(), training, *KEYS)
+    assert "P001" not in set(card.per_condition["condition"])
+    assert any("1 conditions with fewer than 4 held-out cells are not" in n for n in card.notes)
+
+
+class Outsider:
+    """A predictor of another package: two methods, and nothing that says what it was fitted on."""
+
+    def __init__(self, adata):
+        self.effects = observed_effects(adata, *KEYS).to_df()
+        self.controls = adata[adata.obs["perturbation"] == "control"].copy()
+
+    def get_average_treatment_effect(self, conditions, *, method, n_samples):
+        assert method == "log_normalized"
+        return BASELINES["additive"](self.effects, conditions).to_df()
+
+    def predict(self, conditions, *, n_samples):
+        cells = ad.AnnData(
+            self.controls.X[np.arange(n_samples * len(conditions)) % self.controls.n_obs],
+            var=self.controls.var,
+        )
+        cells.obs["library_size"] = np.asarray(cells.X.sum(axis=1)).ravel()
+        return cells
+
+
+def test_a_model_of_another_package_is_scored_by_two_methods(screen, halves):
+    is_test = np.arange(screen.n_obs) % 2 == 1
+    train = np.flatnonzero(~is_test & ~is_pair(screen))
+    outsider = Outsider(screen[train])
+    setup = {"perturbation_key": "perturbation", "control": "control"}
+    arguments = {"train_indices": train, "setup": setup}
+    card = scorecard(outsider, screen, is_test, **arguments)
+    assert card.kinds["Outsider"] == "model"
+    for measure, value in card.table.loc["additive"].drop("e_distance").dropna().items():
+        if measure != "interaction_correlation":  # for which baselines are fitted on halves
+            assert card.table.loc["Outsider", measure] == pytest.approx(value, abs=1e-6)
+    tables = score_predictions(
+        {
+            "Outsider": BASELINES["additive"](
+                outsider.effects,
+                list(outsider.effects.index)
+                + [name for name in card.per_condition["condition"].unique() if "+" in name],
+            )
+        },
+        *halves,
+        *KEYS,
+    )
+    pd.testing.assert_frame_equal(
+        card.table.drop(columns="e_distance"), tables.table, check_exact=False, atol=1e-6
+    )
+    for missing in ("train_indices", "setup"):
+        rest = {name: value for name, value in arguments.items() if name != missing}
+        with pytest.raises(ScreenError, match=f"give `{missing}`"):
+            scorecard(outsider, screen, is_test, **rest)
+    with pytest.raises(ScreenError, match="give `adata`"):
+        scorecard(outsider, **arguments)
+    with pytest.raises(ScreenError, match="trained on all its cells"):
+        scorecard(outsider, screen, **arguments)
 
 
 def test_cells_that_were_trained_on_are_refused(model, screen):

@@ -11,9 +11,8 @@ from sklearn.metrics import mean_squared_error, r2_score
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.evaluation import (
     differential_expression_weights,
-    observed_average_treatment_effect,
-    perturbed_reference,
-    weighted_effect_error,
+    effect_agreement,
+    observed_effects,
 )
 
 
@@ -26,6 +25,11 @@ def screen() -> ad.AnnData:
     rate[140:190, 7] = 0.5
     cells = pd.DataFrame({"perturbation": labels}, index=[f"cell{i}" for i in range(191)])
     return ad.AnnData(sp.csr_matrix(rng.poisson(rate).astype(np.float32)), obs=cells)
+
+
+def weighted_effect_error(predicted, observed, weights, reference=None) -> pd.DataFrame:
+    table = effect_agreement(predicted, observed, reference, weights)
+    return table[["weighted_mse", "weighted_r2"]]
 
 
 def weigh(adata, **kwargs) -> pd.DataFrame:
@@ -80,7 +84,7 @@ class TestWeightedError:
 
     def test_agrees_with_scikit_learn(self, tables):
         predicted, observed, weights = tables
-        mean = perturbed_reference(observed)
+        mean = observed.mean()
         table = weighted_effect_error(predicted, observed, weights, reference=mean)
         for name, weight in weights.iterrows():
             truth, guess = observed.loc[name] - mean, predicted.loc[name] - mean
@@ -99,10 +103,10 @@ class TestWeightedError:
     def test_a_collapsed_prediction_pays_where_genes_respond(self, screen):
         half = np.arange(screen.n_obs) % 2 == 0
         key = {"perturbation_key": "perturbation", "control": "control"}
-        observed = observed_average_treatment_effect(screen[half], min_cells=2, **key)
+        observed = observed_effects(screen[half], min_cells=2, **key)
         weights = weigh(screen[~half])
-        other = observed_average_treatment_effect(screen[~half], min_cells=2, **key)
-        collapsed = pd.DataFrame([perturbed_reference(other)] * 2, index=["A", "B"])
+        other = observed_effects(screen[~half], min_cells=2, **key)
+        collapsed = pd.DataFrame([other.to_df().mean()] * 2, index=["A", "B"])
         uniform = weights * 0 + 1
         weighted = [weighted_effect_error(each, observed, weights) for each in (other, collapsed)]
         assert (weighted[0]["weighted_r2"] > 0.6).all()

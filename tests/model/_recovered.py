@@ -44,6 +44,6 @@ def recovered() -> scvi_sams.SAMSVAE:
 def observed() -> AnnData:
     """Effects in so many new cells of the same truth that their noise is small."""
     adata = scvi_sams.datasets.simulated_screen(n_cells=60_000, pair_fraction=0.6, **SIZE)
-    return scvi_sams.evaluation.observed_average_treatment_effect(
+    return scvi_sams.evaluation.observed_effects(
         adata, perturbation_key="perturbation", control="control", layer="counts"
     )

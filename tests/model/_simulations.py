@@ -60,7 +60,7 @@ def true_effects(conditions: list[str], dose: str | None = None, **kwargs: Any) 
     if dose is not None:
         kept &= adata.obs["dose"] == dose
     adata = adata[kept | (adata.obs["perturbation"] == "control")].copy()
-    observed = scvi_sams.evaluation.observed_average_treatment_effect(
+    observed = scvi_sams.evaluation.observed_effects(
         adata, perturbation_key="perturbation", control="control", layer="counts"
     )
     return observed[conditions]

@@ -17,7 +17,7 @@ def _true_effects(adata, conditions):
     large = scvi_sams.datasets.simulated_screen(n_cells=16_000, seed=1)
     np.testing.assert_array_equal(large.uns["truth"]["mask"], adata.uns["truth"]["mask"])
     large = large[large.obs["perturbation"].isin(["control", *conditions])].copy()
-    return scvi_sams.evaluation.observed_average_treatment_effect(
+    return scvi_sams.evaluation.observed_effects(
         large, perturbation_key="perturbation", control="control", layer="counts"
     )
 

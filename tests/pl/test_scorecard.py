@@ -5,7 +5,7 @@ import pytest
 
 import scvi_sams
 from scvi_sams import pl
-from scvi_sams.evaluation import batch_matched_treatment_effect, score_predictions
+from scvi_sams.evaluation import observed_effects, score_predictions
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def card():
         n_cells=1_500, n_genes=60, n_perturbations=10, n_pairs=0
     )
     training, held_out = adata[::2].copy(), adata[1::2].copy()
-    effects = batch_matched_treatment_effect(held_out, "perturbation", "control").to_df()
+    effects = observed_effects(held_out, "perturbation", "control").to_df()
     return score_predictions(
         {"A": effects, "B": 2 * effects}, held_out, training, "perturbation", "control"
     )

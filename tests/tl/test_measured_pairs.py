@@ -6,7 +6,7 @@ import pytest
 from scvi_sams.data import Conditions
 from scvi_sams.data.tables import log_expression_chunks
 from scvi_sams.datasets import simulated_screen
-from scvi_sams.evaluation import interaction_residuals, observed_average_treatment_effect
+from scvi_sams.evaluation import interaction_residuals, observed_effects
 from scvi_sams.tl.pair_calibration import find_measured_pairs, pair_residuals, score_gradient
 from scvi_sams.tl.pair_statistics import regress_pair
 
@@ -98,7 +98,7 @@ def _pairs(n):
 def test_against_observed_effects_and_resampled_cells(screen):
     """Deviations are those of the observed effects; errors of scores those of a bootstrap."""
     labels = {"perturbation_key": "perturbation", "control": "control", "layer": "counts"}
-    observed = observed_average_treatment_effect(screen, **labels)
+    observed = observed_effects(screen, **labels)
     measured = measured_of(doses_of(screen))
     effects, names = [], []
     for first, second in np.array(NAMES)[measured.perturbation]:

@@ -1,24 +1,24 @@
 from __future__ import annotations
 
-import anndata as ad
 import numpy as np
-import pandas as pd
 import pytest
 import sklearn
 from scipy.stats import norm
 
-from scvi_sams._exceptions import ScreenError
-from scvi_sams.evaluation import (
-    distribution_distances,
-    energy_distance,
-    maximum_mean_discrepancy,
-    median_bandwidths,
-)
+from scvi_sams.evaluation import distribution_distance
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(23, 4))
 Y = RNG.normal(loc=0.7, scale=1.5, size=(17, 4))
 BANDWIDTHS = [0.5, 2.0]
+
+
+def energy_distance(x, y, unbiased=False) -> float:
+    return distribution_distance(x, y, unbiased=unbiased)
+
+
+def maximum_mean_discrepancy(x, y, bandwidths, unbiased=False) -> float:
+    return distribution_distance(x, y, bandwidths, unbiased)
 
 
 def _double_sum(x, y, kernel, unbiased=False) -> float:
@@ -131,99 +131,3 @@ class TestPertpy:
         expected = pertpy.tl.Distance("mmd")(X, Y, kernel="rbf", gamma=1 / (2 * width**2))
         found = maximum_mean_discrepancy(X, Y, [width])
         assert found == pytest.approx(expected, rel=1e-10)
-
-
-class TestMedianBandwidths:
-    def test_is_the_median_of_all_pairs(self):
-        pairs = [np.linalg.norm(X[i] - X[j]) for i in range(len(X)) for j in range(i)]
-        median = np.median(pairs)
-        assert median_bandwidths(X, [1.0, 3.0]) == pytest.approx([median, 3 * median])
-
-    def test_draws_with_its_seed(self):
-        many = np.random.default_rng(4).normal(size=(500, 3))
-        first, again, other = (
-            median_bandwidths(many, [1.0], max_cells=50, seed=seed) for seed in (0, 0, 1)
-        )
-        assert first == again != other
-        assert first == pytest.approx(median_bandwidths(many, [1.0]), rel=0.2)
-
-    def test_refusals(self):
-        for cells in (np.zeros((10, 2)), np.zeros((1, 2))):
-            with pytest.raises(ScreenError, match="cells that differ"):
-                median_bandwidths(cells)
-
-
-class TestByCondition:
-    @pytest.fixture
-    def cells(self) -> ad.AnnData:
-        rng = np.random.default_rng(5)
-        labels = np.array([f"p{i}" for i in rng.integers(6, size=600)])
-        centres = rng.normal(size=(6, 3)) * 2
-        obs = pd.DataFrame({"condition": labels}, index=[f"cell{i}" for i in range(600)])
-        adata = ad.AnnData(obs=obs)
-        adata.obsm["X_pca"] = rng.normal(size=(600, 3)) + centres[[int(s[1]) for s in labels]]
-        return adata
-
-    def test_each_condition_by_itself(self, cells):
-        predicted, observed = cells[::2], cells[1::2]
-        table = distribution_distances(predicted, observed, "condition", "X_pca", BANDWIDTHS)
-        assert list(table.index) == [f"p{i}" for i in range(6)]
-        assert table.attrs == {"bandwidths": BANDWIDTHS, "representation": "X_pca"}
-        for condition, row in table.iterrows():
-            x, y = (
-                side.obsm["X_pca"][(side.obs["condition"] == condition).to_numpy()]
-                for side in (predicted, observed)
-            )
-            assert row["e_distance"] == energy_distance(x, y)
-            assert row["mmd"] == maximum_mean_discrepancy(x, y, BANDWIDTHS)
-            assert [row["n_predicted"], row["n_observed"]] == [len(x), len(y)]
-
-    def test_perfect_constant_and_permuted(self, cells):
-        def distances(labels: pd.Series) -> pd.DataFrame:
-            predicted = cells.copy()
-            predicted.obs["condition"] = labels
-            return distribution_distances(
-                predicted, cells, "condition", "X_pca", BANDWIDTHS, unbiased=True
-            )
-
-        labels = cells.obs["condition"]
-        perfect = distances(labels)
-        rng = np.random.default_rng(6)
-        pooled = distances(rng.permutation(labels))  # all conditions are predicted alike
-        names = sorted(set(labels))
-        others = dict(zip(names, names[1:] + names[:1], strict=True))
-        permuted = distances(labels.map(others))
-        for measure in ("e_distance", "mmd"):
-            assert (perfect[measure] <= 0).all()  # unbiased: the same cells are below chance
-            assert (pooled[measure] > 0).all()
-            assert permuted[measure].mean() > pooled[measure].mean()
-
-    def test_draws_do_not_depend_on_the_other_conditions(self, cells):
-        arguments = (cells[::2], cells[1::2], "condition", "X_pca", BANDWIDTHS)
-        every = distribution_distances(*arguments, max_cells=20)
-        one = distribution_distances(*arguments, conditions=["p3"], max_cells=20)
-        assert one.loc["p3"].equals(every.loc["p3"])
-        assert (every["n_observed"] == 20).all()
-        other = distribution_distances(*arguments, max_cells=20, seed=1)
-        assert (other["e_distance"] != every["e_distance"]).all()
-
-    def test_cells_without_a_condition_are_left_out(self, cells):
-        unlabelled = cells.copy()
-        unlabelled.obs["condition"] = cells.obs["condition"].where(np.arange(600) >= 100)
-        table = distribution_distances(unlabelled, unlabelled, "condition", "X_pca", BANDWIDTHS)
-        assert list(table.index) == [f"p{i}" for i in range(6)]
-        assert table["n_predicted"].sum() == 500
-
-    def test_refusals(self, cells):
-        other = cells.copy()
-        other.obsm["X_umap"] = other.obsm["X_pca"]
-        with pytest.raises(ScreenError, match=r"`observed_cells` has no obsm\['X_umap'\]"):
-            distribution_distances(other, cells, "condition", "X_umap", BANDWIDTHS)
-        with pytest.raises(ScreenError, match="'p9'"):
-            distribution_distances(cells, cells, "condition", "X_pca", BANDWIDTHS, ["p9"])
-        renamed = cells.copy()
-        renamed.obs["condition"] = "elsewhere"
-        with pytest.raises(ScreenError, match="No condition has both"):
-            distribution_distances(renamed, cells, "condition", "X_pca", BANDWIDTHS)
-        with pytest.raises(ScreenError, match=r"no obs\['guide'\]"):
-            distribution_distances(cells, cells, "guide", "X_pca", BANDWIDTHS)

@@ -1,4 +1,4 @@
-"""The scorecard: summaries, verdict, and how it is shown."""
+"""The table of scores and the verdict: summaries over conditions, and how they are shown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Scorecard", "compare_with_baselines", "summarise", "verdict"]
+__all__ = [
+    "PredictorKind",
+    "Scorecard",
+    "compare_with_baselines",
+    "resamples",
+    "summarise",
+    "verdict",
+]
 
 
 _INTERVAL = (2.5, 97.5)
@@ -29,6 +36,7 @@ _OPENINGS = {
     "level": "Level within noise",
     "too few": "Too few conditions to say",
 }
+_SIGNS = {"higher": 1.0, "lower": -1.0, "target": 0.0}  # targets have no lead
 _FEW_CONDITIONS = 6  # with fewer, resampling them says little about others
 
 
@@ -47,14 +55,8 @@ def summarise(
 ) -> pd.DataFrame:
     """Mean and interval over conditions of each predictor and measure.
 
-    Parameters
-    ----------
-    scores
-        Of each predictor, conditions x measures; NaN where a measure is not defined.
-    overall
-        Of each predictor, measures of all conditions together, with their bootstrap values.
-    drawn
-        Draws x conditions, from :func:`resamples`.
+    ``scores`` has conditions x measures of each predictor, ``overall`` those of all conditions
+    together with their bootstrap values, ``drawn`` the draws of :func:`resamples`.
     """
     rows = []
     for predictor, table in scores.items():
@@ -87,10 +89,10 @@ def compare_with_baselines(
     baselines = [name for name in scores if kinds[name] == "baseline"]
     rows = []
     for model in models:
-        for measure, specification in MEASURES.items():
-            if specification.better == "target" or measure not in scores[model]:
+        for measure in MEASURES:
+            sign = _SIGNS[MEASURES[measure].better]
+            if not sign or measure not in scores[model]:
                 continue
-            sign = 1.0 if specification.better == "higher" else -1.0
             own = scores[model][measure].to_numpy(dtype=float)
             rivals = []
             for baseline in baselines:
@@ -106,22 +108,10 @@ def compare_with_baselines(
             _, baseline, other, both = min(rivals, key=lambda rival: rival[0])
             lead = np.where(both, sign * (own - other), np.nan)
             lower, upper = _interval(_resampled_mean(lead, drawn))
-            n_conditions = int(both.sum())
-            rows.append(
-                {
-                    "predictor": model,
-                    "measure": measure,
-                    "baseline": baseline,
-                    "mean": own[both].mean(),
-                    "baseline_mean": other[both].mean(),
-                    "lead": _mean(lead),
-                    "lower": lower,
-                    "upper": upper,
-                    "n_conditions": n_conditions,
-                    "n_conditions_ahead": int((lead[both] > 0).sum()),
-                    "outcome": _outcome(lower, upper, n_conditions),
-                }
-            )
+            n, n_ahead = int(both.sum()), int((lead[both] > 0).sum())
+            means = own[both].mean(), other[both].mean(), _mean(lead)
+            outcome = _outcome(lower, upper, n)
+            rows.append((model, measure, baseline, *means, lower, upper, n, n_ahead, outcome))
     columns = ["predictor", "measure", "baseline", "mean", "baseline_mean", "lead", "lower"]
     columns += ["upper", "n_conditions", "n_conditions_ahead", "outcome"]
     return pd.DataFrame(rows, columns=columns).set_index(["predictor", "measure"])
@@ -199,9 +189,9 @@ def _ceiling_sentences(summary: pd.DataFrame, kinds: Mapping[str, str]) -> list[
     baselines = [name for name, kind in kinds.items() if kind == "baseline"]
     blind = []
     for measure, specification in MEASURES.items():
-        if specification.better == "target" or measure not in means:
+        sign = _SIGNS[specification.better]
+        if not sign or measure not in means:
             continue
-        sign = 1.0 if specification.better == "higher" else -1.0
         best = (sign * means[measure].reindex(baselines)).max()
         if best >= sign * means.loc["bootstrap", measure]:
             blind.append(specification.title)
@@ -312,7 +302,8 @@ class Scorecard:
 
         Returns
         -------
-        Its name; None if no baseline has the measure.
+        str or None
+            Its name; None if no baseline has the measure.
         """
         baselines = [name for name, kind in self.kinds.items() if kind == "baseline"]
         loss = _loss(self.table.loc[baselines, measure]).dropna()
@@ -338,7 +329,8 @@ class Scorecard:
 
         Returns
         -------
-        Text. The best of models and baselines is bold in each column; ceilings are in italics.
+        str
+            The best of models and baselines is bold in each column; ceilings are in italics.
         """
         table = self.table
         best = self._best()
@@ -371,9 +363,10 @@ class Scorecard:
 
         Returns
         -------
-        The files: ``scorecard.csv`` (summary), ``scorecard_per_condition.csv``,
-        ``scorecard_comparison.csv``, ``scorecard.md`` and ``scorecard.json`` (provenance, kinds,
-        verdict and notes).
+        list of pathlib.Path
+            The files: ``scorecard.csv`` (summary), ``scorecard_per_condition.csv``,
+            ``scorecard_comparison.csv``, ``scorecard.md`` and ``scorecard.json`` (provenance,
+            kinds, verdict and notes).
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data import tables
-from scvi_sams.evaluation import observed_average_treatment_effect
+from scvi_sams.evaluation import observed_effects
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def brute_force(adata, condition, controls=("control",), library=None, scale=1e4
 
 def observe(adata, **kwargs) -> ad.AnnData:
     arguments = {"perturbation_key": "perturbation", "control": "control"} | kwargs
-    return observed_average_treatment_effect(adata, **arguments)
+    return observed_effects(adata, **arguments)
 
 
 class TestObserved:
@@ -120,6 +120,9 @@ class TestObserved:
         observed = observe(screen, conditions=["B", "A"])
         assert list(observed.obs_names) == ["B", "A"]
         np.testing.assert_array_equal(observed.X, observe(screen)[["B", "A"]].X)
+        in_other_order = observe(screen, conditions=["B+A"])
+        assert list(in_other_order.obs_names) == ["B+A"]
+        np.testing.assert_array_equal(in_other_order.X, observe(screen)["A+B"].X)
 
     def test_min_cells(self, screen):
         assert "rare" not in observe(screen, min_cells=4).obs_names
@@ -134,16 +137,18 @@ class TestObserved:
         np.testing.assert_array_equal(observe(screen).X, full[["A", "A+B", "B", "rare"]].X)
 
     def test_refusals_name_the_culprit(self, screen):
-        with pytest.raises(ScreenError, match=r"no obs\['guide'\], only 'perturbation'"):
+        with pytest.raises(ScreenError, match="no column 'guide' in adata.obs. It has 'pert"):
             observe(screen, perturbation_key="guide")
-        with pytest.raises(ScreenError, match="is a control: `control` is 'DMSO'"):
+        with pytest.raises(ScreenError, match="No cell has the control label 'DMSO'"):
             observe(screen, control="DMSO")
         with pytest.raises(ScreenError, match="no layer 'raw'"):
             observe(screen, layer="raw")
-        with pytest.raises(ScreenError, match="fewer than 1 cells, the first 'C' with 0"):
+        with pytest.raises(ScreenError, match="No cell has the conditions 'C'"):
             observe(screen, conditions=["C"])
-        with pytest.raises(ScreenError, match="names one twice, or a control"):
+        with pytest.raises(ScreenError, match="'control' is the control"):
             observe(screen, conditions=["A", "control"])
+        with pytest.raises(ScreenError, match="names one twice"):
+            observe(screen, conditions=["A+B", "B+A"])
         empty = screen.copy()
         empty.X[4] = 0
         with pytest.raises(ScreenError, match="'cell4' has library size 0"):
@@ -151,3 +156,94 @@ class TestObserved:
         screen.obs["library"] = screen.obs["library"].mask(screen.obs_names == "cell7")
         with pytest.raises(ScreenError, match="'cell7' has library size nan"):
             observe(screen, size_factor_key="library")
+
+
+class TestBatches:
+    @pytest.fixture
+    def screen(self):
+        """Two batches: in the second, gene 0 is high in every cell; A is mostly there."""
+        rng = np.random.default_rng(0)
+        batch = np.repeat(["one", "two"], 300)
+        label = np.concatenate(
+            [
+                np.repeat(["control", "A", "B"], [200, 20, 80]),
+                np.repeat(["control", "A"], [100, 200]),
+            ]
+        )
+        rate = np.full((600, 4), 20.0)
+        rate[batch == "two", 0] *= 4
+        rate[label == "A", 1] *= 3
+        obs = pd.DataFrame({"perturbation": label, "batch": batch})
+        obs.index = obs.index.astype(str)
+        return ad.AnnData(rng.poisson(rate).astype(np.float32), obs=obs.assign(library=200.0))
+
+    def test_one_batch_is_no_batch(self, screen):
+        screen.obs["all"] = "one"
+        matched = observed_effects(screen, "perturbation", "control", batch_key="all")
+        plain = observed_effects(screen, "perturbation", "control")
+        np.testing.assert_array_equal(matched.X, plain.X)
+        np.testing.assert_array_equal(
+            matched.layers["standard_error"], plain.layers["standard_error"]
+        )
+        pd.testing.assert_frame_equal(matched.var, plain.var)
+
+    def test_each_cell_is_compared_with_its_own_batch(self, screen):
+        matched = observed_effects(
+            screen, "perturbation", "control", batch_key="batch", size_factor_key="library"
+        )
+        expression = np.log2(1 + 1e4 * screen.X / 200)
+        obs = screen.obs
+
+        def mean(label, batch):
+            return expression[(obs["perturbation"] == label) & (obs["batch"] == batch)].mean(0)
+
+        expected = sum(
+            share * (mean("A", batch) - mean("control", batch))
+            for batch, share in (("one", 20 / 220), ("two", 200 / 220))
+        )
+        np.testing.assert_allclose(matched["A"].X[0], expected, rtol=1e-4, atol=1e-5)
+        assert abs(matched["A"].X[0, 0]) < 0.1 < 1 < matched["A"].X[0, 1]
+
+    def test_standard_errors_are_those_over_many_screens(self):
+        rng = np.random.default_rng(1)
+        effects, errors = [], []
+        obs = pd.DataFrame(
+            {
+                "perturbation": np.tile(["control", "A"], 30),
+                "batch": np.repeat(["one", "two"], [40, 20]),
+                "library": 100.0,
+            }
+        )
+        obs.index = obs.index.astype(str)
+        for _ in range(150):
+            counts = rng.poisson(np.where(obs["batch"] == "one", 5, 30)[:, None], (60, 3)) + 1.0
+            table = observed_effects(
+                ad.AnnData(counts, obs=obs),
+                "perturbation",
+                "control",
+                batch_key="batch",
+                size_factor_key="library",
+            )
+            effects.append(table.X[0])
+            errors.append(table.layers["standard_error"][0])
+        np.testing.assert_allclose(np.mean(errors, 0), np.std(effects, 0), rtol=0.2)
+
+    def test_a_batch_without_controls_is_compared_with_all(self, screen):
+        kept = screen[
+            ~((screen.obs["batch"] == "one") & (screen.obs["perturbation"] == "control"))
+        ].copy()
+        matched = observed_effects(
+            kept, "perturbation", "control", batch_key="batch", size_factor_key="library"
+        )
+        plain = observed_effects(kept, "perturbation", "control", size_factor_key="library")
+        np.testing.assert_allclose(matched["B"].X, plain["B"].X, atol=1e-5)
+
+    def test_min_cells_and_order_of_parts(self, screen):
+        screen.obs["perturbation"] = screen.obs["perturbation"].replace({"A": "Z+A"})
+        matched = observed_effects(screen, "perturbation", "control", min_cells=100)
+        assert list(matched.obs_names) == ["A+Z"]
+
+    def test_a_cell_without_a_batch_is_an_error(self, screen):
+        screen.obs.loc["3", "batch"] = None
+        with pytest.raises(ScreenError, match="1 cells have no batch"):
+            observed_effects(screen, "perturbation", "control", "batch")

@@ -8,15 +8,12 @@ import pytest
 from scvi_sams import ScreenError
 from scvi_sams.datasets import simulated_screen
 from scvi_sams.evaluation import (
-    SPLITS_UNS_KEY,
     count_seen_perturbations,
     split_batches,
     split_cells,
     split_conditions,
     split_doses,
     split_pairs,
-    split_pairs_by_training_cells,
-    split_pairs_out_of_distribution,
     split_perturbations,
 )
 
@@ -77,7 +74,7 @@ class TestCells:
 
 class TestConditions:
     def test_holds_out_whole_conditions_by_name(self, screen):
-        split_conditions(screen, *LABELS, ["P003"])
+        split_conditions(screen, *LABELS, ["P003"], test_controls=0)
         assert parts_of(screen, "test") == {"P003"}
         assert "P003" not in parts_of(screen, "train") | parts_of(screen, "validation")
         assert "control" in parts_of(screen, "train")
@@ -88,12 +85,12 @@ class TestConditions:
         assert adata.obs["split"].tolist() == ["train", "train", *["test"] * 3, "train", "train"]
 
     def test_share_is_of_conditions_not_of_controls(self, screen):
-        split_conditions(screen, *LABELS, 0.25)
+        split_conditions(screen, *LABELS, 0.25, test_controls=0)
         assert len(parts_of(screen, "test")) == round(0.25 * 28)
         assert "control" not in parts_of(screen, "test")
 
     def test_validation_on_conditions(self, screen):
-        split_conditions(screen, *LABELS, 0.2, 0.2)
+        split_conditions(screen, *LABELS, 0.2, 0.2, test_controls=0)
         parts = [parts_of(screen, label) for label in ("train", "validation", "test")]
         assert not parts[0] & parts[1]
         assert not parts[1] & parts[2]
@@ -128,17 +125,32 @@ class TestConditions:
         with pytest.raises(ValueError, match="test_conditions=1.5"):
             split_conditions(screen, *LABELS, 1.5)
 
+    @pytest.mark.parametrize("share", [0.0, 0.2, 0.55, 1.0])
+    def test_a_share_of_the_controls_is_held_out(self, screen, share):
+        split_conditions(screen, *LABELS, ["P003"], test_controls=share)
+        is_control = screen.obs["perturbation"] == "control"
+        n_test = (screen.obs.loc[is_control, "split"] == "test").sum()
+        assert n_test == int(share * is_control.sum())
+        assert parts_of(screen, "test") - {"control"} == {"P003"}
+        with pytest.raises(ValueError, match="test_controls=1.5"):
+            split_conditions(screen, *LABELS, ["P003"], test_controls=1.5)
+
+    def test_the_only_control_is_trained_on(self):
+        adata = labelled(["control", "A", "B"])
+        split_conditions(adata, *LABELS, ["A"], validation_size=0)
+        assert adata.obs["split"].tolist() == ["train", "test", "train"]
+
 
 class TestPerturbations:
     def test_holds_out_every_cell_that_has_one(self, screen):
-        split_perturbations(screen, *LABELS, ["P001", "P002"])
+        split_perturbations(screen, *LABELS, ["P001", "P002"], test_controls=0)
         has_one = screen.obs["perturbation"].str.contains("P001|P002")
         assert ((screen.obs["split"] == "test") == has_one).all()
         assert has_one.any()
 
     def test_share_is_of_perturbations(self, screen):
-        split_perturbations(screen, *LABELS, 0.25)
-        held_out = set(screen.uns[SPLITS_UNS_KEY]["split"]["held_out"])
+        split_perturbations(screen, *LABELS, 0.25, test_controls=0)
+        held_out = set(screen.uns["scvi_sams_splits"]["split"]["held_out"])
         assert len(held_out) == 3
         for label, has_one in (("train", False), ("validation", False), ("test", True)):
             for name in parts_of(screen, label):
@@ -163,7 +175,7 @@ class TestPairs:
 
     def test_unseen_perturbations_are_nowhere_in_training(self, screen):
         split_pairs(screen, *LABELS, 0, 0.5)
-        unseen = "|".join(screen.uns[SPLITS_UNS_KEY]["split"]["held_out"])
+        unseen = "|".join(screen.uns["scvi_sams_splits"]["split"]["held_out"])
         seen = screen.obs["split"].isin(["train", "validation"])
         assert not screen.obs.loc[seen, "perturbation"].str.contains(unseen).any()
 
@@ -295,7 +307,7 @@ class TestDoses:
         adata = labelled(["control", "A", "A", "A+B"], dose=["0", "1", "2", "2+1"])
         split_doses(adata, *LABELS, "dose", validation_size=0)
         assert adata.obs["split"].tolist() == ["train", "train", "test", "test"]
-        assert adata.uns[SPLITS_UNS_KEY]["split"]["held_out"].tolist() == ["A:2"]
+        assert adata.uns["scvi_sams_splits"]["split"]["held_out"].tolist() == ["A:2"]
 
     def test_refusals(self):
         with pytest.raises(ScreenError, match="No cell has the doses 7"):
@@ -306,60 +318,11 @@ class TestDoses:
             split_doses(self.adata(), *LABELS, "dose", "middle")
 
 
-class TestPaper:
-    def test_out_of_distribution_pairs(self, screen):
-        table = {}
-        for fraction in (0, 0.25, 0.5, 0.75, 1):
-            split_pairs_out_of_distribution(screen, *LABELS, fraction, seed=2)
-            table[fraction] = screen.obs["split"].copy()
-            pairs = {name for name in parts_of(screen, "train") if "+" in name}
-            assert len(pairs) == round(fraction * 12)
-            assert not pairs & parts_of(screen, "test")
-            assert len(parts_of(screen, "test")) == 4
-        is_pair = screen.obs["perturbation"].str.contains("+", regex=False)
-        held_out = screen.obs["perturbation"].isin(parts_of(screen, "test"))
-        for column in table.values():
-            assert ((column == "test") == (table[0] == "test")).all()
-            assert (column[~is_pair].isin(["train", "validation"])).all()
-            assert column[held_out].isin(["test", "unused"]).all()
-            assert (column[held_out] == "test").mean() == pytest.approx(0.2, abs=0.03)
-            share = (column[~is_pair] == "validation").mean()
-            assert share == pytest.approx(0.2, abs=0.02)
-        used = [table[f][is_pair] != "unused" for f in (0, 0.25, 0.5, 0.75, 1)]
-        for smaller, larger in zip(used, used[1:], strict=False):
-            assert (smaller <= larger).all()
-
-    def test_seeds_hold_out_other_pairs(self, screen):
-        tested = set()
-        for seed in range(5):
-            split_pairs_out_of_distribution(screen, *LABELS, seed=seed)
-            tested.add(frozenset(parts_of(screen, "test")))
-        assert len(tested) > 1
-
-    def test_data_efficiency(self, screen):
-        is_pair = screen.obs["perturbation"].str.contains("+", regex=False)
-        columns = {}
-        for fraction in (0, 0.25, 0.5, 0.75, 1):
-            column = split_pairs_by_training_cells(screen, *LABELS, fraction, seed=2).copy()
-            columns[fraction] = column
-            counts = pd.crosstab(screen.obs.loc[is_pair, "perturbation"], column[is_pair])
-            assert (np.abs(counts["test"] - 0.2 * counts.sum(axis=1)) < 1).all()
-            trained = column[is_pair].isin(["train", "validation"])
-            assert trained.mean() == pytest.approx(0.8 * fraction, abs=0.03)
-            assert column[~is_pair].isin(["train", "validation"]).all()
-            assert (column == "test").equals(columns[0] == "test")
-        assert not (columns[1] == "unused").any()
-
-    def test_a_screen_without_pairs(self):
-        adata = labelled(["control", "A", "B"])
-        with pytest.raises(ScreenError, match="combination_delimiter"):
-            split_pairs_out_of_distribution(adata, *LABELS)
-
-
 def test_real_pairs(norman_path):
     adata = ad.read_h5ad(norman_path)
     split_pairs(adata, *LABELS, 2, 1.0)
-    assert parts_of(adata, "test") == {
+    assert (adata.obs.query("perturbation == 'control'")["split"] == "test").sum() == 20
+    assert parts_of(adata, "test") - {"control"} == {
         "KLF1+MAP2K6",
         "KLF1+TGFBR2",
         "MAPK1+TGFBR2",
