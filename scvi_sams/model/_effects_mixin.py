@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from scvi_sams.model._base import SAMSModel
-from scvi_sams.module.doses import padded_doses
+from scvi_sams.module.doses import Doses
 
 if TYPE_CHECKING:
     from scvi_sams.data import ConditionsLike
@@ -139,9 +139,10 @@ class EffectsMixin(SAMSModel):
         """
         self._require_effects("get_perturbation_shift")
         asked = self._parse_conditions(conditions)
-        doses = torch.as_tensor(asked.cell_matrix.toarray(), device=self.device)
+        columns = (asked.cell_index, asked.cell_dose)
+        doses = Doses(*(torch.as_tensor(part, device=self.device) for part in columns))
         with torch.inference_mode():
-            shift = self.module.expected_shift(padded_doses(doses))
+            shift = self.module.expected_shift(doses)
         return pd.DataFrame(
             shift.cpu().numpy(), index=asked.cell_labels, columns=self._latent_names
         )

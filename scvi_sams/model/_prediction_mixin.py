@@ -16,7 +16,7 @@ from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.field import registered_dosage
 from scvi_sams.model._base import SAMSModel
 from scvi_sams.module.base import CellPopulation
-from scvi_sams.module.doses import padded_doses
+from scvi_sams.module.doses import Doses
 from scvi_sams.module.likelihood import expected_expression
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.data import ConditionsLike
     from scvi_sams.module.base import GlobalDraws
-    from scvi_sams.module.doses import Doses
 
 __all__ = ["PredictionMixin"]
 
@@ -229,7 +228,11 @@ class PredictionMixin(SAMSModel):
         return self.module.sample_globals(n_samples, used)
 
     def _doses(self, dosage: sparse.csr_matrix, row: int) -> Doses:
-        return padded_doses(torch.as_tensor(dosage[row].toarray(), device=self.device))
+        """Doses of one condition (of conditions x perturbations) as the module takes them."""
+        received = dosage[row]
+        columns = (received.indices, received.data) if received.nnz else ([0], [0.0])
+        index, dose = (torch.as_tensor(part, device=self.device)[None] for part in columns)
+        return Doses(index.long(), dose.float())
 
     def _predicted_obs(
         self, labels: list[str], population: CellPopulation, cell_names: list[str] | None

@@ -22,7 +22,7 @@ from scvi_sams.data import (
     check_features,
     check_size_factor,
 )
-from scvi_sams.data.field import registered_dosage
+from scvi_sams.data.field import DoseField, add_dose_registry, registered_dosage
 from scvi_sams.model._base import SAMSModel
 
 if TYPE_CHECKING:
@@ -124,10 +124,13 @@ class SetupMixin(SAMSModel):
             CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
             perturbations,
+            DoseField(),
         ]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        if (source := kwargs.get("source_registry")) is not None:
+            add_dose_registry(source)
         manager.register_fields(adata, **kwargs)
-        if kwargs.get("source_registry") is None:  # a screen of its own, not a query
+        if source is None:  # a screen of its own, not a query
             key = SAMS_REGISTRY_KEYS.PERTURBATION_KEY
             names = manager.get_state_registry(key).column_names
             check_confounding(adata, registered_dosage(manager), names, batch_key)

@@ -12,7 +12,7 @@ from torch import nn
 
 from scvi_sams._compat import HostState
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.module.doses import HillDraws, add_gene_effects, additive_shift, padded_doses
+from scvi_sams.module.doses import HillDraws, add_gene_effects, additive_shift
 from scvi_sams.module.likelihood import observation_distribution, observation_log_likelihood
 from scvi_sams.module.networks import (
     ExpressionDecoder,
@@ -263,7 +263,8 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
     ) -> dict[str, Any]:
         return {
             "x": tensors[REGISTRY_KEYS.X_KEY],
-            **padded_doses(tensors[SAMS_REGISTRY_KEYS.PERTURBATION_KEY])._asdict(),
+            "perturbation": tensors[SAMS_REGISTRY_KEYS.PERTURBATION_KEY],
+            "dose": tensors[SAMS_REGISTRY_KEYS.DOSE_KEY],
             "library": tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY),
             **covariates_of(tensors),
         }
