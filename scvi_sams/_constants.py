@@ -9,10 +9,16 @@ __all__ = ["SAMS_REGISTRY_KEYS"]
 
 class _SAMSRegistryKeys(NamedTuple):
     PERTURBATION_KEY: str = "perturbation"
+    """Registry key, and key in every minibatch, of the perturbations of each cell by position.
+
+    Cells x K, with K the most of any cell; a cell with fewer has dose 0 of the first in the rest.
+    """
     DOSE_KEY: str = "dose"
-    """Registry key, and key in every minibatch, of the dosage matrix (cells x perturbations)."""
-    DOSAGE_OBSM_KEY: str = "_scvi_perturbation_dosage"
-    """Where `setup_anndata` writes the dosage matrix (CSR) in `adata.obsm`."""
+    """Registry key, and key in every minibatch, of their doses, cells x K."""
+    INDEX_OBSM_KEY: str = "_scvi_perturbation_index"
+    """Where `setup_anndata` writes the positions in `adata.obsm`."""
+    DOSE_OBSM_KEY: str = "_scvi_perturbation_dose"
+    """Where `setup_anndata` writes the doses in `adata.obsm`."""
     NONZERO_COUNTS_KEY: str = "nonzero_counts"
     """Key in a minibatch of the positions of counts that are not zero, cells x genes flattened."""
 

@@ -265,7 +265,41 @@ class Conditions:
         ['JAK2:0.5+KLF1:1', 'NT']
         """
         dosage, names = _read_matrix(matrix, perturbations, cells, source)
-        return cls._distinct(names, *_padded(dosage), as_labels(control), delimiter)
+        return cls.from_columns(*_padded(dosage), names, control, delimiter)
+
+    @classmethod
+    def from_columns(
+        cls,
+        index: NDArray[np.int32],
+        dose: NDArray[np.float32],
+        perturbations: Sequence[str],
+        control: object = None,
+        delimiter: str | None = "+",
+    ) -> Conditions:
+        """Read padded columns, as a screen has them registered.
+
+        Parameters
+        ----------
+        index, dose
+            Positions and doses of the perturbations of each cell, as the attributes of this class
+            have them of each condition, cells x K.
+        perturbations
+            Names of the perturbations.
+        control, delimiter
+            For the labels of conditions.
+
+        Returns
+        -------
+        Conditions
+            As of :meth:`from_labels`.
+
+        Examples
+        --------
+        >>> index, dose = np.array([[0, 1], [1, 0]]), np.array([[1.0, 2.0], [0.5, 0.0]])
+        >>> Conditions.from_columns(index, dose, ["A", "B"]).labels
+        ['A:1+B:2', 'B:0.5']
+        """
+        return cls._distinct(list(perturbations), index, dose, as_labels(control), delimiter)
 
     @classmethod
     def from_request(

@@ -1,4 +1,4 @@
-"""The registry field of the perturbations of a screen."""
+"""The registry fields of what cells received: perturbations by position, and their doses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scvi.data.fields import ObsmField
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed
-from scvi_sams.data.conditions import Conditions, as_labels, split_label
+from scvi_sams.data.conditions import Conditions, as_labels, padded_to_csr, split_label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,15 +22,22 @@ if TYPE_CHECKING:
     from scipy import sparse
     from scvi.data import AnnDataManager
 
-__all__ = ["PerturbationField", "registered_conditions", "registered_dosage"]
+__all__ = [
+    "DoseField",
+    "PerturbationField",
+    "add_dose_registry",
+    "registered_conditions",
+    "registered_dosage",
+]
 
 
 class PerturbationField(ObsmField):
-    """Registers what each cell received, as a dosage matrix with named columns.
+    """Registers what each cell received, by the positions of perturbations among their names.
 
-    Wherever the doses come from, the registered object is a CSR matrix (cells x perturbations,
-    float32) in `adata.obsm`. Its names go into the registry and so into saved models: on another
-    AnnData the doses are read again from there and brought into the order of the model's names.
+    Wherever the doses come from, two dense matrices of cells x K are written into `adata.obsm`,
+    with K the most perturbations of a cell: positions, registered here, and doses, registered by
+    :class:`DoseField`, which comes after. The names go into the registry and so into saved models:
+    on another AnnData the doses are read again and brought into the order of the model's names.
 
     Parameters
     ----------
@@ -59,12 +66,12 @@ class PerturbationField(ObsmField):
     >>> from scvi.data import AnnDataManager
     >>> obs = pd.DataFrame({"guide": ["NT", "A", "A", "A+B", "B"]}, index=list("abcde"))
     >>> adata = anndata.AnnData(obs=obs)
-    >>> manager = AnnDataManager([PerturbationField("guide", control="NT")])
+    >>> manager = AnnDataManager([PerturbationField("guide", control="NT"), DoseField()])
     >>> manager.register_fields(adata)
     >>> manager.get_state_registry("perturbation").column_names
     ('A', 'B')
-    >>> manager.summary_stats.n_perturbation
-    2
+    >>> registered_conditions(manager).labels
+    ['A', 'A+B', 'B', 'NT']
     """
 
     CONTROL_KEY = "control"
@@ -78,7 +85,7 @@ class PerturbationField(ObsmField):
         control: object = None,
         combination_delimiter: str | None = "+",
     ) -> None:
-        super().__init__(SAMS_REGISTRY_KEYS.PERTURBATION_KEY, SAMS_REGISTRY_KEYS.DOSAGE_OBSM_KEY)
+        super().__init__(SAMS_REGISTRY_KEYS.PERTURBATION_KEY, SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY)
         if perturbation_key is None and dosage_key is None:
             raise ScreenError(
                 "Say what each cell received: `perturbation_key` names a column of adata.obs with "
@@ -89,7 +96,8 @@ class PerturbationField(ObsmField):
                 "`perturbation_names_uns_key` names the columns of a dosage matrix, but with "
                 "`perturbation_key` the names come from the labels: leave one of the two out."
             )
-        if perturbation_key is None and dosage_key == self.attr_key:
+        written = {SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY, SAMS_REGISTRY_KEYS.DOSE_OBSM_KEY}
+        if perturbation_key is None and dosage_key in written:
             raise ScreenError(
                 f"adata.obsm[{dosage_key!r}] is where the registered doses are written: store "
                 "yours under another key."
@@ -129,7 +137,7 @@ class PerturbationField(ObsmField):
             )
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
-        """Write the doses into `adata.obsm`, and return their names for the registry.
+        """Write positions and doses into `adata.obsm`, and return names for the registry.
 
         Raises
         ------
@@ -144,15 +152,14 @@ class PerturbationField(ObsmField):
         self.validate_field(adata)
         conditions = self.read(adata)
         self._check_cells(conditions)
-        adata.obsm[self.attr_key] = conditions.cell_matrix
-        return self._state(conditions.perturbations)
+        return self._write(conditions, adata)
 
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
     ) -> dict[str, Any]:
-        """Write the doses of another AnnData into its `obsm`, in the order of the model's names.
+        """Write what the cells of another AnnData received, by the model's names.
 
-        A perturbation that it lacks becomes a column of zeros, and every cell may be a control.
+        It may lack perturbations, and every cell may be a control.
         With `extend_categories=True` in `kwargs`, which scvi-tools passes for a query, names that
         the model has not seen follow those that it has.
 
@@ -167,9 +174,7 @@ class PerturbationField(ObsmField):
         names = list(state_registry[self.COLUMN_NAMES_KEY])
         if kwargs.get("extend_categories", False):
             names += self.unknown_names(adata_target, names)
-        conditions = self.read(adata_target, names).align(names)
-        adata_target.obsm[self.attr_key] = conditions.cell_matrix
-        return self._state(names)
+        return self._write(self.read(adata_target, names).align(names), adata_target)
 
     def unknown_names(self, adata: AnnData, names: Sequence[str]) -> list[str]:
         """List perturbations of `adata` that are not among `names`."""
@@ -222,9 +227,11 @@ class PerturbationField(ObsmField):
             names,
         )
 
-    def _state(self, names: list[str]) -> dict[str, Any]:
+    def _write(self, conditions: Conditions, adata: AnnData) -> dict[str, Any]:
+        adata.obsm[SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY] = conditions.cell_index
+        adata.obsm[SAMS_REGISTRY_KEYS.DOSE_OBSM_KEY] = conditions.cell_dose
         return {
-            self.COLUMN_NAMES_KEY: names,
+            self.COLUMN_NAMES_KEY: conditions.perturbations,
             self.CONTROL_KEY: list(self.control),
             self.DELIMITER_KEY: self.combination_delimiter,
             "perturbation_key": self.perturbation_key,
@@ -259,12 +266,38 @@ class PerturbationField(ObsmField):
         warnings.warn(message, UserWarning, stacklevel=scvi.settings.warnings_stacklevel)
 
 
+class DoseField(ObsmField):
+    """Registers the doses that :class:`PerturbationField`, which comes before, has written."""
+
+    def __init__(self) -> None:
+        super().__init__(SAMS_REGISTRY_KEYS.DOSE_KEY, SAMS_REGISTRY_KEYS.DOSE_OBSM_KEY)
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Nothing but the place is registered."""
+        self.validate_field(adata)
+        return {}
+
+    def transfer_field(
+        self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As :meth:`register_field`."""
+        return self.register_field(adata_target)
+
+    def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, Any]:
+        """There are none."""
+        return {}
+
+    def view_state_registry(self, state_registry: dict[str, Any]) -> None:
+        """Nothing to see: the perturbations are named by :class:`PerturbationField`."""
+
+
 def registered_conditions(manager: AnnDataManager) -> Conditions:
     """What the cells of a registered AnnData received."""
     state = manager.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
-    return Conditions.from_matrix(
-        registered_dosage(manager),
-        state[PerturbationField.COLUMN_NAMES_KEY],
+    return Conditions.from_columns(
+        manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY),
+        manager.get_from_registry(SAMS_REGISTRY_KEYS.DOSE_KEY),
+        list(state[PerturbationField.COLUMN_NAMES_KEY]),
         state[PerturbationField.CONTROL_KEY],
         state[PerturbationField.DELIMITER_KEY],
     )
@@ -272,7 +305,21 @@ def registered_conditions(manager: AnnDataManager) -> Conditions:
 
 def registered_dosage(manager: AnnDataManager) -> sparse.csr_matrix:
     """Doses of the cells of a registered AnnData, cells x perturbations."""
-    return manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+    state = manager.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+    return padded_to_csr(
+        manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY),
+        manager.get_from_registry(SAMS_REGISTRY_KEYS.DOSE_KEY),
+        len(state[PerturbationField.COLUMN_NAMES_KEY]),
+    )
+
+
+def add_dose_registry(registry: dict[str, Any]) -> None:
+    """Let the registry of a model saved when doses were one sparse matrix name the doses too."""
+    field = DoseField()
+    registry["field_registries"].setdefault(
+        field.registry_key,
+        {"data_registry": field.get_data_registry(), "state_registry": {}, "summary_stats": {}},
+    )
 
 
 def _require(key: str | None, holder: Any, where: str, argument: str, hint: str = "") -> None:

@@ -189,11 +189,8 @@ def shuffled_pools(
             yield pool
 
 
-_DOSAGE = SAMS_REGISTRY_KEYS.PERTURBATION_KEY
-
-
 class HostCells(Dataset):
-    """Cells read from the AnnData, as scvi-tools does, but for doses that stay sparse.
+    """Cells read from the AnnData, as scvi-tools does.
 
     Parameters
     ----------
@@ -214,14 +211,10 @@ class HostCells(Dataset):
         data_and_attributes: list[str] | dict[str, Any] | None = None,
         load_sparse_tensor: bool = False,
     ) -> None:
-        types = _types(adata_manager, data_and_attributes)
         self.indices = np.asarray(indices)
         self._reads_in_order = reads_from_disk(adata_manager)  # HDF5 does, and scvi-tools sorts
-        self._dosage: sparse.csr_matrix | None = None
-        if types.pop(_DOSAGE, None) is not None:
-            self._dosage = adata_manager.get_from_registry(_DOSAGE)
-        self._others = adata_manager.create_torch_dataset(
-            data_and_attributes=types, load_sparse_tensor=load_sparse_tensor
+        self._cells = adata_manager.create_torch_dataset(
+            data_and_attributes=data_and_attributes, load_sparse_tensor=load_sparse_tensor
         )
 
     def __len__(self) -> int:
@@ -232,15 +225,7 @@ class HostCells(Dataset):
         index = self.indices[np.asarray(batch)]
         if self._reads_in_order:
             index = np.sort(index)
-        tensors = {key: torch.as_tensor(value) for key, value in self._others[index].items()}
-        if self._dosage is not None:
-            rows = self._dosage[index].tocoo()
-            tensors[_DOSAGE] = _sparse_tensor(
-                torch.from_numpy(np.stack([rows.row, rows.col]).astype(np.int64)),
-                torch.from_numpy(rows.data.astype(np.float32)),
-                rows.shape,
-            )
-        return tensors
+        return {key: torch.as_tensor(value) for key, value in self._cells[index].items()}
 
 
 class DeviceCells(Dataset):
@@ -292,12 +277,9 @@ class DeviceCells(Dataset):
     def required_bytes(adata_manager: AnnDataManager, indices: np.ndarray) -> int:
         """Memory that cells would take at most."""
         total = 0
-        for key, (values, _) in _registered(adata_manager, None).items():
+        for values, _ in _registered(adata_manager, None).values():
             as_sparse, as_table = compact_size(values, indices)
-            if as_sparse is not None and (key == _DOSAGE or as_sparse < as_table):
-                total += as_sparse
-            else:
-                total += as_table
+            total += as_table if as_sparse is None else min(as_sparse, as_table)
         return total
 
     def __getitem__(self, batch: Sequence[int]) -> dict[str, Tensor]:
@@ -376,7 +358,7 @@ class _CompactCells:
         self.tables: dict[str, Tensor] = {}
         self._types: dict[str, torch.dtype] = {}
         for key, (values, dtype) in registered.items():
-            kept = compact_rows(values, indices, device, True if key == _DOSAGE else None)
+            kept = compact_rows(values, indices, device)
             if isinstance(kept, CompactMatrix):
                 self.sparse[key] = kept
             else:
@@ -398,13 +380,6 @@ class _CompactCells:
                 tensors[key] = table.index_select(0, on_device).to(self._types[key])
         for key, matrix in self.sparse.items():
             rows = matrix.rows(index)
-            if key == _DOSAGE:
-                tensors[key] = _sparse_tensor(
-                    torch.stack([rows.row, rows.column]),
-                    rows.value,
-                    (len(index), matrix.n_columns),
-                )
-                continue
             tensors[key], position = to_dense(rows, len(index), matrix.n_columns)
             if key == REGISTRY_KEYS.X_KEY and self.nonzero_counts:
                 tensors[SAMS_REGISTRY_KEYS.NONZERO_COUNTS_KEY] = position
@@ -466,12 +441,6 @@ def _registered(
             values = values.reshape(len(values), -1)
         registered[key] = values, torch.from_numpy(np.zeros(0, dtype)).dtype
     return registered
-
-
-def _sparse_tensor(position: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    return torch.sparse_coo_tensor(
-        position, values, shape, check_invariants=False, is_coalesced=True
-    )
 
 
 class OrderedAnnDataLoader(DataLoader):

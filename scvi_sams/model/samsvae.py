@@ -32,7 +32,7 @@ from scvi_sams.data import (
     check_features,
     check_size_factor,
 )
-from scvi_sams.data.field import registered_dosage
+from scvi_sams.data.field import DoseField, add_dose_registry, registered_dosage
 from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model.counterfactual import draw_cells
 from scvi_sams.model.prediction import average_treatment_effect, effect_scale, predict
@@ -308,10 +308,13 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
             perturbations,
+            DoseField(),
         ]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        if (source := kwargs.get("source_registry")) is not None:
+            add_dose_registry(source)
         manager.register_fields(adata, **kwargs)
-        if kwargs.get("source_registry") is None:  # a screen of its own, not a query
+        if source is None:  # a screen of its own, not a query
             key = SAMS_REGISTRY_KEYS.PERTURBATION_KEY
             names = manager.get_state_registry(key).column_names
             check_confounding(adata, registered_dosage(manager), names, batch_key)

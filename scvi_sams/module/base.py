@@ -12,13 +12,7 @@ from torch import nn
 
 from scvi_sams._compat import HostState
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.module.doses import (
-    Doses,
-    HillDraws,
-    add_gene_effects,
-    additive_shift,
-    padded_doses,
-)
+from scvi_sams.module.doses import HillDraws, add_gene_effects, additive_shift
 from scvi_sams.module.likelihood import observation_distribution, observation_log_likelihood
 from scvi_sams.module.networks import (
     ExpressionDecoder,
@@ -268,12 +262,10 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
     def _get_inference_input(
         self, tensors: dict[str, Tensor], full_forward_pass: bool = False
     ) -> dict[str, Any]:
-        given = tensors[SAMS_REGISTRY_KEYS.PERTURBATION_KEY]
-        dose = tensors.get(SAMS_REGISTRY_KEYS.DOSE_KEY)
-        doses = padded_doses(given) if dose is None else Doses(given, dose)
         return {
             "x": tensors[REGISTRY_KEYS.X_KEY],
-            **doses._asdict(),
+            "perturbation": tensors[SAMS_REGISTRY_KEYS.PERTURBATION_KEY],
+            "dose": tensors[SAMS_REGISTRY_KEYS.DOSE_KEY],
             "library": tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY),
             **covariates_of(tensors),
         }

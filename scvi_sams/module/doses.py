@@ -285,13 +285,3 @@ def add_gene_effects(logits: Tensor, effects: GeneEffects) -> Tensor:
     shape = (*logits.shape[:-1], effects.gene.shape[-1])
     value = effects.value.to(logits.dtype).expand(shape)
     return logits.scatter_add(-1, effects.gene.expand(shape), value)
-
-
-def padded_doses(dosage: Tensor) -> Doses:
-    """Doses of a dosage matrix, until the loaders give them so."""
-    dense = dosage if dosage.layout == torch.strided else dosage.to_dense()
-    present = dense > 0
-    n_columns = max(1, int(present.sum(1).max()))
-    perturbation = torch.argsort((~present).to(torch.int8), dim=1, stable=True)[:, :n_columns]
-    dose = dense.gather(1, perturbation)
-    return Doses(torch.where(dose > 0, perturbation, 0), dose)

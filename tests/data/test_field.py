@@ -14,8 +14,15 @@ from scvi.data.fields import LayerField, NumericalObsField
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, UnknownPerturbationError
 from scvi_sams.data import PerturbationField
+from scvi_sams.data.field import (
+    DoseField,
+    add_dose_registry,
+    registered_conditions,
+    registered_dosage,
+)
 
-KEY, OBSM_KEY = SAMS_REGISTRY_KEYS.PERTURBATION_KEY, SAMS_REGISTRY_KEYS.DOSAGE_OBSM_KEY
+KEY, OBSM_KEY = SAMS_REGISTRY_KEYS.PERTURBATION_KEY, SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY
+DOSE_KEY, DOSE_OBSM_KEY = SAMS_REGISTRY_KEYS.DOSE_KEY, SAMS_REGISTRY_KEYS.DOSE_OBSM_KEY
 LABELS = ["NT", "A", "B", "A+B", "C", "C", "B", "NT+A"]
 NAMES = ["A", "B", "C"]
 DOSES = np.array(
@@ -37,8 +44,8 @@ def _adata(labels=LABELS, matrix=None, names=None):
 
 
 def _register(adata, *args, source_registry=None, **kwargs):
-    fields = [LayerField("X", None, is_count_data=False), PerturbationField(*args, **kwargs)]
-    manager = AnnDataManager(fields)
+    counts = LayerField("X", None, is_count_data=False)
+    manager = AnnDataManager([counts, PerturbationField(*args, **kwargs), DoseField()])
     manager.register_fields(adata, source_registry)
     return manager
 
@@ -48,7 +55,12 @@ def _by_label(adata=None, **kwargs):
 
 
 def _registered(manager):
-    matrix = manager.get_from_registry(KEY)
+    matrix = registered_dosage(manager)
+    index, dose = manager.get_from_registry(KEY), manager.get_from_registry(DOSE_KEY)
+    assert (index.dtype, dose.dtype) == (np.int32, np.float32)
+    assert index.shape == dose.shape == (matrix.shape[0], max(1, np.diff(matrix.indptr).max()))
+    conditions = registered_conditions(manager)
+    np.testing.assert_array_equal(conditions.cell_matrix.toarray(), matrix.toarray())
     assert type(matrix) is sparse.csr_matrix
     assert matrix.dtype == np.float32
     return matrix.toarray()
@@ -64,6 +76,10 @@ class TestRegister:
         np.testing.assert_array_equal(_registered(manager), DOSES)
         assert manager.summary_stats.n_perturbation == 3
         assert dict(manager.data_registry[KEY]) == {"attr_name": "obsm", "attr_key": OBSM_KEY}
+        assert dict(manager.data_registry[DOSE_KEY]) == {
+            "attr_name": "obsm",
+            "attr_key": DOSE_OBSM_KEY,
+        }
         state = manager.registry["field_registries"][KEY]["state_registry"]
         assert state == {
             "column_names": NAMES,
@@ -107,13 +123,11 @@ class TestRegister:
         assert _names(manager) == NAMES
 
     @pytest.mark.filterwarnings("ignore:Sparse", "ignore:.*invariant checks")
-    def test_loads_dense_and_sparse(self):
-        manager = _by_label()
-        batch = manager.create_torch_dataset()[[3, 0]]
-        np.testing.assert_array_equal(batch[KEY], DOSES[[3, 0]])
-        assert batch[KEY].dtype == np.float32
-        batch = manager.create_torch_dataset(load_sparse_tensor=True)[[3, 0]]
-        np.testing.assert_array_equal(batch[KEY].to_dense().numpy(), DOSES[[3, 0]])
+    @pytest.mark.parametrize("as_sparse_tensors", [False, True])
+    def test_loads_as_any_table(self, as_sparse_tensors):
+        batch = _by_label().create_torch_dataset(load_sparse_tensor=as_sparse_tensors)[[3, 0]]
+        np.testing.assert_array_equal(batch[KEY], [[0, 1], [0, 0]])
+        np.testing.assert_array_equal(batch[DOSE_KEY], [[1, 1], [0, 0]])
 
     def test_one_perturbation_is_silent(self):
         with warnings.catch_warnings():
@@ -149,6 +163,7 @@ class TestRegister:
     def test_table_of_the_registry(self):
         field = PerturbationField("guide", control="NT")
         assert field.view_state_registry(field.register_field(_adata())).row_count == 3
+        _by_label().view_registry()
 
 
 class TestArguments:
@@ -161,6 +176,7 @@ class TestArguments:
                 "leave one of the two out",
             ),
             ({"dosage_key": OBSM_KEY}, f"'{OBSM_KEY}'.*another key"),
+            ({"dosage_key": DOSE_OBSM_KEY}, f"'{DOSE_OBSM_KEY}'.*another key"),
         ],
     )
     def test_refused(self, arguments, message):
@@ -247,9 +263,13 @@ class TestTransfer:
         with pytest.raises(ScreenError, match=r"adata\.obs has no 'guide'.*it holds nothing"):
             _by_label().transfer_fields(query)
 
-    def test_saved_registry(self):
+    @pytest.mark.parametrize("of_sparse_matrix", [False, True])
+    def test_saved_registry(self, of_sparse_matrix):
         adata = _adata()
         registry = pickle.loads(pickle.dumps(_by_label(adata).registry))
+        if of_sparse_matrix:  # a model of version 0.1.0
+            del registry["field_registries"][DOSE_KEY]
+            add_dose_registry(registry)
         manager = _by_label(_adata(["B", "A", "NT"]), source_registry=registry)
         np.testing.assert_array_equal(_registered(manager), DOSES[[2, 1, 0]])
         assert _names(manager) == NAMES
@@ -353,7 +373,8 @@ class TestFiles:
         for manager in (_by_label(read), source.transfer_fields(read)):
             np.testing.assert_array_equal(_registered(manager), DOSES)
             batch = manager.create_torch_dataset()[[0, 3]]
-            np.testing.assert_array_equal(batch[KEY], DOSES[[0, 3]])
+            np.testing.assert_array_equal(batch[KEY], [[0, 0], [0, 1]])
+            np.testing.assert_array_equal(batch[DOSE_KEY], [[0, 0], [1, 1]])
 
     def test_h5ad_with_frame(self, tmp_path):
         _adata(matrix=DOSES, names=NAMES).write_h5ad(tmp_path / "screen.h5ad")

@@ -8,7 +8,6 @@ import anndata
 import numpy as np
 import pytest
 import scvi
-import torch
 
 from scvi_sams import SAMSVAE
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
@@ -77,14 +76,13 @@ def test_likelihood(in_memory, on_disk):
     assert len(set(bounds[0])) == 4
 
 
-def test_doses_stay_sparse(in_memory, on_disk):
+def test_what_cells_received(in_memory, on_disk):
     for model in (in_memory, on_disk):
         indices = [9, 2, 300]
         (batch,) = model._make_data_loader(model.adata, indices=indices)
-        doses = batch[SAMS_REGISTRY_KEYS.PERTURBATION_KEY]
-        assert doses.layout == torch.sparse_coo
-        expected = in_memory.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
-        np.testing.assert_array_equal(doses.to_dense(), expected[indices].toarray())
+        for key in (SAMS_REGISTRY_KEYS.PERTURBATION_KEY, SAMS_REGISTRY_KEYS.DOSE_KEY):
+            expected = in_memory.adata_manager.get_from_registry(key)
+            np.testing.assert_array_equal(batch[key], expected[indices])
 
 
 def test_reads_few_pieces(on_disk, monkeypatch):

@@ -7,7 +7,7 @@ from scipy import sparse
 
 import scvi_sams
 from scvi_sams import SAMSVAE, ScreenError
-from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams.data.field import registered_dosage
 
 from .conftest import QUIET, SETUP, SIZE, add_covariates, fit
 
@@ -21,8 +21,7 @@ def _dosage(adata) -> pd.DataFrame:
 
 def _inputs(adata):
     model = SAMSVAE(adata, **SIZE)
-    tensors = next(iter(model._make_data_loader(adata, batch_size=adata.n_obs)))
-    return model.perturbation_names, tensors[SAMS_REGISTRY_KEYS.PERTURBATION_KEY].to_dense()
+    return model.perturbation_names, registered_dosage(model.adata_manager).toarray()
 
 
 class TestInputs:
