@@ -12,8 +12,10 @@ __all__ = [
     "ScreenError",
     "TrainingDivergedError",
     "UnknownPerturbationError",
+    "counted",
     "listed",
     "nearest",
+    "printable",
     "unknown_perturbations",
 ]
 
@@ -22,7 +24,7 @@ class ScreenError(ValueError):
     """The AnnData, or an argument that describes it, cannot be used as it is.
 
     The message names the culprit (cell, gene, perturbation, argument) and the mend. The command
-    line prints it as one line; everything else that is raised is a bug of the package.
+    line prints it as one line.
     """
 
 
@@ -45,6 +47,31 @@ def listed(items: Iterable[object], limit: int = 5) -> str:
     items = list(items)
     shown = ", ".join(repr(str(item)) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, whose plural takes an s.
+
+    Examples
+    --------
+    >>> counted(1, "latent"), counted(1_200, "gene")
+    ('1 latent', '1,200 genes')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def printable(text: object) -> str:
+    r"""Text from data without characters that move a cursor, colour a terminal or end a line.
+
+    Examples
+    --------
+    >>> print(printable("red\x1b[31m"))
+    red\x1b[31m
+    """
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode()
+        for each in str(text)
+    )
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:

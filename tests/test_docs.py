@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import scvi_sams
-from scvi_sams.cli._parser import build_parser
+from scvi_sams.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

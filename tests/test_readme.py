@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scvi_sams.cli import main
-from scvi_sams.cli._parser import build_parser
+from scvi_sams.cli import build_parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

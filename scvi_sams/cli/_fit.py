@@ -6,6 +6,7 @@ __all__ = ["fit"]
 
 import json
 import platform
+import signal
 import sys
 import time
 from contextlib import redirect_stdout
@@ -18,34 +19,33 @@ import numpy as np
 import pandas as pd
 import scvi
 import torch
-from rich.console import Console
+from lightning.pytorch.callbacks import Callback
 
-import scvi_sams
-from scvi_sams.cli._errors import CommandError
-from scvi_sams.cli._held_out import MIN_CELLS, held_out_conditions
+from scvi_sams._exceptions import counted
+from scvi_sams.cli._console import CommandError, Progress, say
 from scvi_sams.cli._output import staged_folder
-from scvi_sams.cli._progress import EpochLines
-from scvi_sams.cli._report import (
+from scvi_sams.cli._report import guard_tables, print_report, write_figures, write_scorecard
+from scvi_sams.cli._screen import (
     CONDITION,
     CONTROL,
-    print_report,
-    write_figures,
-    write_scorecard,
-)
-from scvi_sams.cli._screen import (
-    condition_labels,
+    MIN_CELLS,
     held_out_cells,
+    make_model,
     read_screen,
-    setup_arguments,
 )
+from scvi_sams.data.field import registered_conditions
 from scvi_sams.evaluation import effect_correlation, observed_effects, scorecard
 
 if TYPE_CHECKING:
     import argparse
 
+    from lightning.pytorch import Trainer
     from numpy.typing import NDArray
 
+    from scvi_sams.model import CPAVAE, SAMSVAE
+
 _MAX_SCORED_CELLS = 5_000  # the mean over them is good to a fraction of a nat
+_N_LINES = 10  # of progress in a log, where a bar that redraws itself would fill the disk
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -57,6 +57,8 @@ def fit(args: argparse.Namespace) -> None:
         If the screen or an argument cannot be used.
     TrainingDivergedError
         If training diverged.
+    KeyboardInterrupt
+        If Ctrl-C came. What was learned is in the folder that the notes of the error name.
     """
     started = time.perf_counter()
     if args.accelerator == "gpu" and not torch.cuda.is_available():
@@ -64,88 +66,65 @@ def fit(args: argparse.Namespace) -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     scvi.settings.seed = args.seed
-    console = Console(stderr=True, highlight=False)
-    interactive = sys.stderr.isatty()
-    scvi.settings.progress_bar_style = "tqdm" if interactive else "rich"  # rich: quiet in a log
-
-    # The progress bars of scvi-tools go to stdout, which is for the report.
-    with staged_folder(args.output, args.overwrite) as folder, redirect_stdout(sys.stderr):
+    with staged_folder(args.output, args.overwrite) as folder, redirect_stdout(Progress()):
         adata = read_screen(args)
-        scvi_sams.SAMSVAE.setup_anndata(adata, **setup_arguments(args, adata))
-        options = {} if args.n_latent is None else {"n_latent": args.n_latent}
-        model = scvi_sams.SAMSVAE(adata, **options)
-        labels, doses = condition_labels(model, args)
-        held_out = held_out_cells(labels, args.held_out_fraction, np.random.default_rng(args.seed))
-        if args.held_out_fraction > 0 and not held_out.any():
-            raise CommandError(
-                f"--held-out-fraction {args.held_out_fraction:g} of {adata.n_obs} cells is none; "
-                "raise it, or set it to 0"
-            )
-        conditions = held_out_conditions(labels, doses, model.perturbation_names, args)
-        held_out |= labels.isin(conditions)
-        if conditions and not (~held_out & labels.isna()).any():
-            raise CommandError("--held-out-conditions: scores need control cells to train on")
-        console.print(
-            f"{adata.n_obs:,} cells x {adata.n_vars:,} genes, "
-            f"{len(model.perturbation_names):,} perturbations, "
-            f"{len(labels.categories):,} conditions; {held_out.sum():,} cells held out"
+        model = make_model(adata, args)
+        conditions = registered_conditions(model.adata_manager)
+        held_out, whole = held_out_cells(conditions, args)
+        say(
+            f"{counted(adata.n_obs, 'cell')} x {counted(adata.n_vars, 'gene')}, "
+            f"{counted(len(model.perturbation_names), 'perturbation')}, "
+            f"{counted((~conditions.is_control).sum(), 'condition')}; "
+            f"{counted(held_out.sum(), 'cell')} held out"
         )
-
         trained = time.perf_counter()
-        nobody = np.array([], dtype=int)
-        model.train(
-            max_epochs=args.max_epochs,
-            accelerator=args.accelerator,
-            enable_progress_bar=interactive,
-            callbacks=[] if interactive else [EpochLines(console)],
-            datasplitter_kwargs={
-                "external_indexing": [
-                    np.flatnonzero(~held_out),
-                    nobody,
-                    np.flatnonzero(held_out),
-                ]
-            },
-        )
+        _train(model, held_out, args, folder)
         training_seconds = time.perf_counter() - trained
-        # At once: whatever fails from here on, the model is there.
-        model.save(str(folder / "model"))
 
-        console.print("Reading out masks, effects and latents")
-        model.get_perturbation_mask().to_csv(folder / "masks.csv")
-        model.get_perturbation_effect().to_csv(folder / "effects.csv")
-        ate = model.get_average_treatment_effect(doses)
+        say("Reading out masks, effects and latents")
+        effect = model.get_perturbation_effect()
+        effect.to_csv(folder / "effects.csv")
+        mask = effect * 0.0 + 1.0  # of CPAVAE
+        if args.model == "samsvae":
+            mask = model.get_perturbation_mask()
+            mask.to_csv(folder / "masks.csv")
+        if model.module.direct_effects is not None:
+            model.get_direct_effect().to_csv(folder / "direct_effects.csv")
+        ate = model.get_average_treatment_effect(conditions.matrix[~conditions.is_control])
         ate.write_h5ad(folder / "ate.h5ad")
-        adata.obs[CONDITION] = labels.add_categories(CONTROL).fillna(CONTROL)
-        latent = _latent(model, adata, held_out)
+        latent = _latent(model, adata, held_out, effect.columns)
         latent.write_h5ad(folder / "latent.h5ad")
 
-        console.print("Scoring held-out cells")
+        say("Scoring held-out cells")
         measured = {
             name: _observed_effects(adata[cells], args)
             for name, cells in (("training", ~held_out), ("held out", held_out))
         }
         scores = _scores(model, held_out, ate, measured)
+        names = [conditions.labels[code] for code in whole]
         verdict = []
-        if conditions:
+        if names:
             card = scorecard(
                 model,
                 test_indices=np.flatnonzero(held_out),
-                conditions=conditions,
+                conditions=names,
                 min_cells=MIN_CELLS,
                 seed=args.seed,
             )
             write_scorecard(folder, card)
             verdict = list(card.verdict)
-        console.print("Drawing")
-        write_figures(folder, model, latent, ate, measured)
-        active = model.get_perturbation_mask() > 0.5
+        say("Drawing")
+        write_figures(folder, model.history, mask, effect, latent, ate, measured)
+        guard_tables(folder)
+        active = mask > 0.5
         summary = {
             **scores,
+            "model": args.model,
             "n_cells": adata.n_obs,
             "n_held_out_cells": int(held_out.sum()),
             "n_genes": adata.n_vars,
-            "n_conditions": len(labels.categories),
-            "held_out_conditions": conditions,
+            "n_conditions": int((~conditions.is_control).sum()),
+            "held_out_conditions": names,
             "scorecard_verdict": verdict,
             "n_perturbations": len(model.perturbation_names),
             "n_active_perturbations": int(active.any(axis=1).sum()),
@@ -161,12 +140,67 @@ def fit(args: argparse.Namespace) -> None:
                 for name, value in vars(args).items()
             },
         }
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print_report(model, ate, summary, args.output)
+        text = json.dumps(summary, indent=2)
+        (folder / "summary.json").write_text(f"{text}\n")
+    if args.json:
+        print(text)
+    else:
+        print_report(mask, effect, ate, summary, args.output)
+
+
+class _Training(Callback):
+    """Stop at Ctrl-C with what was learned, and say a line after every tenth of the epochs."""
+
+    def __init__(self, says_epochs: bool) -> None:
+        self.says_epochs = says_epochs
+        self.stopped_in: str | None = None
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Take over Ctrl-C; the second one is not held up."""
+
+        def stop(*_: object) -> None:
+            signal.signal(signal.SIGINT, self.before)
+            self.stopped_in = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+            trainer.should_stop = True
+
+        self.before = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, stop)
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Give Ctrl-C back."""
+        signal.signal(signal.SIGINT, self.before)
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Say the epoch, if its turn has come."""
+        n_epochs, done = trainer.max_epochs or 1, trainer.current_epoch + 1
+        if self.says_epochs and done * _N_LINES // n_epochs > (done - 1) * _N_LINES // n_epochs:
+            say(f"Training: epoch {done} of {n_epochs}")
+
+
+def _train(
+    model: SAMSVAE | CPAVAE, held_out: NDArray[np.bool_], args: argparse.Namespace, folder: Path
+) -> None:
+    """Train and save the model at once: whatever fails from here on, it is there."""
+    interactive = sys.stderr.isatty()
+    scvi.settings.progress_bar_style = "tqdm" if interactive else "rich"  # rich: quiet in a log
+    training = _Training(says_epochs=not interactive)
+    nobody = np.array([], dtype=int)
+    model.train(
+        max_epochs=args.max_epochs,
+        accelerator=args.accelerator,
+        enable_progress_bar=interactive,
+        callbacks=[training],
+        datasplitter_kwargs={
+            "external_indexing": [np.flatnonzero(~held_out), nobody, np.flatnonzero(held_out)]
+        },
+    )
+    model.save(str(folder / "model"))
+    if training.stopped_in is not None:
+        raise KeyboardInterrupt(f"interrupted in {training.stopped_in}")
 
 
 def _latent(
-    model: scvi_sams.SAMSVAE, adata: ad.AnnData, held_out: NDArray[np.bool_]
+    model: SAMSVAE | CPAVAE, adata: ad.AnnData, held_out: NDArray[np.bool_], names: pd.Index
 ) -> ad.AnnData:
     """Latent states (cells x latents) with the cells' annotation, and the basal states."""
     obs = adata.obs.loc[:, [not str(column).startswith("_scvi") for column in adata.obs]].copy()
@@ -174,7 +208,7 @@ def _latent(
     return ad.AnnData(
         model.get_latent_representation(),
         obs=obs,
-        var=pd.DataFrame(index=model.get_perturbation_mask().columns),
+        var=pd.DataFrame(index=names),
         layers={"basal": model.get_latent_representation(representation="basal")},
     )
 
@@ -195,7 +229,7 @@ def _observed_effects(adata: ad.AnnData, args: argparse.Namespace) -> ad.AnnData
 
 
 def _scores(
-    model: scvi_sams.SAMSVAE,
+    model: SAMSVAE | CPAVAE,
     held_out: NDArray[np.bool_],
     ate: ad.AnnData,
     measured: dict[str, ad.AnnData | None],

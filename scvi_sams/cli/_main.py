@@ -1,26 +1,30 @@
-"""Entry point: run a command, and turn what went wrong into one line and an exit code."""
+"""Entry point: run a command, and turn what went wrong into one line and an exit status."""
 
 from __future__ import annotations
 
 __all__ = ["main"]
 
+import errno
 import logging
+import signal
 import sys
+import threading
+import traceback
 import warnings
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from scvi_sams._exceptions import ScreenError, TrainingDivergedError
-from scvi_sams.cli._errors import CommandError, one_line
-from scvi_sams.cli._fit import fit
-from scvi_sams.cli._parser import build_parser
-from scvi_sams.cli._predict import predict
+from scvi_sams.cli._console import CommandError, one_line
+from scvi_sams.cli._output import check_file, check_folder
+from scvi_sams.cli._parser import SIMULATED, build_parser
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-_COMMANDS = {"fit": fit, "predict": predict}
-_FAILED, _INTERRUPTED = 1, 130
+_FAILED, _INTERRUPTED, _TERMINATED = 1, 130, 143  # the latter as a shell has them, 128 + signal
 
 _NOTHING_TO_MEND = (
     # A small screen has fewer batches in an epoch than scvi-tools has Lightning log by.
@@ -35,6 +39,10 @@ _NOTHING_TO_MEND = (
 """Warnings about how libraries work with this one: what they begin with, and whose they are."""
 
 
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``scvi-sams``.
 
@@ -45,12 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    Exit code: 0, 1 if the input cannot be used or training diverged, 130 if interrupted.
+    int
+        Exit status: 0; 1 if the input cannot be used or something failed; 130 if interrupted,
+        143 if terminated.
 
     Raises
     ------
     SystemExit
-        With code 2 for arguments that do not parse; with 0 after ``--help`` and ``--version``.
+        With status 2 for arguments that do not parse; with 0 after ``--help`` and ``--version``.
 
     Examples
     --------
@@ -58,27 +68,90 @@ def main(arguments: Sequence[str] | None = None) -> int:
     >>> main(["predict", "no_such_folder", "--conditions", "KLF1", "-o", "cells.h5ad"])
     1
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show stops nothing
+            stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(arguments)
-    with warnings.catch_warnings():
-        _quieten_libraries()
-        return _run(args)
-
-
-def _run(args: argparse.Namespace) -> int:
+    status, message = 0, ""
     try:
-        _COMMANDS[args.command](args)
-    except KeyboardInterrupt as interrupt:
-        _print_line("error", interrupt, "interrupted")
-        return _INTERRUPTED
-    except (CommandError, ScreenError, TrainingDivergedError, OSError) as error:
-        _print_line("error", error)
-        return _FAILED
-    return 0
+        with _signals(), warnings.catch_warnings():
+            _quieten_libraries()
+            _run(args)
+    except _Terminated as error:
+        status, message = _TERMINATED, _with_notes("terminated", error)
+    except KeyboardInterrupt as error:
+        status, message = _INTERRUPTED, _with_notes(str(error) or "interrupted", error)
+    except SystemExit as error:  # of Lightning, that was interrupted a second time
+        status, message = _INTERRUPTED, _with_notes("interrupted", error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, a user sees one line
+        status, message = _FAILED, _with_notes(_cause(error), error)
+        if args.debug:
+            traceback.print_exc()
+    if message:
+        print(one_line("error", message), file=sys.stderr)
+    return status
 
 
-def _print_line(kind: str, error: BaseException, message: str | None = None) -> None:
-    parts = [message or str(error), *getattr(error, "__notes__", ())]
-    print(one_line(kind, "; ".join(parts)), file=sys.stderr)
+def _run(args: argparse.Namespace) -> None:
+    """Check what needs no library, then import those that the command needs."""
+    if args.command == "fit":
+        files = [] if args.screen == SIMULATED else [(args.screen, f" or '{SIMULATED}'")]
+        if args.targets is not None:
+            files.append((args.targets, " of --targets"))
+        for file, role in files:
+            if not Path(file).is_file():
+                kind = "a .csv file" if file == args.targets else "an .h5ad file"
+                raise CommandError(f"there is no file {file}; give {kind}{role}")
+        check_folder(args.output, args.overwrite)
+        from scvi_sams.cli._fit import fit as command
+    else:
+        if not (args.model / "model" / "model.pt").is_file():
+            raise CommandError(f"there is no model in {args.model}; give a folder that fit wrote")
+        check_file(args.output, args.overwrite)
+        from scvi_sams.cli._predict import predict as command
+    for library in ("lightning.pytorch", "lightning.fabric", "scvi"):
+        logging.getLogger(library).setLevel(logging.ERROR)  # now that the libraries have set it
+    command(args)
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong and what may mend it."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, CommandError | ScreenError | TrainingDivergedError):
+        return text
+    if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+        return f"out of memory ({text}); use fewer cells, genes or latents, or a larger machine"
+    if "No space left" in text or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({text}); free some space or choose another -o"
+    if isinstance(error, OSError):
+        return text
+    return (
+        f"{type(error).__name__}: {text}; --debug shows where. If the input is right, please "
+        "report this"
+    )
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    return "; ".join([message, *getattr(error, "__notes__", ())])
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Raise at SIGTERM; leave the handlers as they were."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread may have handlers
+        return
+
+    def terminate(*_: object) -> NoReturn:
+        raise _Terminated
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _quieten_libraries() -> None:
@@ -94,5 +167,3 @@ def _quieten_libraries() -> None:
         print(one_line("warning", str(message)), file=sys.stderr)
 
     warnings.showwarning = show
-    for library in ("lightning.pytorch", "lightning.fabric", "scvi"):
-        logging.getLogger(library).setLevel(logging.ERROR)

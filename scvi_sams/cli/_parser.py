@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["build_parser"]
+__all__ = ["SIMULATED", "build_parser"]
 
 import argparse
 import sys
@@ -10,10 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from scvi_sams.cli._errors import PROGRAM, one_line
+from scvi_sams.cli._console import PROGRAM, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+SIMULATED = "simulated"
+"""A screen that needs no file."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,7 +28,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands; the parsed ``command`` is ``"fit"`` or ``"predict"``."""
+    """Build the parser of all commands.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+        A parser whose ``command`` is ``"fit"`` or ``"predict"``.
+
+    Examples
+    --------
+    >>> from scvi_sams.cli import build_parser
+    >>> build_parser().parse_args(["fit", "simulated", "-o", "results"]).command
+    'fit'
+    """
     parser = _Parser(
         prog=PROGRAM,
         description="Sparse additive mechanism shift VAE for Perturb-seq screens.",
@@ -57,6 +72,9 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         help="an .h5ad file with counts, or 'simulated' for a small screen with known effects",
     )
     _add_output(parser, "folder to write to", "OUT")
+    parser.add_argument(
+        "--json", action="store_true", help="print the summary as JSON in place of the report"
+    )
 
     screen = parser.add_argument_group("what the file holds")
     screen.add_argument(
@@ -67,9 +85,12 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     )
     screen.add_argument("--combination-delimiter", default="+", metavar="TEXT", help="default: +")
     screen.add_argument(
-        "--dosage-key",
+        "--dosage-key", metavar="COLUMN", help="obs column of doses, beside --perturbation-key"
+    )
+    screen.add_argument(
+        "--dosage-obsm",
         metavar="KEY",
-        help="obs column of doses; without --perturbation-key, obsm key of a dosage matrix",
+        help="obsm key of a matrix of doses, cells x perturbations, in place of labels",
     )
     screen.add_argument("--batch-key", metavar="COLUMN", help="obs column of batches")
     screen.add_argument("--layer", metavar="LAYER", help="layer of the counts; default: X")
@@ -81,11 +102,30 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     )
 
     training = parser.add_argument_group("training")
+    training.add_argument(
+        "--model",
+        default="samsvae",
+        choices=("samsvae", "cpavae"),
+        help="with masks or without; default: samsvae",
+    )
     training.add_argument("--n-latent", type=_positive(int), metavar="N", help="latent dimensions")
+    training.add_argument(
+        "--mask-evidence-cells",
+        type=_positive(float),
+        metavar="N",
+        help="cells at which the evidence for a mask saturates; fewer give cleaner masks; "
+        "default: 30",
+    )
+    training.add_argument(
+        "--targets",
+        metavar="FILE.csv",
+        help="columns perturbation and gene: the gene that each changes directly; default: the "
+        "gene of the same name",
+    )
     training.add_argument(
         "--max-epochs", type=_positive(int), metavar="N", help="default: by the number of cells"
     )
-    training.add_argument("--seed", type=int, default=0, help="default: 0")
+    training.add_argument("--seed", type=_seed, default=0, help="default: 0")
     training.add_argument(
         "--held-out-fraction",
         type=_fraction,
@@ -129,12 +169,15 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         metavar="L",
         help="of every cell; default: library sizes as among controls",
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--seed", type=_seed, default=0, help="default: 0")
 
 
 def _add_output(parser: argparse.ArgumentParser, help: str, metavar: str) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=help)
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what this program wrote there"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -148,6 +191,13 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     return parse
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:  # what numpy takes
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and below 2**32")
+    return value
+
+
 def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
@@ -155,4 +205,4 @@ def _fraction(text: str) -> float:
     return value
 
 
-_fraction.__name__ = "number"
+_seed.__name__, _fraction.__name__ = "int", "number"  # as argparse calls them

@@ -7,14 +7,17 @@ __all__ = ["predict"]
 from typing import TYPE_CHECKING
 
 import scvi
-from rich.console import Console
 
 import scvi_sams
-from scvi_sams.cli._errors import CommandError
+from scvi_sams._exceptions import counted
+from scvi_sams.cli._console import CommandError
 from scvi_sams.cli._output import staged_file
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
+
+    from scvi_sams.model import CPAVAE, SAMSVAE
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -23,15 +26,12 @@ def predict(args: argparse.Namespace) -> None:
     Raises
     ------
     CommandError
-        If there is no model in the folder.
+        If the model cannot be read.
     UnknownPerturbationError
         If a condition names a perturbation that the model has not seen.
     """
-    folder = args.model / "model"
-    if not (folder / "model.pt").is_file():
-        raise CommandError(f"there is no model in {args.model}; give a folder that fit wrote")
+    model = _load(args.model / "model")
     with staged_file(args.output, args.overwrite) as path:
-        model = scvi_sams.SAMSVAE.load(str(folder), adata=False)
         scvi.settings.seed = args.seed
         cells = model.predict(
             args.conditions,
@@ -40,8 +40,25 @@ def predict(args: argparse.Namespace) -> None:
             library_size=args.library_size,
         )
         cells.write_h5ad(path)
-    Console(highlight=False).print(
-        f"{cells.n_obs:,} cells x {cells.n_vars:,} genes, {args.n_samples:,} of each of "
-        f"{len(args.conditions):,} conditions, are in {args.output}",
-        soft_wrap=True,
+    print(
+        f"{counted(cells.n_obs, 'cell')} x {counted(cells.n_vars, 'gene')}, "
+        f"{args.n_samples:,} of each of {counted(len(args.conditions), 'condition')}, are in "
+        f"{args.output}"
+    )
+
+
+def _load(folder: Path) -> SAMSVAE | CPAVAE:
+    classes = {each.__name__: each for each in (scvi_sams.SAMSVAE, scvi_sams.CPAVAE)}
+    try:
+        name = scvi_sams.SAMSVAE.load_registry(str(folder))["model_name"]
+        if name in classes:
+            return classes[name].load(str(folder), adata=False)
+        cause = f"it is a {name}"
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a file of something else may raise anything
+        cause = f"{type(error).__name__}: {error}"
+    raise CommandError(
+        f"{folder / 'model.pt'} is no model that fit wrote, or is damaged ({cause}); fit again or "
+        "name another folder"
     )

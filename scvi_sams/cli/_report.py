@@ -1,49 +1,49 @@
-"""What a person sees of a fit: figures, and a table in the terminal."""
+"""What a person sees of a fit: figures, tables for a spreadsheet, and a report in the terminal."""
 
 from __future__ import annotations
 
-__all__ = ["CONDITION", "CONTROL", "print_report", "write_figures", "write_scorecard"]
+__all__ = ["guard_tables", "print_report", "write_figures", "write_scorecard"]
 
+import csv
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import scanpy as sc
-from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from scvi_sams import pl
+from scvi_sams._exceptions import counted, printable
+from scvi_sams.cli._screen import CONDITION, CONTROL
+from scvi_sams.pl._figure import CATEGORICAL_COLORS, literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import pandas as pd
     from matplotlib.axes import Axes
 
-    import scvi_sams
     from scvi_sams.evaluation import Scorecard
-
-CONDITION = "condition"
-"""Column of the latent's ``obs`` with what each cell received."""
-CONTROL = "control"
-"""Its label of cells that received nothing."""
 
 _SHOWN_PERTURBATIONS = 20
 _SHOWN_CONDITIONS = 5
 _SHOWN_GENES = 3
-_DRAWN_CELLS = 5_000
-_LEAST_COLORED = 3  # cells of a condition in the UMAP
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F4F24", "#000000")
+_LOG_WIDTH = 100  # columns, where there is no terminal that has its own
 _DRAWN_MEASURES = ("pearson", "pearson_perturbed", "relative_squared_error")
+_DRAWN_CELLS = 5_000
+_LEAST_COLORED = 3  # cells of a condition; fewer are no group in the UMAP
+_CONTROL_COLOR, _OTHER_COLOR = "#909090", "#E4E4E4"
 
 
 def write_figures(
     folder: Path,
-    model: scvi_sams.SAMSVAE,
+    history: Mapping[str, pd.DataFrame],
+    mask: pd.DataFrame,
+    effect: pd.DataFrame,
     latent: ad.AnnData,
     ate: ad.AnnData,
     measured: dict[str, ad.AnnData | None],
@@ -54,10 +54,10 @@ def write_figures(
     out; without controls there is no such figure.
     """
     plt.switch_backend("agg")  # a batch machine has no display
-    strength = np.sqrt((model.get_perturbation_effect() ** 2).sum(axis=1))
-    _save(pl.training_history(model.history), folder / "training.png")
-    _save(_latent_umap(latent, strength), folder / "latent_umap.png")
-    _save(pl.mask_heatmap(model.get_perturbation_mask()), folder / "masks.png")
+    _save(pl.training_history(history), folder / "training.png")
+    _save(_latent_umap(latent, np.sqrt((effect**2).sum(axis=1))), folder / "latent_umap.png")
+    if (folder / "masks.csv").exists():
+        _save(pl.mask_heatmap(mask), folder / "masks.png")
     for cells in ("held out", "training"):
         if (observed := measured[cells]) is not None:
             ax = pl.model_vs_observed_effects(ate, observed)
@@ -79,17 +79,18 @@ def _latent_umap(latent: ad.AnnData, strength: pd.Series) -> Axes:
     sc.tl.umap(cells, init_pos="X_start")
     counts = cells.obs[CONDITION].value_counts()
     alone = strength[strength.index.isin(counts.index[counts >= _LEAST_COLORED])]
-    colors = {CONTROL: "#909090"} | dict(zip(alone.nlargest(8).index, _COLORS, strict=False))
-    shown = cells.obs[CONDITION].cat.set_categories(list(colors))
-    cells.obs[CONDITION] = shown.cat.remove_unused_categories()
+    strongest = alone.nlargest(len(CATEGORICAL_COLORS)).index
+    colors = {CONTROL: _CONTROL_COLOR} | dict(zip(strongest, CATEGORICAL_COLORS, strict=False))
+    shown = cells.obs[CONDITION].cat.set_categories(list(colors)).cat.remove_unused_categories()
+    cells.obs[CONDITION] = shown.cat.rename_categories(literal)
     # Those without a colour lie below the others.
-    cells = cells[np.argsort(shown.notna(), kind="stable")]
+    cells = cells[np.argsort(shown.notna(), kind="stable")].copy()
     ax = plt.figure(figsize=(6.0, 4.2), layout="constrained").subplots()
     sc.pl.umap(
         cells,
-        color=CONDITION,
-        palette=colors,
-        na_color="#E4E4E4",
+        color=CONDITION if shown.notna().any() else None,
+        palette={literal(name): color for name, color in colors.items()},
+        na_color=_OTHER_COLOR,
         na_in_legend=False,
         size=60_000 / cells.n_obs,
         sort_order=False,
@@ -107,55 +108,79 @@ def write_scorecard(folder: Path, card: Scorecard) -> None:
     figure, axes = plt.subplots(1, len(_DRAWN_MEASURES), figsize=(13, 4), layout="constrained")
     for ax, measure in zip(axes, _DRAWN_MEASURES, strict=True):
         pl.scorecard(card, measure, ax=ax)
-    figure.savefig(folder / "scorecard.png", dpi=150)
-    plt.close(figure)
+    _save(axes[0], folder / "scorecard.png")
 
 
 def _save(ax: Axes, path: Path) -> None:
-    figure = ax.figure
-    assert isinstance(figure, Figure)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
+def guard_tables(folder: Path) -> None:
+    """Put an apostrophe before text of CSV files that a spreadsheet would take for a formula."""
+    for path in folder.glob("*.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        guarded = [[_guarded(cell) for cell in row] for row in rows]
+        if guarded != rows:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerows(guarded)
+
+
+def _guarded(cell: str) -> str:
+    if not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
 def print_report(
-    model: scvi_sams.SAMSVAE, ate: ad.AnnData, summary: dict[str, Any], output: Path
+    mask: pd.DataFrame,
+    effect: pd.DataFrame,
+    ate: ad.AnnData,
+    summary: dict[str, Any],
+    output: Path,
 ) -> None:
     """Print what the strongest perturbations do, and the figures of the summary."""
-    # A log has no width of its own; the default of 80 columns would break the lines of genes.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
-    console.print()
-    console.print(_perturbation_table(model, ate))
-    n_hidden = len(model.perturbation_names) - _SHOWN_PERTURBATIONS
-    if n_hidden > 0:
-        console.print(f"  ... and {n_hidden:,} weaker ones, in {output / 'effects.csv'}")
-    console.print("  latents: how many it moves; strength: how far, in s.d. of the basal state")
-    console.print()
-    console.print(_summary_table(summary))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _LOG_WIDTH
+    lines = ["", "What the perturbations do", ""]
+    n_active = (mask > 0.5).sum(axis=1)
+    strength = np.sqrt((effect**2).sum(axis=1))
+    rows = [["perturbation", "latents", "strength", "top genes, log2 change"]]
+    for name in strength.nlargest(_SHOWN_PERTURBATIONS).index:
+        genes = _top_genes(ate, name) if name in ate.obs_names else "only in combinations"
+        rows.append([name, f"{n_active[name]:,}", f"{strength[name]:.2f}", genes])
+    lines += _aligned(rows)
+    if (n_hidden := len(strength) - _SHOWN_PERTURBATIONS) > 0:
+        lines.append(f"  ... and {n_hidden:,} weaker, in {output / 'effects.csv'}")
+    lines += ["  latents: how many it moves; strength: how far, in s.d. of the basal state", ""]
+    lines += [f"{label:27}  {text}" for label, text in _figures(summary)]
     if summary["scorecard_verdict"]:
         names = ", ".join(summary["held_out_conditions"][:_SHOWN_CONDITIONS])
         more = len(summary["held_out_conditions"]) - _SHOWN_CONDITIONS
-        console.print(
-            f"\nHeld-out conditions: {names}" + (f" and {more:,} more" if more > 0 else "")
-        )
+        lines += ["", f"Held-out conditions: {names}" + (f" and {more:,} more" * (more > 0))]
         for sentence in summary["scorecard_verdict"]:
-            console.print(f"  {sentence}", markup=False)
-    console.print(f"\nResults are in {output}", soft_wrap=True)
+            wrapped = textwrap.fill(sentence, max(width, 40) - 2, break_on_hyphens=False)
+            lines += textwrap.indent(wrapped, "  ").splitlines()
+    lines += ["", f"Results are in {output}"]
+    for line in lines:
+        print(printable(line))
 
 
-def _perturbation_table(model: scvi_sams.SAMSVAE, ate: ad.AnnData) -> Table:
-    mask, effect = model.get_perturbation_mask(), model.get_perturbation_effect()
-    n_active = (mask > 0.5).sum(axis=1)
-    strength = np.sqrt((effect**2).sum(axis=1))
-    table = Table(title="What the perturbations do", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("perturbation")
-    table.add_column("latents", justify="right")
-    table.add_column("strength", justify="right")
-    table.add_column("top genes, log2 change")
-    for name in strength.nlargest(_SHOWN_PERTURBATIONS).index:
-        genes = _top_genes(ate, name) if name in ate.obs_names else "only in combinations"
-        table.add_row(name, str(n_active[name]), f"{strength[name]:.2f}", genes)
-    return table
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Lines of a table with a head; the two columns of numbers stand at the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"  {name:{widths[0]}}   {latents:>{widths[1]}}   {size:>{widths[2]}}   {genes}"
+        for name, latents, size, genes in rows
+    ]
+    return [lines[0], "  " + "-" * (sum(widths) + 9), *lines[1:]]
 
 
 def _top_genes(ate: ad.AnnData, condition: str) -> str:
@@ -164,27 +189,26 @@ def _top_genes(ate: ad.AnnData, condition: str) -> str:
     return ", ".join(f"{gene} {change:+.2f}" for gene, change in top.items())
 
 
-def _summary_table(summary: dict[str, Any]) -> Table:
+def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the summary says in numbers, with its labels."""
+
     def number(value: float | None, digits: str) -> str:
         return "none held out" if value is None else format(value, digits)
 
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for label, text in (
+    score = "held_out_ate_correlation"
+    return [
         (
             "active",
-            f"{summary['n_active_perturbations']:,} of {summary['n_perturbations']:,} "
-            f"perturbations, {summary['n_active_latents']:,} latents",
+            f"{summary['n_active_perturbations']:,} of "
+            f"{counted(summary['n_perturbations'], 'perturbation')}, "
+            f"{counted(summary['n_active_latents'], 'latent')}",
         ),
         ("held-out IWELBO", f"{number(summary['held_out_iwelbo'], ',.2f')} nats a cell"),
         (
             "held-out effect correlation",
-            f"{number(summary['held_out_ate_correlation'], '.3f')} (means of training cells: "
-            f"{number(summary['held_out_ate_correlation_of_training_means'], '.3f')})",
+            f"{number(summary[score], '.3f')} (means of training cells: "
+            f"{number(summary[f'{score}_of_training_means'], '.3f')})",
         ),
         ("time", f"{summary['seconds']:,.0f} s, {summary['training_seconds']:,.0f} s of training"),
-        ("peak memory", f"{number(summary['peak_memory_mb'], ',.0f')} MB"),
-    ):
-        table.add_row(label, text)
-    return table
+        ("peak memory", f"{summary['peak_memory_mb'] or float('nan'):,.0f} MB"),
+    ]

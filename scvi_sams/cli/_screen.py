@@ -1,8 +1,8 @@
-"""The screen that a command line names: read, checked, split."""
+"""The screen that a command line names: read, checked, divided."""
 
 from __future__ import annotations
 
-__all__ = ["condition_labels", "held_out_cells", "read_screen", "setup_arguments"]
+__all__ = ["CONDITION", "CONTROL", "MIN_CELLS", "held_out_cells", "make_model", "read_screen"]
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,19 +11,29 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 import scvi_sams
-from scvi_sams.cli._errors import CommandError
-from scvi_sams.data import Conditions
-from scvi_sams.data.field import registered_dosage
+from scvi_sams._exceptions import counted, listed
+from scvi_sams.cli._console import CommandError
+from scvi_sams.cli._parser import SIMULATED
+from scvi_sams.data.field import registered_conditions
+from scvi_sams.evaluation._splits import random_share
 
 if TYPE_CHECKING:
     import argparse
 
     from numpy.typing import NDArray
 
-SIMULATED = "simulated"
+    from scvi_sams.data import Conditions
+    from scvi_sams.model import CPAVAE, SAMSVAE
+
+CONDITION = "condition"
+"""Column of ``obs`` with what each cell received."""
+CONTROL = "control"
+"""Its label of cells that received nothing."""
+MIN_CELLS = 4
+"""Fewest cells of a held-out condition: its scores take two halves with variances."""
+_HELD_OUT = "--held-out-conditions"
 
 
 def read_screen(args: argparse.Namespace) -> ad.AnnData:
@@ -32,36 +42,43 @@ def read_screen(args: argparse.Namespace) -> ad.AnnData:
     Raises
     ------
     CommandError
-        If there is no such file, or it holds no AnnData.
+        If it is no AnnData, or has a gene twice.
     """
     if args.screen == SIMULATED:
         return scvi_sams.datasets.simulated_screen(seed=args.seed)
     path = Path(args.screen)
-    if not path.is_file():
-        raise CommandError(f"there is no file {path}; give an .h5ad file or '{SIMULATED}'")
     if not h5py.is_hdf5(path):
         raise CommandError(
             f"{path} is not an .h5ad file; read it in Python and write it with adata.write_h5ad"
         )
-    with h5py.File(path) as file:
-        if missing := {"X", "obs", "var"}.difference(file):
-            raise CommandError(
-                f"{path} is HDF5 but holds no AnnData: {', '.join(sorted(missing))} missing; "
-                "write it with adata.write_h5ad"
-            )
     try:
-        return ad.read_h5ad(path)
-    except (KeyError, TypeError, ValueError) as error:  # what a damaged element raises
-        raise CommandError(f"{path} cannot be read as an AnnData: {error}") from error
+        with h5py.File(path) as file:
+            if missing := {"X", "obs", "var"}.difference(file):
+                raise CommandError(
+                    f"{path} is HDF5 but holds no AnnData: {', '.join(sorted(missing))} missing; "
+                    "write it with adata.write_h5ad"
+                )
+        adata = ad.read_h5ad(path)
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise CommandError(
+            f"{path} cannot be read as an AnnData, and may be damaged: {error}"
+        ) from error
+    if adata.var_names.has_duplicates:
+        twice = adata.var_names[adata.var_names.duplicated()].unique()
+        raise CommandError(
+            f"{path} has genes of one name: {listed(twice)}; give them names of their own with "
+            "adata.var_names_make_unique() in Python"
+        )
+    return adata
 
 
-def setup_arguments(args: argparse.Namespace, adata: ad.AnnData) -> dict[str, Any]:
-    """Arguments of ``setup_anndata``, those of the simulated screen filled in.
+def make_model(adata: ad.AnnData, args: argparse.Namespace) -> SAMSVAE | CPAVAE:
+    """Register the screen, with the columns of the simulated one filled in, and make the model.
 
     Raises
     ------
     CommandError
-        If one that is needed is not given, or names a column that is not there.
+        If an option that is needed is not given, or names what is not there.
     """
     if args.screen == SIMULATED:
         defaults = {"perturbation_key": "perturbation", "control": ["control"]}
@@ -69,77 +86,159 @@ def setup_arguments(args: argparse.Namespace, adata: ad.AnnData) -> dict[str, An
         for name, value in defaults.items():
             if getattr(args, name) is None:
                 setattr(args, name, value)
-    columns = ", ".join(map(repr, adata.obs)) or "none"
-    if args.perturbation_key is None and args.dosage_key is None:
+    columns = listed(adata.obs, 20) or "none"
+    if args.dosage_obsm is not None:
+        if args.perturbation_key is not None or args.dosage_key is not None:
+            raise CommandError(
+                "--dosage-obsm is in place of labels: leave out --perturbation-key and "
+                "--dosage-key"
+            )
+    elif args.perturbation_key is None:
         raise CommandError(
             f"--perturbation-key is needed: the obs column of labels; there are {columns}"
         )
-    for name in ("perturbation_key", "batch_key", "size_factor_key"):
+    for name in ("perturbation_key", "dosage_key", "batch_key", "size_factor_key"):
         key = getattr(args, name)
         if key is not None and key not in adata.obs:
             option = "--" + name.replace("_", "-")
             raise CommandError(f"{option}: there is no obs column {key!r}; there are {columns}")
     if args.perturbation_key is not None and args.control is None:
-        frequent = ", ".join(map(repr, adata.obs[args.perturbation_key].value_counts().index[:5]))
+        frequent = listed(adata.obs[args.perturbation_key].value_counts().index)
         raise CommandError(
             f"--control is needed: the label of the unperturbed cells in obs column "
             f"{args.perturbation_key!r}; the most frequent are {frequent}"
         )
-    return {
-        "layer": args.layer,
-        "perturbation_key": args.perturbation_key,
-        "dosage_key": args.dosage_key,
-        "control": args.control,
-        "combination_delimiter": args.combination_delimiter,
-        "batch_key": args.batch_key,
-        "size_factor_key": args.size_factor_key,
-    }
+    options: dict[str, Any] = {"n_latent": args.n_latent, "direct_effects": _targets(args)}
+    if args.model == "samsvae":
+        options["mask_evidence_cells"] = args.mask_evidence_cells
+    elif args.mask_evidence_cells is not None:
+        raise CommandError("--mask-evidence-cells: cpavae has no masks; leave it out")
+    model_class = scvi_sams.CPAVAE if args.model == "cpavae" else scvi_sams.SAMSVAE
+    model_class.setup_anndata(
+        adata,
+        layer=args.layer,
+        perturbation_key=args.perturbation_key,
+        dosage_key=args.dosage_obsm or args.dosage_key,
+        control=args.control,
+        combination_delimiter=args.combination_delimiter,
+        batch_key=args.batch_key,
+        size_factor_key=args.size_factor_key,
+    )
+    given = {name: value for name, value in options.items() if value is not None}
+    model = model_class(adata, **given)
+    conditions = registered_conditions(model.adata_manager)
+    labels = np.where(conditions.is_control, CONTROL, np.array(conditions.labels, object))
+    adata.obs[CONDITION] = pd.Categorical(labels[conditions.codes])
+    return model
 
 
-def condition_labels(
-    model: scvi_sams.SAMSVAE, args: argparse.Namespace
-) -> tuple[pd.Categorical, sparse.csr_matrix]:
-    """Label of every cell by what it received, and the doses of every label.
-
-    Labels follow from the registered doses, so that ``A+B`` and ``B+A`` are one condition and
-    the same perturbation at two doses is two. Controls have none (NaN).
-
-    Returns
-    -------
-    Labels of the cells, and doses (categories x perturbations).
-    """
-    dosage = registered_dosage(model.adata_manager)
-    bounds = zip(dosage.indptr[:-1], dosage.indptr[1:], strict=True)
-    rows = [(dosage.indices[a:b].tobytes(), dosage.data[a:b].tobytes()) for a, b in bounds]
-    codes, distinct = pd.factorize(pd.Series(rows, dtype=object))
-    first = np.full(len(distinct), len(rows))
-    np.minimum.at(first, codes, np.arange(len(rows)))
-    first = first[dosage[first].getnnz(axis=1) > 0]
-    doses = sparse.csr_matrix(dosage[first])
-    labels = Conditions.from_request(
-        doses, model.perturbation_names, args.control, args.combination_delimiter
-    ).labels
-
-    order = np.argsort(labels)
-    category_of = np.full(len(distinct), -1)
-    category_of[codes[first[order]]] = np.arange(len(order))
-    categories = [labels[index] for index in order]
-    return pd.Categorical.from_codes(category_of[codes], categories), doses[order]
+def _targets(args: argparse.Namespace) -> dict[str, str] | None:
+    """Gene that each perturbation changes directly, by the table of ``--targets``."""
+    if args.targets is None:
+        return None
+    try:
+        table = pd.read_csv(args.targets, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:  # also what pandas raises of a file that is no table
+        raise CommandError(f"--targets: {args.targets} cannot be read: {error}") from error
+    if missing := {"perturbation", "gene"}.difference(table.columns):
+        raise CommandError(
+            f"--targets: {args.targets} has no column {' or '.join(sorted(missing))}; its first "
+            "line is to be perturbation,gene"
+        )
+    if (again := table["perturbation"].duplicated()).any():
+        raise CommandError(
+            f"--targets: {args.targets} has {listed(table['perturbation'][again].unique())} "
+            "twice; a perturbation has one target"
+        )
+    return dict(zip(table["perturbation"], table["gene"], strict=True))
 
 
 def held_out_cells(
-    labels: pd.Categorical, fraction: float, rng: np.random.Generator
-) -> NDArray[np.bool_]:
-    """Draw cells to keep from training, the same share of every condition and of the controls.
+    conditions: Conditions, args: argparse.Namespace
+) -> tuple[NDArray[np.bool_], list[int]]:
+    """Cells to keep from training, and the codes of conditions that are kept whole.
 
-    Where the share is not a whole number of cells it is rounded up or down at random; the last
-    cell of a condition is never taken.
+    Of every condition, and of the controls, the same share is drawn, but for the last cell.
+
+    Raises
+    ------
+    CommandError
+        If no cell would be held out, or not enough is left to train on.
     """
-    group = labels.codes + 1  # controls have the code -1
-    size = np.bincount(group)
-    taken = np.minimum(np.floor(size * fraction + rng.random(size.size)), size - 1)
-    shuffled = np.lexsort((rng.random(group.size), group))
-    rank = np.arange(group.size) - (np.cumsum(size) - size)[group[shuffled]]
-    held_out = np.zeros(group.size, dtype=bool)
-    held_out[shuffled] = rank < taken[group[shuffled]]
-    return held_out
+    rng = np.random.default_rng(args.seed)
+    held_out = random_share(conditions.codes, args.held_out_fraction, rng)
+    _, first = np.unique(conditions.codes, return_index=True)
+    lost = np.bincount(conditions.codes[~held_out], minlength=len(first)) == 0
+    held_out[first[lost]] = False
+    if args.held_out_fraction > 0 and not held_out.any():
+        raise CommandError(
+            f"--held-out-fraction {args.held_out_fraction:g} of "
+            f"{counted(len(held_out), 'cell')} is none; raise it, or set it to 0"
+        )
+    whole = _held_out_conditions(conditions, args)
+    held_out |= np.isin(conditions.codes, whole)
+    if whole and not conditions.is_control[conditions.codes[~held_out]].any():
+        raise CommandError(f"{_HELD_OUT}: scores need control cells to train on")
+    return held_out, whole
+
+
+def _held_out_conditions(conditions: Conditions, args: argparse.Namespace) -> list[int]:
+    """Codes of conditions that are named, listed in a file, or a share to be drawn."""
+    words = args.held_out_conditions
+    if not words:
+        return []
+    if len(words) == 1 and words[0] not in conditions.labels:
+        if (share := _share(words[0])) is not None:
+            return _drawn(share, conditions, np.random.default_rng(args.seed))
+        path = Path(words[0])
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            words = [line.strip() for line in lines if line.strip()]
+            if not words:
+                raise CommandError(f"{_HELD_OUT}: {path} names no condition")
+    try:
+        chosen = conditions.find(words)
+    except scvi_sams.ScreenError as error:
+        raise CommandError(f"{_HELD_OUT}: {error}") from error
+    for code in chosen:
+        if conditions.n_cells[code] < MIN_CELLS:
+            raise CommandError(
+                f"{_HELD_OUT}: {conditions.labels[code]!r} has "
+                f"{counted(conditions.n_cells[code], 'cell')}, and a score takes {MIN_CELLS}; "
+                "leave it out"
+            )
+    if len(chosen) == (~conditions.is_control).sum():
+        raise CommandError(f"{_HELD_OUT} names every condition; leave some to train on")
+    return chosen
+
+
+def _share(word: str) -> float | None:
+    """A share of the conditions; None for a word that is no number."""
+    try:
+        share = float(word)
+    except ValueError:
+        return None
+    if not 0 < share < 1:
+        raise CommandError(f"{_HELD_OUT} {word}: a share of the conditions is above 0 and below 1")
+    return share
+
+
+def _drawn(share: float, conditions: Conditions, rng: np.random.Generator) -> list[int]:
+    """Draw conditions, leaving every perturbation in one that is trained on."""
+    perturbed = np.flatnonzero(~conditions.is_control)
+    wanted = max(1, round(share * len(perturbed)))
+    received = (conditions.matrix > 0).toarray()
+    n_left = received.sum(axis=0)
+    chosen: list[int] = []
+    for code in rng.permutation(perturbed):
+        if len(chosen) == wanted:
+            break
+        if conditions.n_cells[code] >= MIN_CELLS and (n_left[received[code]] > 1).all():
+            n_left -= received[code]
+            chosen.append(int(code))
+    if not chosen:
+        raise CommandError(
+            f"{_HELD_OUT} {share:g}: every perturbation is in one condition only, so that nothing "
+            "would be known of those held out; name conditions, or hold out cells alone"
+        )
+    return sorted(chosen)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scvi_sams.module.closed_form import ClosedForm
-    from scvi_sams.module.doses import GeneEffects
+    from scvi_sams.module.doses import Doses, GeneEffects
     from scvi_sams.module.likelihood import Dispersion, GeneLikelihood, Observation
     from scvi_sams.module.networks import BasalPosterior, Decoded
     from scvi_sams.module.posteriors import EffectsPosterior

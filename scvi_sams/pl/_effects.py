@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 
+from scvi_sams._exceptions import counted
 from scvi_sams.data.tables import dense
 from scvi_sams.evaluation import effect_correlation
 from scvi_sams.pl._figure import (
@@ -18,7 +19,6 @@ from scvi_sams.pl._figure import (
     OTHER_COLOR,
     REFERENCE_LINE,
     axes_or_new,
-    counted,
     equal_axes,
     literal,
     open_frame,

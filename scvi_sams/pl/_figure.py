@@ -13,7 +13,6 @@ __all__ = [
     "PROBABILITY_COLORS",
     "REFERENCE_LINE",
     "axes_or_new",
-    "counted",
     "equal_axes",
     "legend_above",
     "legend_beside",
@@ -25,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
+
+from scvi_sams._exceptions import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,21 +76,10 @@ def literal(name: object) -> str:
     Examples
     --------
     >>> print(literal("$alpha$"), literal("tab\there"))
-    \$alpha\$ tab\x09here
+    \$alpha\$ tab\there
     """
-    text = "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in str(name))
+    text = printable(name)
     return f"{' ' * text.startswith('_')}{text}".replace("$", r"\$")
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun, whose plural takes an s.
-
-    Examples
-    --------
-    >>> counted(1, "latent"), counted(1_200, "gene")
-    ('1 latent', '1,200 genes')
-    """
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def equal_axes(ax: Axes, limits: tuple[float, float]) -> None:

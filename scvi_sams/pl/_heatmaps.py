@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy.cluster.hierarchy import linkage
 
+from scvi_sams._exceptions import counted
 from scvi_sams.data.tables import profile_frame
 from scvi_sams.pl._figure import (
     CATEGORICAL_COLORS,
@@ -23,7 +24,6 @@ from scvi_sams.pl._figure import (
     OTHER_COLOR,
     PROBABILITY_COLORS,
     axes_or_new,
-    counted,
     legend_beside,
     literal,
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 import scvi_sams
@@ -10,6 +11,8 @@ from scvi_sams.cli import main
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pandas as pd
 
 
 @dataclass
@@ -51,3 +54,35 @@ def screen_path(tmp_path_factory) -> Path:
     del adata.uns["truth"]
     adata.write_h5ad(path)
     return path
+
+
+@dataclass
+class Training:
+    """A training that was about to begin: which labels the cells of each part have."""
+
+    labels: pd.Series
+    held_out: np.ndarray
+
+    def conditions_held_out(self) -> set[str]:
+        """Conditions of which no cell is trained on."""
+        return set(self.labels[self.held_out]) - set(self.labels[~self.held_out])
+
+
+@pytest.fixture
+def until_training(run, monkeypatch, tmp_path):
+    """Run ``scvi-sams fit`` up to the training, and say what it would train on."""
+
+    def until_training(*words: object) -> Training | Result:
+        begun = []
+
+        def train(model, *, datasplitter_kwargs, **_):
+            held_out = np.zeros(model.adata.n_obs, bool)
+            held_out[datasplitter_kwargs["external_indexing"][2]] = True
+            begun.append(Training(model.adata.obs["condition"].astype(str), held_out))
+            raise scvi_sams.ScreenError("far enough")
+
+        monkeypatch.setattr(scvi_sams.SAMSVAE, "train", train)
+        done = run("fit", *words, "-o", tmp_path / "never")
+        return begun[0] if begun else done
+
+    return until_training

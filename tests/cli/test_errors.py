@@ -1,8 +1,7 @@
 from __future__ import annotations
 
+import errno
 import shutil
-import subprocess
-import sys
 import warnings
 from importlib.metadata import version
 
@@ -31,6 +30,10 @@ def _assert_refused(done, *culprits, code=1):
     ("words", "culprit"),
     [
         (["--seed", "x"], "--seed"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", "4294967296"], "--seed"),
+        (["--model", "scvi"], "scvi"),
+        (["--mask-evidence-cells", "0"], "--mask-evidence-cells"),
         (["--max-epochs", "0"], "--max-epochs"),
         (["--n-latent", "2.5"], "--n-latent"),
         (["--held-out-fraction", "1"], "--held-out-fraction"),
@@ -90,6 +93,13 @@ def test_a_damaged_file(run, screen_path, tmp_path):
         ([*LABELS, "--layer", "raw"], ["'raw'"]),
         ([*LABELS, "--dosage-key", "dose"], ["'dose'"]),
         ([*LABELS, "--held-out-fraction", "1e-9"], ["--held-out-fraction"]),
+        ([*LABELS, "--dosage-obsm", "dose"], ["--dosage-obsm", "--perturbation-key"]),
+        (["--dosage-obsm", "dose"], ["'dose'", "obsm"]),
+        ([*LABELS, "--targets", "none.csv"], ["none.csv", "--targets"]),
+        (
+            [*LABELS, "--model", "cpavae", "--mask-evidence-cells", 9],
+            ["--mask-evidence-cells", "cpavae"],
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_the_screen(run, screen_path, tmp_path, words, culprits):
@@ -106,18 +116,39 @@ def test_counts_that_are_none(run, screen_path, tmp_path):
     _assert_refused(done, "adata.X")
 
 
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_genes_of_one_name_are_found_before_the_fit(run, screen_path, tmp_path):
+    adata = ad.read_h5ad(screen_path)
+    adata.var_names = ["MATR3", "MATR3", *adata.var_names[2:]]
+    adata.write_h5ad(tmp_path / "screen.h5ad")
+    done = run("fit", tmp_path / "screen.h5ad", *LABELS, "-o", tmp_path / "out")
+    assert done.error.startswith("scvi-sams: error: ")
+    assert "'MATR3'" in done.error
+    assert "var_names_make_unique" in done.error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "culprit"),
+    [
+        ("guide,gene\nP001,gene_1\n", "no column perturbation"),
+        ("perturbation,gene\nP001,gene_01\nP001,gene_02\n", "'P001' twice"),
+        ("perturbation,gene\nP999,gene_01\n", "'P999'"),
+        ("perturbation,gene\nP001,MYC\n", "MYC"),
+        ("", "targets.csv cannot be read"),
+    ],
+)
+def test_targets_that_cannot_be_used(run, screen_path, tmp_path, table, culprit):
+    path = tmp_path / "targets.csv"
+    path.write_text(table)
+    done = run("fit", screen_path, *LABELS, "--targets", path, "-o", tmp_path / "out")
+    _assert_refused(done, culprit)
+
+
 def test_a_gpu_that_is_not_there(run, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     done = run("fit", "simulated", "--accelerator", "gpu", "-o", tmp_path / "out")
     _assert_refused(done, "--accelerator gpu")
-
-
-@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-def test_a_folder_of_something_else_is_kept(run, tmp_path, overwrite):
-    (tmp_path / "thesis.txt").write_text("mine")
-    done = run("fit", "simulated", "-o", tmp_path, *overwrite)
-    _assert_refused(done, str(tmp_path))
-    assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("error", [TrainingDivergedError, ScreenError])
@@ -134,39 +165,70 @@ def test_training_that_fails_is_one_line(run, screen_path, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trained_model_outlives_a_full_disk(run, screen_path, tmp_path, monkeypatch):
-    def no_space(*_, **__):
-        raise OSError("no space left on device")
+def _fail(monkeypatch, error, method="train"):
+    def fail(*_, **__):
+        raise error
 
-    monkeypatch.setattr(scvi_sams.SAMSVAE, "get_average_treatment_effect", no_space)
+    monkeypatch.setattr(scvi_sams.SAMSVAE, method, fail)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("Can't write data (errno = 28, error message = 'No space left on device')"),
+    ],
+)
+def test_a_trained_model_outlives_a_full_disk(run, screen_path, tmp_path, monkeypatch, error):
+    _fail(monkeypatch, error, "get_average_treatment_effect")
     done = run(
         *("fit", screen_path, *LABELS, "--n-latent", 4, "--max-epochs", 1),
         *("-o", tmp_path / "out"),
     )
     (kept,) = tmp_path.iterdir()
     assert done.code == 1
-    assert done.error == (
-        f"scvi-sams: error: no space left on device; what was finished is in {kept}"
+    assert done.error.startswith("scvi-sams: error: the disk is full (")
+    assert done.error.endswith(
+        f"free some space or choose another -o; what was finished is in {kept}"
     )
     assert (kept / "model" / "model.pt").is_file()
 
 
-def test_an_interruption_is_one_line(run, screen_path, tmp_path, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(scvi_sams.SAMSVAE, "train", interrupt)
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+)
+def test_too_little_memory(run, screen_path, tmp_path, monkeypatch, error):
+    _fail(monkeypatch, error)
     done = run("fit", screen_path, *LABELS, "-o", tmp_path / "out")
-    assert (done.code, done.error) == (130, "scvi-sams: error: interrupted")
+    assert done.code == 1
+    assert done.error.startswith("scvi-sams: error: out of memory")
+    assert "fewer cells, genes or latents" in done.error
 
 
-def test_a_bug_of_ours_keeps_its_traceback(run, screen_path, tmp_path, monkeypatch):
-    def bug(*_, **__):
-        raise AttributeError("a bug")
+def test_a_bug_of_ours_is_one_line_and_shows_its_place_on_request(
+    run, screen_path, tmp_path, monkeypatch
+):
+    _fail(monkeypatch, AttributeError("a bug"))
+    done = run("fit", screen_path, *LABELS, "-o", tmp_path / "out")
+    assert done.code == 1
+    assert done.error.startswith("scvi-sams: error: AttributeError: a bug; --debug shows where")
+    assert "Traceback" not in done.err
+    done = run("fit", screen_path, *LABELS, "-o", tmp_path / "out", "--debug")
+    assert "Traceback" in done.err
+    assert done.error.startswith("scvi-sams: error: AttributeError: a bug")
 
-    monkeypatch.setattr(scvi_sams.SAMSVAE, "train", bug)
-    with pytest.raises(AttributeError, match="a bug"):
-        run("fit", screen_path, *LABELS, "-o", tmp_path / "out")
+
+def test_an_error_shows_no_escape_codes(run, screen_path, tmp_path, monkeypatch):
+    _fail(monkeypatch, ScreenError("gene '\x1b[31mred' [bold]and more[/]"))
+    done = run("fit", screen_path, *LABELS, "-o", tmp_path / "out")
+    assert done.error == r"scvi-sams: error: gene '\x1b[31mred' [bold]and more[/]"
 
 
 def test_the_version_is_the_package_s(run):
@@ -184,7 +246,7 @@ def test_warnings_about_the_screen_are_lines_of_their_own(run, screen_path, tmp_
         raise ScreenError("far enough")
 
     monkeypatch.setattr(scvi_sams.SAMSVAE, "train", train)
-    done = run("fit", tmp_path / "screen.h5ad", "--dosage-key", "dose", "-o", tmp_path / "out")
+    done = run("fit", tmp_path / "screen.h5ad", "--dosage-obsm", "dose", "-o", tmp_path / "out")
     (line,) = [line for line in done.err.splitlines() if "warning" in line]
     assert line.startswith("scvi-sams: warning: No cell is a control")
 
@@ -210,16 +272,3 @@ def test_only_warnings_with_nothing_to_mend_are_hidden(run, screen_path, tmp_pat
         "scvi-sams: warning: The number of training batches is a matter of ours",
         "scvi-sams: warning: invalid value in divide",
     ]
-
-
-def test_the_program_runs_as_a_module():
-    done = subprocess.run(
-        [sys.executable, "-m", "scvi_sams", "fit", "none.h5ad", "-o", "out"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr == (
-        "scvi-sams: error: there is no file none.h5ad; give an .h5ad file or 'simulated'\n"
-    )

@@ -15,6 +15,7 @@ from scvi_sams.cli import main
 pytestmark = pytest.mark.slow
 
 FIGURES = {"training.png", "latent_umap.png", "masks.png", "effects.png"}
+MARK = ".scvi-sams-output.json"
 TABLES = {"masks.csv", "effects.csv", "ate.h5ad", "latent.h5ad", "summary.json"}
 
 
@@ -38,7 +39,7 @@ def fitted(screen_path, tmp_path_factory):
 
 def test_the_folder_holds_everything_and_nothing_is_left_beside(fitted):
     output, _ = fitted
-    assert {path.name for path in output.iterdir()} == FIGURES | TABLES | {"model"}
+    assert {path.name for path in output.iterdir()} == FIGURES | TABLES | {"model", MARK}
     assert [path.name for path in output.parent.iterdir()] == ["out"]
     for name in FIGURES:
         assert (output / name).read_bytes().startswith(b"\x89PNG")
@@ -134,7 +135,7 @@ def test_a_dosage_matrix_is_fitted_with_nothing_held_out(run, screen_path, tmp_p
     adata.obsm["dose"] = 0.5 * doses
     adata.write_h5ad(tmp_path / "doses.h5ad")
     done = run(
-        *("fit", tmp_path / "doses.h5ad", "--dosage-key", "dose", "--n-latent", 4),
+        *("fit", tmp_path / "doses.h5ad", "--dosage-obsm", "dose", "--n-latent", 4),
         *("--max-epochs", 2, "--held-out-fraction", 0, "-o", tmp_path / "out"),
     )
     assert done.code == 0, done.err
@@ -183,7 +184,7 @@ def test_held_out_conditions_are_not_trained_on(scored):
 
 def test_held_out_conditions_are_scored(scored):
     output, done, conditions = scored
-    written = {path.name for path in output.iterdir()} - FIGURES - TABLES - {"model"}
+    written = {path.name for path in output.iterdir()} - FIGURES - TABLES - {"model", MARK}
     assert written == {
         "scorecard.csv",
         "scorecard_per_condition.csv",

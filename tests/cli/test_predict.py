@@ -3,6 +3,7 @@ from __future__ import annotations
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 
 import scvi_sams
 
@@ -77,3 +78,20 @@ def test_a_folder_without_a_model_is_named(run, tmp_path):
     done = run("predict", tmp_path, "--conditions", "P001", "-o", tmp_path / "cells.h5ad")
     assert done.code == 1
     assert str(tmp_path) in done.error
+
+
+@pytest.mark.parametrize("damage", ["cut off", "something else", "of another model"])
+def test_a_model_that_cannot_be_read_is_named(run, fitted, tmp_path, damage):
+    folder = tmp_path / "fit"
+    (folder / "model").mkdir(parents=True)
+    path = folder / "model" / "model.pt"
+    whole = (fitted / "model" / "model.pt").read_bytes()
+    path.write_bytes(whole[:1_000] if damage == "cut off" else b"notes")
+    if damage == "of another model":
+        state = torch.load(fitted / "model" / "model.pt", weights_only=False)
+        state["attr_dict"]["registry_"]["model_name"] = "SCVI"
+        torch.save(state, path)
+    done = run("predict", folder, "--conditions", "P001", "-o", tmp_path / "cells.h5ad")
+    assert done.code == 1
+    assert done.err.count("\n") == 1
+    assert f"{path} is no model that fit wrote, or is damaged (" in done.error
