@@ -1,12 +1,14 @@
 # Sourced by the scripts beside it. Makes .venv in the root of the repository from the versions
-# in constraints.txt, and reuses it as long as they and pyproject.toml stay the same.
+# in constraints.txt, and reuses it as long as they and pyproject.toml stay the same. With NEWEST=1
+# it is .venv-newest, of the newest versions that this Python gets; torch alone stays the tested
+# one, whose newest build for processors is not everywhere to be had.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-venv="$root/.venv"
+venv="$root/.venv${NEWEST:+-newest}"
 
 # Print a Python that can make the environment: $PYTHON where it is set, else the first that fits.
 find_python() {
-    local candidate candidates=(python3 python3.13 python3.12 python3.11 python)
+    local candidate candidates=(python3 python3.14 python3.13 python3.12 python3.11 python)
     if [[ -n "${PYTHON:-}" ]]; then candidates=("$PYTHON"); fi
     for candidate in "${candidates[@]}"; do
         if "$candidate" -c \
@@ -43,7 +45,11 @@ environment() {
         cd "$root"
         pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
         "${pip[@]}" -c constraints.txt torch
-        "${pip[@]}" -c constraints.txt -e ".${extra:+[$extra]}"
+        if [[ -n "${NEWEST:-}" ]]; then
+            "${pip[@]}" -e ".${extra:+[$extra]}"
+        else
+            "${pip[@]}" -c constraints.txt -e ".${extra:+[$extra]}"
+        fi
     )
     # The stamps come last: an interrupted install has none and is done again.
     for extra in $contained; do echo "$wanted" >"$venv/.installed-$extra"; done
