@@ -22,7 +22,7 @@ BELOW = {
     "tl": {"data", "module", "train", "model"},
     "evaluation": {"data", "module", "train", "model", "tl"},
     "pl": {"data", "tl", "evaluation"},
-    "datasets": {"data"},
+    "datasets": {"data", "evaluation"},
     "cli": {"data", "model", "tl", "evaluation", "pl", "datasets"},
 }
 GRAPH = import_graph(PACKAGE, "scvi_sams", hints=True)

@@ -118,7 +118,7 @@ class DiskMatrix:
         """
         index = np.asarray(index, dtype=np.int64)
         stored, place = np.unique(index, return_inverse=True)
-        pieces = [self._piece(piece) for piece in _pieces(stored)]
+        pieces = [self._piece(piece) for piece in row_pieces(stored)]
         if not self.is_sparse:
             rows = np.concatenate(pieces) if pieces else np.empty((0, self.shape[1]), np.float32)
             return rows[place]
@@ -144,7 +144,7 @@ class DiskMatrix:
         return rows if len(index) == last - first else rows[index - first]
 
 
-def _pieces(stored: np.ndarray) -> list[np.ndarray]:
+def row_pieces(stored: np.ndarray) -> list[np.ndarray]:
     """Cut increasing row numbers where a gap is long, and pieces that are."""
     if len(stored) == 0:
         return []

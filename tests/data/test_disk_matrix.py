@@ -11,7 +11,7 @@ from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
 from scvi_sams import ScreenError
-from scvi_sams.data.matrices import DiskMatrix, _pieces, is_on_disk
+from scvi_sams.data.matrices import DiskMatrix, is_on_disk, row_pieces
 
 # What anndata says of its own future defaults, when it writes Zarr.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[zZ]arr v[23]:UserWarning")
@@ -72,7 +72,7 @@ def test_rows_are_those_of_the_matrix(stored, matrix, index):
 @pytest.mark.parametrize("step", [1, 5, 64, 65, 3_000])
 def test_pieces_are_few_and_not_too_long(step):
     stored = np.arange(7, 60_000, step)
-    pieces = _pieces(stored)
+    pieces = row_pieces(stored)
     np.testing.assert_array_equal(np.concatenate(pieces), stored)
     assert all(0 <= piece[-1] - piece[0] < 4_096 for piece in pieces)
     assert len(pieces) == (len(stored) if step > 64 else -(-(stored[-1] - 6) // 4_096))
