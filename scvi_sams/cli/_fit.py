@@ -21,6 +21,7 @@ import scvi
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from scvi_sams import tl
 from scvi_sams._exceptions import counted
 from scvi_sams.cli._console import CommandError, Progress, say
 from scvi_sams.cli._output import staged_folder
@@ -89,7 +90,7 @@ def fit(args: argparse.Namespace) -> None:
             mask = model.get_perturbation_mask()
             mask.to_csv(folder / "masks.csv")
         if model.module.direct_effects is not None:
-            model.get_direct_effect().to_csv(folder / "direct_effects.csv")
+            tl.direct_effects(model).to_csv(folder / "direct_effects.csv")
         ate = model.get_average_treatment_effect(conditions.matrix[~conditions.is_control])
         ate.write_h5ad(folder / "ate.h5ad")
         latent = _latent(model, adata, held_out, effect.columns)
