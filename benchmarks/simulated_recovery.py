@@ -12,7 +12,7 @@ from scvi_sams import SAMSVAE
 from scvi_sams.datasets import benchmark_screen
 from scvi_sams.evaluation import (
     effect_correlation,
-    effect_recovery,
+    latent_recovery,
     mask_recovery,
     observed_effects,
 )
@@ -55,7 +55,7 @@ def _run(variant: str, seed: int, max_epochs: int | None) -> dict[str, float]:
             max_epochs=max_epochs, train_size=1.0, accelerator="cpu", enable_progress_bar=False
         )
     masks = mask_recovery(truth["mask"], model.get_perturbation_mask().to_numpy())
-    effects = effect_recovery(truth["effect"], model.get_perturbation_effect().to_numpy())
+    effects = latent_recovery(truth["effect"], model.get_perturbation_effect().to_numpy())
     labels = pd.unique(screen.obs["perturbation"].astype(str))
     pairs = sorted(label for label in labels if "+" in label)
     singles = sorted(set(labels) - set(pairs) - {"control"})

@@ -13,12 +13,7 @@ from scvi_sams.evaluation._measures import (
     perturbation_discrimination,
 )
 from scvi_sams.evaluation._observed import differential_expression_weights, observed_effects
-from scvi_sams.evaluation._recovery import (
-    effect_recovery,
-    linear_r2,
-    mask_recovery,
-    mean_correlation_coefficient,
-)
+from scvi_sams.evaluation._recovery import latent_recovery, mask_recovery
 from scvi_sams.evaluation._report import Scorecard
 from scvi_sams.evaluation._scorecard import Predictor, score_predictions, scorecard
 from scvi_sams.evaluation._splits import (
@@ -43,13 +38,11 @@ __all__ = [
     "distribution_distance",
     "effect_agreement",
     "effect_correlation",
-    "effect_recovery",
     "export_cell_eval",
     "interaction_residuals",
     "interval_coverage",
-    "linear_r2",
+    "latent_recovery",
     "mask_recovery",
-    "mean_correlation_coefficient",
     "observed_effects",
     "perturbation_discrimination",
     "score_predictions",

@@ -17,14 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "EffectRecovery",
-    "MaskRecovery",
-    "effect_recovery",
-    "linear_r2",
-    "mask_recovery",
-    "mean_correlation_coefficient",
-]
+__all__ = ["latent_recovery", "mask_recovery"]
 
 
 class MaskRecovery(NamedTuple):
@@ -44,17 +37,19 @@ class MaskRecovery(NamedTuple):
     """... and the column of the predicted mask that each is matched with."""
 
 
-class EffectRecovery(NamedTuple):
-    """Agreement of effects after their latents were matched; see :func:`effect_recovery`."""
+class LatentRecovery(NamedTuple):
+    """Agreement of latents, matched and as a whole; see :func:`latent_recovery`."""
 
     mean_correlation: float
     """Mean of ``correlation`` over the true latents that vary (0 for those without a match)."""
+    linear_r2: float
+    """Share of the true latents that a linear function of the inferred ones explains."""
     correlation: NDArray[np.float64]
     """Absolute correlation of each matched pair."""
     true_latents: NDArray[np.int64]
-    """Matched columns of the true effects ..."""
-    predicted_latents: NDArray[np.int64]
-    """... and the column of the predicted effects that each is matched with."""
+    """Matched columns of the true latents ..."""
+    inferred_latents: NDArray[np.int64]
+    """... and the column of the inferred latents that each is matched with."""
 
 
 def mask_recovery(
@@ -88,8 +83,10 @@ def mask_recovery(
 
     Returns
     -------
-    F1, precision, recall, the mean F1 of the true latents, and the matching. Where nothing could
-    go wrong (no entry to predict, or none predicted) a share is 1.
+    MaskRecovery
+        ``f1``, ``precision``, ``recall``, ``macro_f1`` (mean F1 of the true latents), and the
+        matching in ``true_latents`` and ``predicted_latents``. Where nothing could go wrong (no
+        entry to predict, or none predicted) a share is 1.
 
     Raises
     ------
@@ -128,88 +125,54 @@ def mask_recovery(
     )
 
 
-def effect_recovery(
-    true_effect: ArrayLike | pd.DataFrame, predicted_effect: ArrayLike | pd.DataFrame
-) -> EffectRecovery:
-    r"""Mean correlation coefficient between true and predicted effects of matched latents.
-
-    With :math:`\rho_{kl}` the Pearson correlation over perturbations of column :math:`k` of the
-    true and column :math:`l` of the predicted effects, and :math:`\sigma` the one-to-one matching
-    that maximises it,
-
-    .. math:: \mathrm{MCC} = \frac{1}{K} \sum_k |\rho_{k \sigma(k)}|,
-
-    over the :math:`K` true latents that vary. Sign and scale of a latent are not identified, and
-    do not count. A constant predicted column has correlation 0.
-
-    Parameters
-    ----------
-    true_effect
-        Perturbations x latents, mask times embedding.
-    predicted_effect
-        Perturbations x latents; the number of latents may differ. If both are DataFrames, the
-        perturbations are matched by name.
-
-    Returns
-    -------
-    The mean, the correlation of each matched pair, and the matching. The mean is NaN if no true
-    latent varies.
-
-    Raises
-    ------
-    ScreenError
-        If the perturbations do not match, or values are not finite.
-
-    Notes
-    -----
-    The measure of Hyvarinen and Morioka (NeurIPS 2016), used for SVAE+ by Lopez, Tagasovska et
-    al. (CLeaR 2023).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scvi_sams.evaluation import effect_recovery
-    >>> effect = np.random.default_rng(0).normal(size=(20, 3))
-    >>> round(effect_recovery(effect, -2 * effect[:, [2, 0, 1]]).mean_correlation, 6)
-    1.0
-    """
-    true, predicted = paired(true_effect, predicted_effect)
-    rows, columns, matched, mean = matched_correlation(true, predicted)
-    return EffectRecovery(
-        mean_correlation=mean, correlation=matched, true_latents=rows, predicted_latents=columns
-    )
-
-
-def mean_correlation_coefficient(
+def latent_recovery(
     true: ArrayLike | pd.DataFrame,
     inferred: ArrayLike | pd.DataFrame,
     method: Literal["pearson", "spearman"] = "pearson",
-) -> float:
-    r"""Mean correlation of true latents with the inferred ones they are matched with.
+    test_share: float = 0.2,
+    seed: int = 0,
+) -> LatentRecovery:
+    r"""Compare inferred with true latents: one with one, and as a whole.
 
-    With :math:`\rho_{kl}` the correlation over cells of true latent :math:`k` and inferred latent
-    :math:`l`, and :math:`\sigma` the one-to-one matching that maximises the sum (Hungarian
-    method),
+    With :math:`\rho_{kl}` the correlation over rows of true latent :math:`k` and inferred latent
+    :math:`l`, and :math:`\sigma` the one-to-one matching that maximises its sum (Hungarian
+    method), the **mean correlation coefficient** is
 
     .. math:: \mathrm{MCC} = \frac{1}{K} \sum_k |\rho_{k \sigma(k)}|,
 
     over the :math:`K` true latents that vary. It is 1 if latents are recovered up to order, sign
-    and scale (with ``"spearman"``: up to any monotone function each). A rotation of the latents
-    lowers it; see :func:`linear_r2` for a measure that does not mind.
+    and scale. A rotation lowers it, but not the **linear** :math:`R^2`, which asks whether the
+    information is there: each true latent is regressed on all inferred ones in a part of the rows,
+    and in the others
+
+    .. math::
+
+        R^2 = \frac1K \sum_k \left( 1 - \frac{\sum_i (z_{ik} - \hat z_{ik})^2}
+            {\sum_i (z_{ik} - \bar z_k)^2} \right).
 
     Parameters
     ----------
     true
-        Cells (or perturbations) x latents.
+        Latent states of cells (cells x latents), or effects of perturbations, mask times embedding
+        (perturbations x latents).
     inferred
-        Cells x latents; the number of latents may differ. If both are DataFrames, the rows are
+        The same rows; the number of latents may differ. If both are DataFrames, the rows are
         matched by name.
     method
-        ``"pearson"``, or ``"spearman"`` for the correlation of ranks.
+        ``"pearson"``, or ``"spearman"`` for the correlation of ranks, which allows for any
+        monotone function of each latent.
+    test_share
+        Share of the rows that the linear :math:`R^2` is computed on.
+    seed
+        Seed of the choice of these rows.
 
     Returns
     -------
-    Value between 0 and 1; a true latent without a match counts as 0. NaN if no true latent varies.
+    LatentRecovery
+        ``mean_correlation`` (MCC, between 0 and 1; a true latent without a match, and a constant
+        inferred one, count as 0), ``linear_r2`` (at most 1, without bound below), the
+        ``correlation`` of each matched pair, and the matching in ``true_latents`` and
+        ``inferred_latents``. NaN if no true latent varies.
 
     Raises
     ------
@@ -220,80 +183,36 @@ def mean_correlation_coefficient(
 
     Notes
     -----
-    Hyvarinen and Morioka (NeurIPS 2016), used for SVAE+ by Lopez, Tagasovska et al. (CLeaR 2023).
-    For tables of effects :func:`effect_recovery` returns the matching as well.
+    MCC: Hyvarinen and Morioka (NeurIPS 2016), used for SVAE+ by Lopez, Tagasovska et al. (CLeaR
+    2023). Linear :math:`R^2`: the informativeness of Eastwood and Williams (ICLR 2018), by least
+    squares.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from scvi_sams.evaluation import mean_correlation_coefficient
-    >>> latents = np.random.default_rng(0).normal(size=(100, 3))
-    >>> round(mean_correlation_coefficient(latents, -2 * latents[:, [2, 0, 1]]), 6)
+    >>> from scvi_sams.evaluation import latent_recovery
+    >>> rng = np.random.default_rng(0)
+    >>> latents = rng.normal(size=(100, 3))
+    >>> round(latent_recovery(latents, -2 * latents[:, [2, 0, 1]]).mean_correlation, 6)
+    1.0
+    >>> round(latent_recovery(latents, latents @ rng.normal(size=(3, 3))).linear_r2, 6)
     1.0
     """
     if method not in {"pearson", "spearman"}:
         raise ValueError(f"method={method!r} is unknown; use 'pearson' or 'spearman'.")
-    matrices = paired(true, inferred, rows="cells")
+    values, other = paired(true, inferred, rows="rows")
+    linear = _linear_r2(values, other, test_share, seed)
     if method == "spearman":
-        matrices = rankdata(matrices[0], axis=0), rankdata(matrices[1], axis=0)
-    return matched_correlation(*matrices)[-1]
+        values, other = rankdata(values, axis=0), rankdata(other, axis=0)
+    rows, columns, correlation, mean = matched_correlation(values, other)
+    return LatentRecovery(mean, linear, correlation, rows, columns)
 
 
-def linear_r2(
-    true: ArrayLike | pd.DataFrame,
-    inferred: ArrayLike | pd.DataFrame,
-    test_share: float = 0.2,
-    seed: int = 0,
+def _linear_r2(
+    true: NDArray[np.float64], inferred: NDArray[np.float64], test_share: float, seed: int
 ) -> float:
-    r"""How much of the true latents a linear function of the inferred ones explains.
-
-    Each true latent is regressed on all inferred ones in a part of the cells; in the others,
-
-    .. math::
-
-        R^2 = \frac1K \sum_k \left( 1 - \frac{\sum_i (z_{ik} - \hat z_{ik})^2}
-            {\sum_i (z_{ik} - \bar z_k)^2} \right)
-
-    over the :math:`K` true latents that vary. It asks whether the information is there, whatever
-    the rotation; :func:`mean_correlation_coefficient` asks whether it is one latent each.
-
-    Parameters
-    ----------
-    true
-        Cells x latents.
-    inferred
-        Cells x latents; the number of latents may differ. If both are DataFrames, the cells are
-        matched by name.
-    test_share
-        Share of the cells that are held out.
-    seed
-        Seed of the choice of these cells.
-
-    Returns
-    -------
-    At most 1, without bound below. NaN if no true latent varies.
-
-    Raises
-    ------
-    ScreenError
-        If the cells do not match, or values are not finite.
-
-    Notes
-    -----
-    The linear form of the informativeness of Eastwood and Williams (ICLR 2018), by least squares.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scvi_sams.evaluation import linear_r2
-    >>> rng = np.random.default_rng(0)
-    >>> latents = rng.normal(size=(100, 3))
-    >>> round(linear_r2(latents, latents @ rng.normal(size=(3, 3))), 6)
-    1.0
-    """
-    true_values, inferred_values = paired(true, inferred, rows="cells")
     fitted_true, held_true, fitted_inferred, held_inferred = train_test_split(
-        true_values, inferred_values, test_size=test_share, random_state=seed
+        true, inferred, test_size=test_share, random_state=seed
     )
     varies = standardised(held_true).any(axis=0)
     if not varies.any():

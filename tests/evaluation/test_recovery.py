@@ -7,12 +7,15 @@ import pandas as pd
 import pytest
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.evaluation import (
-    effect_recovery,
-    linear_r2,
-    mask_recovery,
-    mean_correlation_coefficient,
-)
+from scvi_sams.evaluation import latent_recovery, mask_recovery
+
+
+def mean_correlation_coefficient(true, inferred, method="pearson") -> float:
+    return latent_recovery(true, inferred, method).mean_correlation
+
+
+def linear_r2(true, inferred, seed=0) -> float:
+    return latent_recovery(true, inferred, seed=seed).linear_r2
 
 
 @pytest.fixture
@@ -102,33 +105,33 @@ class TestMaskRecovery:
             mask_recovery(mask, np.where(mask, np.nan, 0.0))
 
 
-class TestEffectRecovery:
+class TestEffects:
     def test_perfect_up_to_order_sign_scale_and_offset(self, effect):
         changed = effect[:, [3, 0, 4, 1, 2]] * [1, -2, 3, -4, 5] + 1
-        result = effect_recovery(effect, changed)
+        result = latent_recovery(effect, changed)
         assert result.mean_correlation == pytest.approx(1.0)
         assert result.correlation == pytest.approx(np.ones(5))
-        assert result.predicted_latents.tolist() == [1, 3, 4, 0, 2]
+        assert result.inferred_latents.tolist() == [1, 3, 4, 0, 2]
 
     def test_agrees_with_all_permutations(self, effect):
         predicted = np.random.default_rng(3).normal(size=(40, 6))
         correlation = np.abs(np.corrcoef(effect.T, predicted.T)[:5, 5:])
-        result = effect_recovery(effect, predicted)
+        result = latent_recovery(effect, predicted)
         assert result.mean_correlation == pytest.approx(best_match(correlation) / 5)
 
     def test_unmatched_true_latents_count_as_zero(self, effect):
-        assert effect_recovery(effect, effect[:, :2]).mean_correlation == pytest.approx(2 / 5)
+        assert latent_recovery(effect, effect[:, :2]).mean_correlation == pytest.approx(2 / 5)
 
     def test_constant_columns(self, effect):
         spare = np.full((40, 1), 0.1)
-        assert effect_recovery(
+        assert latent_recovery(
             effect, np.hstack([spare, effect])
         ).mean_correlation == pytest.approx(1)
-        assert effect_recovery(
+        assert latent_recovery(
             np.hstack([spare, effect]), effect
         ).mean_correlation == pytest.approx(1)
-        assert effect_recovery(effect, np.repeat(spare, 5, axis=1)).mean_correlation == 0.0
-        assert np.isnan(effect_recovery(spare, effect).mean_correlation)
+        assert latent_recovery(effect, np.repeat(spare, 5, axis=1)).mean_correlation == 0.0
+        assert np.isnan(latent_recovery(spare, effect).mean_correlation)
 
 
 class TestMeanCorrelationCoefficient:
@@ -154,9 +157,9 @@ class TestMeanCorrelationCoefficient:
             result = mean_correlation_coefficient(latents, inferred, method)
             assert result == pytest.approx(expected)
 
-    def test_is_the_mean_of_effect_recovery(self, effect):
+    def test_is_the_mean_of_latent_recovery(self, effect):
         predicted = effect + np.random.default_rng(6).normal(size=effect.shape)
-        expected = effect_recovery(effect, predicted).mean_correlation
+        expected = latent_recovery(effect, predicted).mean_correlation
         assert mean_correlation_coefficient(effect, predicted) == expected
 
     def test_missing_constant_and_unrelated_latents(self, latents):
@@ -170,7 +173,7 @@ class TestMeanCorrelationCoefficient:
     def test_cells_are_matched_by_name(self, latents):
         true = pd.DataFrame(latents[:50]).rename(index="cell{}".format)
         assert mean_correlation_coefficient(true, true.iloc[::-1]) == pytest.approx(1)
-        with pytest.raises(ScreenError, match="1 cells are in one table only, the first 'cell0'"):
+        with pytest.raises(ScreenError, match="1 rows are in one table only, the first 'cell0'"):
             mean_correlation_coefficient(true, true.iloc[1:])
         with pytest.raises(ValueError, match="method='kendall' is unknown"):
             mean_correlation_coefficient(true, true, "kendall")
