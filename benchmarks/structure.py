@@ -114,9 +114,7 @@ def _fitted() -> Any:
     adata = scvi_sams.datasets.simulated_screen(n_cells=600, n_genes=60, n_perturbations=6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a screen this small
-        scvi_sams.SAMSVAE.setup_anndata(
-            adata, perturbation_key="perturbation", control="control"
-        )
+        scvi_sams.SAMSVAE.setup_anndata(adata, perturbation_key="perturbation", control="control")
         model = scvi_sams.SAMSVAE(adata, n_latent=4, n_hidden=16)
         model.train(max_epochs=2, enable_progress_bar=False)
     return model
@@ -145,9 +143,7 @@ def main(arguments: list[str]) -> None:
     name = model.perturbation_names[0]
     graph = import_graph(path, "scvi_sams")
     of_step = files_run(lambda: _step(model), path)
-    of_training = files_run(
-        lambda: model.train(max_epochs=1, enable_progress_bar=False), path
-    )
+    of_training = files_run(lambda: model.train(max_epochs=1, enable_progress_bar=False), path)
     of_prediction = files_run(lambda: model.predict([name], n_samples=10), path)
     mro = [c for c in type(model).__mro__ if c.__module__.startswith("scvi_sams")]
     rows = [

@@ -11,7 +11,6 @@ import sys
 import time
 from contextlib import redirect_stdout
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -39,28 +38,20 @@ from scvi_sams.evaluation import effect_correlation, observed_effects, scorecard
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from lightning.pytorch import Trainer
     from numpy.typing import NDArray
 
     from scvi_sams.model import CPAVAE, SAMSVAE
 
+_PACKAGES = ("scvi_sams", "scvi_tools", "torch", "anndata")
 _MAX_SCORED_CELLS = 5_000  # the mean over them is good to a fraction of a nat
 _N_LINES = 10  # of progress in a log, where a bar that redraws itself would fill the disk
 
 
 def fit(args: argparse.Namespace) -> None:
-    """Train on a screen and write everything that came of it to ``args.output``.
-
-    Raises
-    ------
-    CommandError, ScreenError
-        If the screen or an argument cannot be used.
-    TrainingDivergedError
-        If training diverged.
-    KeyboardInterrupt
-        If Ctrl-C came. What was learned is in the folder that the notes of the error name.
-    """
+    """Train on a screen and write everything that came of it to ``args.output``."""
     started = time.perf_counter()
     if args.accelerator == "gpu" and not torch.cuda.is_available():
         raise CommandError("--accelerator gpu: torch finds no GPU here; use auto or cpu")
@@ -134,14 +125,12 @@ def fit(args: argparse.Namespace) -> None:
             "training_seconds": round(training_seconds, 2),
             "seconds": round(time.perf_counter() - started, 2),
             "peak_memory_mb": _peak_memory(),
-            "versions": _versions(),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name.replace("_", "-")) for name in _PACKAGES},
             "seed": args.seed,
-            "arguments": {
-                name: str(value) if isinstance(value, Path) else value
-                for name, value in vars(args).items()
-            },
+            "arguments": vars(args),
         }
-        text = json.dumps(summary, indent=2)
+        text = json.dumps(summary, indent=2, default=str)  # of a path
         (folder / "summary.json").write_text(f"{text}\n")
     if args.json:
         print(text)
@@ -220,12 +209,7 @@ def _observed_effects(adata: ad.AnnData, args: argparse.Namespace) -> ad.AnnData
     if is_control.all() or not is_control.any():
         return None
     return observed_effects(
-        adata,
-        CONDITION,
-        CONTROL,
-        layer=args.layer,
-        size_factor_key=args.size_factor_key,
-        combination_delimiter=None,  # the labels are those of the model, as they stand
+        adata, CONDITION, CONTROL, layer=args.layer, size_factor_key=args.size_factor_key
     )
 
 
@@ -236,33 +220,19 @@ def _scores(
     measured: dict[str, ad.AnnData | None],
 ) -> dict[str, Any]:
     """How well the model, and the plain means of its training cells, meet held-out cells."""
-    scores: dict[str, Any] = {
-        "held_out_iwelbo": None,
-        "held_out_ate_correlation": None,
-        "held_out_ate_correlation_of_training_means": None,
-    }
+    iwelbo = of_model = of_means = None
     if held_out.any():
-        scored = np.flatnonzero(held_out)
-        if len(scored) > _MAX_SCORED_CELLS:
-            scored = np.random.default_rng(0).choice(scored, _MAX_SCORED_CELLS, replace=False)
-        scores["held_out_iwelbo"] = model.get_iwelbo(
-            indices=np.sort(scored).tolist(), n_particles=100
-        )
+        scored = np.random.default_rng(0).permutation(np.flatnonzero(held_out))
+        scored = np.sort(scored[:_MAX_SCORED_CELLS])
+        iwelbo = model.get_iwelbo(indices=scored.tolist(), n_particles=100)
     training, observed = measured["training"], measured["held out"]
     if training is not None and observed is not None:
         shared = observed.obs_names.intersection(training.obs_names)
-        for name, predicted in (("", ate), ("_of_training_means", training)):
-            scores[f"held_out_ate_correlation{name}"] = effect_correlation(
-                predicted[shared], observed
-            )
-    return scores
-
-
-def _versions() -> dict[str, str]:
-    packages = {"scvi_sams": "scvi-sams", "scvi_tools": "scvi-tools"}
-    packages |= {name: name for name in ("torch", "anndata")}
-    return {"python": platform.python_version()} | {
-        name: version(package) for name, package in packages.items()
+        of_model, of_means = (effect_correlation(e[shared], observed) for e in (ate, training))
+    return {
+        "held_out_iwelbo": iwelbo,
+        "held_out_ate_correlation": of_model,
+        "held_out_ate_correlation_of_training_means": of_means,
     }
 
 

@@ -29,14 +29,7 @@ _MAY_WRITE = (
 
 
 def check_folder(output: Path, overwrite: bool) -> None:
-    """Refuse a folder that is not to be written to.
-
-    Raises
-    ------
-    CommandError
-        If it exists and `overwrite` is false, was not written by this program, or has files of
-        others under names of the results.
-    """
+    """Refuse a folder that is not to be written to."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     written = _written_before(output) if output.is_dir() else []
@@ -57,11 +50,6 @@ def staged_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     What was written before an error stays in the folder beside, which the error then names: a
     trained model is not thrown away because a disk ran full. Of an earlier result, the files that
     this program wrote are replaced, and all others stay.
-
-    Raises
-    ------
-    CommandError
-        As :func:`check_folder`, at the end as well, since much may happen during a fit.
     """
     output = output.resolve()
     check_folder(output, overwrite)
@@ -138,13 +126,7 @@ def _written_before(folder: Path) -> list[str]:
 
 
 def check_file(output: Path, overwrite: bool) -> None:
-    """Refuse a file that is not to be written.
-
-    Raises
-    ------
-    CommandError
-        If `output` is a folder, or exists and `overwrite` is false.
-    """
+    """Refuse a file that is not to be written."""
     if output.is_dir():
         raise CommandError(f"{output} is a folder; name a file with -o")
     if output.exists() and not overwrite:

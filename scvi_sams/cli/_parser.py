@@ -8,7 +8,7 @@ import argparse
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from scvi_sams.cli._console import PROGRAM, one_line
 
@@ -17,6 +17,40 @@ if TYPE_CHECKING:
 
 SIMULATED = "simulated"
 """A screen that needs no file."""
+_FIT = "train on a screen; write model, masks, effects, figures and a summary"
+_PREDICT = "simulate cells under conditions, measured or not, from a trained model"
+_OF_DATA = {
+    "--perturbation-key COLUMN": "obs column of labels, such as KLF1+CEBPA",
+    "--control LABEL": "label or labels of unperturbed cells",
+    "--combination-delimiter TEXT": "what joins the parts of a label; default: +",
+    "--dosage-key COLUMN": "obs column of doses, beside --perturbation-key",
+    "--dosage-obsm KEY": "obsm key of a matrix of doses, cells x perturbations, for labels",
+    "--batch-key COLUMN": "obs column of batches",
+    "--layer LAYER": "layer of the counts; default: X",
+    "--size-factor-key COLUMN": "obs column of library sizes; default: the sum of the counts. "
+    "Needed where the genes are a part of those measured",
+}
+_OF_TRAINING = {
+    "--model NAME": "samsvae, or cpavae, which has no masks; default: samsvae",
+    "--n-latent N": "latent dimensions",
+    "--mask-evidence-cells N": "cells at which the evidence for a mask saturates; fewer give "
+    "cleaner masks; default: 30",
+    "--targets FILE.csv": "columns perturbation and gene: the gene that each changes directly; "
+    "default: the gene of the same name",
+    "--max-epochs N": "default: by the number of cells",
+    "--held-out-fraction F": "share of the cells kept for evaluation; default: 0.1, 0 for none",
+    "--held-out-conditions CONDITION": "conditions kept from training altogether and scored "
+    "beside simple baselines: labels such as KLF1+CEBPA, a file with one a line, or a share of "
+    "them such as 0.2",
+    "--threads N": "CPU threads",
+    "--accelerator NAME": "auto, cpu, gpu or mps; default: auto",
+}
+_OF_PREDICTION = {
+    "--n-samples N": "cells for each condition; default: 200",
+    "--batch LABEL": "default: batches as among controls",
+    "--library-size L": "of every cell; default: library sizes as among controls",
+}
+_OF_BOTH = {"--seed N": "default: 0"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,168 +75,78 @@ def build_parser() -> argparse.ArgumentParser:
     >>> build_parser().parse_args(["fit", "simulated", "-o", "results"]).command
     'fit'
     """
-    parser = _Parser(
-        prog=PROGRAM,
-        description="Sparse additive mechanism shift VAE for Perturb-seq screens.",
-        allow_abbrev=False,
-    )
+    about = "Sparse additive mechanism shift VAE for Perturb-seq screens."
+    parser = _Parser(prog=PROGRAM, description=about, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {version(PROGRAM)}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_fit(
-        commands.add_parser(
-            "fit",
-            help="train on a screen; write model, masks, effects, figures and a summary",
-            allow_abbrev=False,
-        )
+    fit = commands.add_parser("fit", help=_FIT, allow_abbrev=False)
+    fit.add_argument(
+        "screen",
+        metavar="SCREEN",
+        help=f"an .h5ad file with counts, or '{SIMULATED}' for a small screen of known effects",
     )
-    _add_predict(
-        commands.add_parser(
-            "predict",
-            help="simulate cells under conditions, measured or not, from a trained model",
-            allow_abbrev=False,
-        )
-    )
+    _add_output(fit, "OUT", "folder to write to")
+    fit.add_argument("--json", action="store_true", help="print the summary alone, as JSON")
+    _add(fit.add_argument_group("what the file holds"), _OF_DATA)
+    _add(fit.add_argument_group("training"), _OF_TRAINING | _OF_BOTH)
+
+    predict = commands.add_parser("predict", help=_PREDICT, allow_abbrev=False)
+    predict.add_argument("model", type=Path, metavar="OUT", help="the folder that fit wrote")
+    _add_output(predict, "FILE", ".h5ad file to write")
+    _add(predict, {"--conditions CONDITION": "such as KLF1+CEBPA"}, required=True)
+    _add(predict, _OF_PREDICTION | _OF_BOTH)
     return parser
 
 
-def _add_fit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "screen",
-        metavar="SCREEN",
-        help="an .h5ad file with counts, or 'simulated' for a small screen with known effects",
-    )
-    _add_output(parser, "folder to write to", "OUT")
-    parser.add_argument(
-        "--json", action="store_true", help="print the summary as JSON in place of the report"
-    )
-
-    screen = parser.add_argument_group("what the file holds")
-    screen.add_argument(
-        "--perturbation-key", metavar="COLUMN", help="obs column of labels, such as KLF1+CEBPA"
-    )
-    screen.add_argument(
-        "--control", nargs="+", metavar="LABEL", help="label or labels of unperturbed cells"
-    )
-    screen.add_argument("--combination-delimiter", default="+", metavar="TEXT", help="default: +")
-    screen.add_argument(
-        "--dosage-key", metavar="COLUMN", help="obs column of doses, beside --perturbation-key"
-    )
-    screen.add_argument(
-        "--dosage-obsm",
-        metavar="KEY",
-        help="obsm key of a matrix of doses, cells x perturbations, in place of labels",
-    )
-    screen.add_argument("--batch-key", metavar="COLUMN", help="obs column of batches")
-    screen.add_argument("--layer", metavar="LAYER", help="layer of the counts; default: X")
-    screen.add_argument(
-        "--size-factor-key",
-        metavar="COLUMN",
-        help="obs column of library sizes; default: the sum of the counts. Needed where the "
-        "genes are a part of those measured",
-    )
-
-    training = parser.add_argument_group("training")
-    training.add_argument(
-        "--model",
-        default="samsvae",
-        choices=("samsvae", "cpavae"),
-        help="with masks or without; default: samsvae",
-    )
-    training.add_argument("--n-latent", type=_positive(int), metavar="N", help="latent dimensions")
-    training.add_argument(
-        "--mask-evidence-cells",
-        type=_positive(float),
-        metavar="N",
-        help="cells at which the evidence for a mask saturates; fewer give cleaner masks; "
-        "default: 30",
-    )
-    training.add_argument(
-        "--targets",
-        metavar="FILE.csv",
-        help="columns perturbation and gene: the gene that each changes directly; default: the "
-        "gene of the same name",
-    )
-    training.add_argument(
-        "--max-epochs", type=_positive(int), metavar="N", help="default: by the number of cells"
-    )
-    training.add_argument("--seed", type=_seed, default=0, help="default: 0")
-    training.add_argument(
-        "--held-out-fraction",
-        type=_fraction,
-        default=0.1,
-        metavar="F",
-        help="share of the cells kept for evaluation; default: 0.1, 0 for none",
-    )
-    training.add_argument(
-        "--held-out-conditions",
-        nargs="+",
-        metavar="CONDITION",
-        help="conditions kept from training altogether and scored beside simple baselines: "
-        "labels such as KLF1+CEBPA, a file with one a line, or a share of them such as 0.2",
-    )
-    training.add_argument("--threads", type=_positive(int), metavar="N", help="CPU threads")
-    training.add_argument(
-        "--accelerator",
-        default="auto",
-        choices=("auto", "cpu", "gpu", "mps"),
-        help="default: auto",
-    )
-
-
-def _add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="OUT", help="the folder that fit wrote")
-    _add_output(parser, ".h5ad file to write", "FILE")
-    parser.add_argument(
-        "--conditions", nargs="+", required=True, metavar="CONDITION", help="such as KLF1+CEBPA"
-    )
-    parser.add_argument(
-        "--n-samples",
-        type=_positive(int),
-        default=200,
-        metavar="N",
-        help="cells for each condition; default: 200",
-    )
-    parser.add_argument("--batch", metavar="LABEL", help="default: batches as among controls")
-    parser.add_argument(
-        "--library-size",
-        type=_positive(float),
-        metavar="L",
-        help="of every cell; default: library sizes as among controls",
-    )
-    parser.add_argument("--seed", type=_seed, default=0, help="default: 0")
-
-
-def _add_output(parser: argparse.ArgumentParser, help: str, metavar: str) -> None:
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=help)
+def _add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what this program wrote there"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+def _add(parser: argparse._ActionsContainer, options: dict[str, str], **rest: Any) -> None:
+    """Add options with their help, and what `_KINDS` says of their values."""
+    for option, text in options.items():
+        flag, metavar = option.split()
+        parser.add_argument(flag, metavar=metavar, help=text, **{**rest, **_KINDS.get(flag, {})})
+
+
+def _between(
+    kind: type[int] | type[float], low: float, high: float, text: str
+) -> Callable[[str], float]:
+    """Type of a number from `low` to below `high`, whose range is called `text`."""
+
+    def parse(word: str) -> float:
+        value = kind(word)
+        if not low <= value < high:
+            raise argparse.ArgumentTypeError(f"{word} is not {text}")
         return value
 
     parse.__name__ = kind.__name__  # argparse names it in "invalid int value"
     return parse
 
 
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**32:  # what numpy takes
-        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and below 2**32")
-    return value
-
-
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and below 1")
-    return value
-
-
-_seed.__name__, _fraction.__name__ = "int", "number"  # as argparse calls them
+_INTEGER = {"type": _between(int, 1, float("inf"), "above 0")}
+_REAL = {"type": _between(float, sys.float_info.min, float("inf"), "above 0")}
+_KINDS: dict[str, dict[str, Any]] = {
+    "--control": {"nargs": "+"},
+    "--combination-delimiter": {"default": "+"},
+    "--model": {"default": "samsvae", "choices": ("samsvae", "cpavae")},
+    "--n-latent": _INTEGER,
+    "--mask-evidence-cells": _REAL,
+    "--max-epochs": _INTEGER,
+    "--held-out-fraction": {
+        "type": _between(float, 0, 1, "at least 0 and below 1"),
+        "default": 0.1,
+    },
+    "--held-out-conditions": {"nargs": "+"},
+    "--threads": _INTEGER,
+    "--accelerator": {"default": "auto", "choices": ("auto", "cpu", "gpu", "mps")},
+    "--conditions": {"nargs": "+"},
+    "--n-samples": _INTEGER | {"default": 200},
+    "--library-size": _REAL,
+    # What numpy takes.
+    "--seed": {"type": _between(int, 0, 2**32, "at least 0 and below 2**32"), "default": 0},
+}

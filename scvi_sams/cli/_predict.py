@@ -21,15 +21,7 @@ if TYPE_CHECKING:
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Simulate cells and write them to ``args.output``.
-
-    Raises
-    ------
-    CommandError
-        If the model cannot be read.
-    UnknownPerturbationError
-        If a condition names a perturbation that the model has not seen.
-    """
+    """Simulate cells and write them to ``args.output``."""
     model = _load(args.model / "model")
     with staged_file(args.output, args.overwrite) as path:
         scvi.settings.seed = args.seed

@@ -37,13 +37,7 @@ _HELD_OUT = "--held-out-conditions"
 
 
 def read_screen(args: argparse.Namespace) -> ad.AnnData:
-    """Read, or simulate, the screen.
-
-    Raises
-    ------
-    CommandError
-        If it is no AnnData, or has a gene twice.
-    """
+    """Read, or simulate, the screen."""
     if args.screen == SIMULATED:
         return scvi_sams.datasets.simulated_screen(seed=args.seed)
     path = Path(args.screen)
@@ -73,13 +67,7 @@ def read_screen(args: argparse.Namespace) -> ad.AnnData:
 
 
 def make_model(adata: ad.AnnData, args: argparse.Namespace) -> SAMSVAE | CPAVAE:
-    """Register the screen, with the columns of the simulated one filled in, and make the model.
-
-    Raises
-    ------
-    CommandError
-        If an option that is needed is not given, or names what is not there.
-    """
+    """Register the screen, with the columns of the simulated one filled in, and make the model."""
     if args.screen == SIMULATED:
         defaults = {"perturbation_key": "perturbation", "control": ["control"]}
         defaults |= {"batch_key": "replicate", "layer": "counts"}
@@ -159,11 +147,6 @@ def held_out_cells(
     """Cells to keep from training, and the codes of conditions that are kept whole.
 
     Of every condition, and of the controls, the same share is drawn, but for the last cell.
-
-    Raises
-    ------
-    CommandError
-        If no cell would be held out, or not enough is left to train on.
     """
     rng = np.random.default_rng(args.seed)
     held_out = random_share(conditions.codes, args.held_out_fraction, rng)
