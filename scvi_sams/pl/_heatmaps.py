@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["effect_heatmap", "mask_heatmap"]
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from numpy.typing import NDArray
 
     from scvi_sams.data.tables import ProfileTable
@@ -184,9 +185,7 @@ def effect_heatmap(
     --------
     >>> import scvi_sams
     >>> adata = scvi_sams.datasets.simulated_screen(n_cells=1000, n_genes=100)
-    >>> effects = scvi_sams.evaluation.observed_effects(
-    ...     adata, "perturbation", "control"
-    ... )
+    >>> effects = scvi_sams.evaluation.observed_effects(adata, "perturbation", "control")
     >>> ax = scvi_sams.pl.effect_heatmap(effects, n_genes=20)
     """
     if n_genes < 1:
@@ -256,32 +255,18 @@ def _draw(
         values, aspect="auto", interpolation="nearest", cmap=colors, vmin=low, vmax=high
     )
     ax.spines[:].set_visible(False)
-    width, height = (
-        size / ax.figure.dpi
-        for size in (ax.get_window_extent().width, ax.get_window_extent().height)
-    )
-    names = [literal(name) for name in table.columns]
-    upright = len(names) > 15 or max(map(len, names)) > 3
-    step = _label_step(len(names), width / _COLUMN_INCHES if upright else len(names))
-    ax.set_xticks(
-        range(0, len(names), step),
-        names[::step],
-        fontsize=LABEL_SIZE,
-        rotation=90 if upright else 0,
-    )
-    ax.tick_params(axis="x", length=0 if step == 1 else 2)
+    extent = ax.get_window_extent()
+    width, height = extent.width / ax.figure.dpi, extent.height / ax.figure.dpi
+    upright = table.shape[1] > 15 or max(len(str(name)) for name in table.columns) > 3
+    room = width / _COLUMN_INCHES if upright else table.shape[1]
+    step = _name_ticks(ax.xaxis, table.columns, room, rotation=90 if upright else 0)
     ax.set_xlabel(column_kind if step == 1 else f"{column_kind} (1 in {step} labelled)")
-
-    step = _label_step(len(table), height / _ROW_INCHES)
-    names = [literal(name) for name in table.index[::step]]
-    ax.set_yticks(range(0, len(table), step), names, fontsize=LABEL_SIZE)
-    ax.tick_params(axis="y", length=0 if step == 1 else 2)
+    step = _name_ticks(ax.yaxis, table.index, height / _ROW_INCHES)
     if step > 1:
         ax.set_ylabel(f"{row_kind} (1 in {step} labelled)")
 
-    extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}.get(
-        (bool(values.min() < low), bool(values.max() > high)), "both"
-    )
+    beyond = 2 * bool(values.max() > high) + bool(values.min() < low)
+    extend = ("neither", "min", "max", "both")[beyond]
     bar = ax.figure.colorbar(
         image, ax=ax, shrink=min(1.0, 2.5 / height), aspect=18, extend=extend, extendfrac=0.04
     )
@@ -290,21 +275,25 @@ def _draw(
     bar.ax.yaxis.set_major_locator(MaxNLocator(5))
     if pathways is not None and (handles := _pathway_strip(ax, table, pathways, width)):
         # On the bar, and not on the axes, or the layout would put it between the two.
-        beyond = ScaledTranslation(_BAR_LABEL_INCHES, 0, ax.figure.dpi_scale_trans)
+        aside = ScaledTranslation(_BAR_LABEL_INCHES, 0, ax.figure.dpi_scale_trans)
         legend_beside(
             bar.ax,
             "pathway",
             handles=handles,
-            bbox_transform=bar.ax.transAxes + beyond,
+            bbox_transform=bar.ax.transAxes + aside,
             borderaxespad=0,
             handlelength=1.0,
             handleheight=1.0,
         )
 
 
-def _label_step(number: int, room: float) -> int:
-    """One in how many names is drawn, if this many fit; they may stand a little closer."""
-    return math.ceil(number / max(1, int(room / 0.85)))
+def _name_ticks(axis: Axis, names: pd.Index, room: float, **style: Any) -> int:
+    """Name one in so many rows or columns that the names fit into room for this many."""
+    step = math.ceil(len(names) / max(1, int(room / 0.85)))  # they may stand a little closer
+    shown = [literal(name) for name in names[::step]]
+    axis.set_ticks(range(0, len(names), step), shown, fontsize=LABEL_SIZE, **style)
+    axis.set_tick_params(length=0 if step == 1 else 2)
+    return step
 
 
 def _pathway_strip(
