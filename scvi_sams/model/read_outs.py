@@ -15,7 +15,7 @@ from scvi import REGISTRY_KEYS
 from scvi.utils import track
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams._exceptions import ScreenError
+from scvi_sams._exceptions import ScreenError, unknown_perturbations
 from scvi_sams.data import Conditions, PerturbationField
 from scvi_sams.data.field import registered_conditions, registered_dosage
 
@@ -97,12 +97,18 @@ def provenance(model: SAMSVAE, seed: int | None = None) -> dict[str, Any]:
 def parse_conditions(model: SAMSVAE, conditions: ConditionsLike) -> Conditions:
     """Read conditions that a user asks for; those of equal doses are one, with several rows."""
     state = field_state(model, SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
-    return Conditions.from_request(
+    names = model.perturbation_names
+    asked = Conditions.from_request(
         conditions,
-        model.perturbation_names,
+        names,
         state[PerturbationField.CONTROL_KEY],
         state[PerturbationField.DELIMITER_KEY],
     )
+    if model.registry["setup_args"].get("combinations") == "own":
+        several = np.flatnonzero((asked.dose > 0).sum(1) > 1)
+        if len(several):  # a combination is a perturbation of its own, and not one that is known
+            raise unknown_perturbations([asked.labels[row] for row in several], names)
+    return asked
 
 
 def parse_distinct(model: SAMSVAE, conditions: ConditionsLike) -> Conditions:

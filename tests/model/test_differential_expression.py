@@ -88,6 +88,7 @@ class TestTable:
         )
         (draws,) = drawn
         basal = fitted.get_latent_representation(indices=indices, representation="basal")
+        states = fitted.module.to_network(torch.as_tensor(basal))
         library = torch.ones(len(indices), 1)
         batch = torch.zeros(len(indices), 1, dtype=torch.long)
         position = {row: k for k, row in enumerate(draws.rows.tolist())}
@@ -97,9 +98,7 @@ class TestTable:
             for condition in ([0, 2], [1]):
                 shift = sum(draws.effects[draw, position[t]] for t in condition)
                 with torch.inference_mode():
-                    outputs = fitted.module.generative(
-                        torch.as_tensor(basal) + shift, library, batch_index=batch
-                    )
+                    outputs = fitted.module.generative(states + shift, library, batch)
                 scale.append(outputs["px"].scale.mean(0).numpy())
             lfc.append(np.log2((1e4 * scale[0] + 0.5) / (1e4 * scale[1] + 0.5)))
         lfc = np.array(lfc)

@@ -8,6 +8,7 @@ import torch
 from scipy import sparse
 
 from scvi_sams import CPAVAE, SAMSVAE, ScreenError, UnknownPerturbationError, tl
+from scvi_sams.module.doses import Doses
 
 from ._members import fit_member, tiny_screen
 from .conftest import SETUP, SIZE
@@ -117,8 +118,7 @@ class TestReadOut:
         names, genes = direct.perturbation_names, direct.adata.var_names
         with torch.inference_mode():
             draws = module.sample_globals(1)
-            doses = torch.zeros(1, len(names))
-            doses[0, names.index("P002")] = dose
+            doses = Doses(torch.tensor([[names.index("P002")]]), torch.tensor([[dose]]))
             population = direct.counterfactual(n_cells=3).population
             own, none = (
                 module.decode_condition(population, doses, draws._replace(direct=value)).scale

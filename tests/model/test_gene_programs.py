@@ -8,7 +8,7 @@ from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
 from scvi_sams import SAMSVAE, tl
-from scvi_sams.module import expected_log_normalized
+from scvi_sams.module.likelihood import expected_log_normalized
 from scvi_sams.tl import top_genes
 
 from ._members import MEMBERS, SHIFTED, SPARSE, fit_member
@@ -18,6 +18,7 @@ from .conftest import SETUP, fit, small_screen
 
 def _decoded(model, states, library, batch_index):
     """Expected log-normalised expression of states, by the generative model itself."""
+    states = model.module.to_network(torch.as_tensor(states))
     outputs = model.module.generative(states, library, batch_index=batch_index)
     px = outputs["px"]
     return expected_log_normalized(px.mu, px.theta, library).numpy()
@@ -38,11 +39,11 @@ class TestProgrammes:
         library = torch.as_tensor(counts.sum(1, keepdims=True), dtype=torch.float32)
         batch = torch.zeros(len(indices), 1, dtype=torch.long)
         with torch.inference_mode():
-            base = _decoded(fitted, torch.as_tensor(basal), library, batch)
+            base = _decoded(fitted, basal, library, batch)
             for latent in range(fitted.module.n_latent):
                 moved = basal.copy()
                 moved[:, latent] += move
-                change = _decoded(fitted, torch.as_tensor(moved), library, batch) - base
+                change = _decoded(fitted, moved, library, batch) - base
                 mean = change.mean(0)
                 np.testing.assert_allclose(programs.X[latent], mean, atol=2e-4)
                 lower, upper = np.quantile(change, [0.1, 0.9], axis=0)

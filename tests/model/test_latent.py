@@ -91,7 +91,7 @@ class TestPerturbations:
 
     def test_shift_adds_the_background(self, fitted):
         """By the posterior itself, without what reported masks are charged."""
-        q = fitted.module.effects.posterior
+        q = fitted.module.effects.parameters_of()
         on = q.mask_logits.sigmoid()
         expected = (on * q.slab_mean + (1 - on) * q.spike_mean).numpy()
         shift = fitted.get_perturbation_shift(PERTURBATIONS)

@@ -65,10 +65,11 @@ class TestTable:
 
     def test_moments_and_intervals_are_those_of_draws(self, fitted):
         table = tl.mechanisms(fitted, credible_level=0.5)
-        q, effects = fitted.module.effects.posterior, fitted.module.effects
+        effects = fitted.module.effects
+        mean, variance = (moment.detach().numpy() for moment in effects.slab_moments())
         rng = np.random.default_rng(0)
-        on = rng.random((20_000, 6, effects.frame.shape[0])) < effects.mask_probability().numpy()
-        slab = q.slab_mean.numpy() + q.slab_variance.sqrt().numpy() * rng.normal(size=on.shape)
+        on = rng.random((20_000, *mean.shape)) < effects.mask_probability().numpy()
+        slab = mean + np.sqrt(variance) * rng.normal(size=on.shape)
         draws = (on * slab).reshape(len(on), -1)
         np.testing.assert_allclose(table["effect_std"], draws.std(0), atol=0.03)
         ends = np.quantile(draws, [0.25, 0.75], axis=0)
@@ -242,7 +243,7 @@ class TestSimilarity:
         try:
             effects.mask_logits[0], effects.mask_logits[0, 2] = -40.0, 40.0
             effects.slab_mean[0], effects.slab_log_variance[0] = 1.0, -40.0
-            effects.spike_mean[0], effects.spike_posterior_variance[0] = 0.0, 0.0
+            effects.spike_mean[0], effects.spike_variance[0] = 0.0, 0.0
             scvi.settings.seed = 0
             effect = fitted.get_average_treatment_effect(["P001"], n_samples=1, n_cells=3_000)
         finally:

@@ -292,11 +292,10 @@ class TestCalibration:
         bare = self.found(fitted, PAIRS, calibration=None)
         np.testing.assert_array_equal(found.layers["upper"], bare.layers["upper"])
 
-    def test_pairs_with_a_shift_of_their_own_say_so(self, calibrated, monkeypatch):
+    def test_pairs_with_a_shift_of_their_own_say_so(self, calibrated):
         own, other = pairs_of(calibrated.adata)[:2]
-        shifted = [tuple(map(calibrated.perturbation_names.index, own.split("+")))]
-        monkeypatch.setattr(calibrated.module.interactions, "pairs", shifted)
-        found = self.found(calibrated, [own, other])
+        model = fit(calibrated.adata, max_epochs=2, interactions=[tuple(own.split("+"))])
+        found = self.found(model, [own, other])
         assert found.obs["calibrated"].tolist() == [False, True]
         assert found.uns["scvi_sams"]["n_calibration_pairs"] == N_CALIBRATING - 2
 

@@ -119,7 +119,7 @@ class TestBasal:
         (tensors,) = any_fitted._make_data_loader(any_fitted.adata, indices=indices)
         module = any_fitted.module
         outputs = module.inference(**module._get_inference_input(tensors))
-        outputs["z"] = torch.as_tensor(states)
+        outputs["z"] = module.to_network(torch.as_tensor(states))
         with torch.inference_mode():
             decoded = module.generative(**module._get_generative_input(tensors, outputs))
         np.testing.assert_allclose(_share(cells), decoded["px"].scale, rtol=1e-4)

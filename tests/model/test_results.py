@@ -78,10 +78,9 @@ class TestWriteResults:
         adata = fitted.adata.copy()
         cells = fitted.counterfactual(n_cells=5)
         tl.write_results(fitted, adata, counterfactual=cells)
-        more = ad.concat(
-            [adata, adata[:, :3].copy()[:, ::-1]], axis=1, merge="same", uns_merge="same"
-        )
-        more.var_names = [*adata.var_names, "x", "y", "z"]
+        others = adata[:, :3].copy()
+        others.var_names = ["x", "y", "z"]
+        more = ad.concat([adata, others], axis=1, merge="same", uns_merge="same")
         more = more[:, np.random.default_rng(0).permutation(more.n_vars)].copy()
         tl.write_results(fitted, more, counterfactual=cells)
         programs = more.varm["sams_programs"]
@@ -92,7 +91,7 @@ class TestWriteResults:
     def test_errors_leave_the_adata_as_it_was(self, fitted):
         adata = fitted.adata.copy()
         keys = (set(adata.obsm), set(adata.varm), set(adata.uns))
-        with pytest.raises(ScreenError, match="lacks the gene 'gene_00'"):
+        with pytest.raises(ScreenError, match="lacks the gene 'gene_01'"):
             tl.write_results(fitted, adata[:, 1:].copy())
         with pytest.raises(ScreenError, match="view"):
             tl.write_results(fitted, adata[:10])
