@@ -444,7 +444,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
         Returns
         -------
-        The model, to be trained on the query.
+        SAMSVAE
+            The model, to be trained on the query.
 
         Raises
         ------
@@ -484,11 +485,13 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
         Returns
         -------
-        Posterior inclusion probabilities, perturbations x latents. With ``mask_evidence_cells``
-        they are those of a coarsened posterior: an effect must exceed the background by a fixed
-        size, not only be detectable, and is charged for having chosen the direction of a latent
-        that no other perturbation uses. Predictions use the posterior without that charge.
-        ``attrs["mask_prior"]`` holds the prior probability, see :meth:`get_mask_prior`.
+        pandas.DataFrame
+            Posterior inclusion probabilities, perturbations x latents. With
+            ``mask_evidence_cells`` they are those of a coarsened posterior: an effect must exceed
+            the background by a fixed size, not only be detectable, and is charged for having
+            chosen the direction of a latent that no other perturbation uses. Predictions use the
+            posterior without that charge. ``attrs["mask_prior"]`` holds the prior probability, see
+            :func:`~scvi_sams.tl.mask_prior`.
 
         Raises
         ------
@@ -506,12 +509,21 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         return table
 
     def get_perturbation_effect(self) -> pd.DataFrame:
-        """Expected effect of each perturbation: mask times embedding.
+        """Effect of each perturbation on each latent, as it is reported: mask times embedding.
+
+        The inclusion probability of :meth:`get_perturbation_mask` times the posterior mean of the
+        embedding given that the mask is one. That probability is charged for the choice of the
+        latent, so this is not the posterior expectation of mask times embedding, which is larger
+        where a mask is in doubt, unless there is no charge: ``mask_evidence_cells=None``, or
+        inference by gradient. Predictions, and :meth:`get_perturbation_shift`, use the posterior
+        without the charge, and the learned background (``spike_scale``), which is not in here.
+        With ``embedding_posterior="correlated"``, whose embedding depends on all masks, it is the
+        posterior expectation.
 
         Returns
         -------
-        ``E[m * e]``, perturbations x latents, in standard deviations of the basal state. The
-        learned background (``spike_scale``) is not in it; :meth:`get_perturbation_shift` has both.
+        pandas.DataFrame
+            Perturbations x latents, in standard deviations of the basal state.
 
         Raises
         ------
@@ -538,7 +550,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
         Returns
         -------
-        Conditions x latents, in standard deviations of the basal state.
+        pandas.DataFrame
+            Conditions x latents, in standard deviations of the basal state.
 
         Raises
         ------
@@ -600,8 +613,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
         Returns
         -------
-        Array of shape ``(n_cells, n_latent)`` in the order of ``indices``, or a pair of them with
-        ``return_dist``.
+        numpy.ndarray or tuple of numpy.ndarray
+            Shape ``(n_cells, n_latent)`` in the order of ``indices``; means and variances with
+            ``return_dist``.
 
         Raises
         ------
@@ -665,7 +679,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
         Returns
         -------
-        Nats a cell: the mean, or an array of shape ``(n_cells,)`` in the order of ``indices``.
+        float or numpy.ndarray
+            Nats a cell: the mean, or of shape ``(n_cells,)`` in the order of ``indices``.
 
         Raises
         ------
@@ -713,8 +728,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
         Returns
         -------
-        Nats a cell, higher is better: the mean, or an array of shape ``(n_cells,)`` in the order
-        of ``indices``.
+        float or numpy.ndarray
+            Nats a cell, higher is better: the mean, or of shape ``(n_cells,)`` in the order of
+            ``indices``.
 
         Raises
         ------
@@ -821,10 +837,11 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
         Returns
         -------
-        AnnData of cells x genes with counts in ``X`` and ``obs`` columns ``condition``,
-        ``library_size`` and ``basal_cell``; ``layers["normalized_expression"]`` holds each cell's
-        expected share of the library. With ``return_mean``, conditions x genes with the mean of
-        that share in ``X`` and its standard deviation over cells in ``layers["std"]``.
+        anndata.AnnData
+            Cells x genes with counts in ``X`` and ``obs`` columns ``condition``, ``library_size``
+            and ``basal_cell``; ``layers["normalized_expression"]`` holds each cell's expected
+            share of the library. With ``return_mean``, conditions x genes with the mean of that
+            share in ``X`` and its standard deviation over cells in ``layers["std"]``.
 
         Raises
         ------
@@ -855,8 +872,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         """Average effect of conditions on each gene, over a population of cells.
 
         Every draw of masks and effects is applied to the same basal states, and expectations over
-        counts are computed, not sampled (:func:`~scvi_sams.module.expected_log_normalized`), so
-        that the draws differ by what is uncertain about the perturbations alone.
+        counts are computed by quadrature, not sampled, so that the draws differ by what is
+        uncertain about the perturbations alone.
 
         Parameters
         ----------
@@ -884,10 +901,11 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
         Returns
         -------
-        AnnData, conditions x genes: posterior mean in ``X``, ends of the interval in
-        ``layers["lower"]`` and ``layers["upper"]``, posterior standard deviation in
-        ``layers["std"]``; NaN where perturbations act through networks (ConditionalVAE), which
-        have no posterior.
+        anndata.AnnData
+            Conditions x genes: posterior mean in ``X``, ends of the interval in
+            ``layers["lower"]`` and ``layers["upper"]``, posterior standard deviation in
+            ``layers["std"]``; NaN where perturbations act through networks (ConditionalVAE),
+            which have no posterior.
 
         Raises
         ------
