@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -85,8 +84,7 @@ def compare_with_baselines(
 
     The baseline is the best of many on the same conditions, which favours it a little.
     """
-    models = [name for name in scores if kinds[name] == "model"]
-    baselines = [name for name in scores if kinds[name] == "baseline"]
+    models, baselines = _of_kind(kinds, "model"), _of_kind(kinds, "baseline")
     rows = []
     for model in models:
         for measure in MEASURES:
@@ -122,7 +120,7 @@ def verdict(
 ) -> list[str]:
     """Say in plain sentences who wins where, the baselines first where they do."""
     sentences = []
-    for model in [name for name, kind in kinds.items() if kind == "model"]:
+    for model in _of_kind(kinds, "model"):
         own = comparison[comparison.index.get_level_values("predictor") == model]
         if own.empty:
             sentences.append(f"{model} cannot be compared: no baseline has a score it has too.")
@@ -186,8 +184,7 @@ def _ceiling_sentences(summary: pd.DataFrame, kinds: Mapping[str, str]) -> list[
     if "bootstrap" not in kinds:
         return []
     means = summary["mean"].unstack("measure")
-    baselines = [name for name, kind in kinds.items() if kind == "baseline"]
-    blind = []
+    baselines, blind = _of_kind(kinds, "baseline"), []
     for measure, specification in MEASURES.items():
         sign = _SIGNS[specification.better]
         if not sign or measure not in means:
@@ -201,6 +198,10 @@ def _ceiling_sentences(summary: pd.DataFrame, kinds: Mapping[str, str]) -> list[
         f"The data cannot tell a perfect prediction from the best baseline on {', '.join(blind)}: "
         "the ceiling (bootstrap) is no better."
     ]
+
+
+def _of_kind(kinds: Mapping[str, str], kind: str) -> list[str]:
+    return [name for name, of_it in kinds.items() if of_it == kind]
 
 
 def _outcome(lower: float, upper: float, n_conditions: int) -> str:
@@ -305,8 +306,7 @@ class Scorecard:
         str or None
             Its name; None if no baseline has the measure.
         """
-        baselines = [name for name, kind in self.kinds.items() if kind == "baseline"]
-        loss = _loss(self.table.loc[baselines, measure]).dropna()
+        loss = _loss(self.table.loc[_of_kind(self.kinds, "baseline"), measure]).dropna()
         return str(loss.idxmin()) if len(loss) else None
 
     @staticmethod
@@ -398,26 +398,8 @@ class Scorecard:
             parts = [shown.to_string(na_rep="-"), *self.verdict]
         return "\n".join([*parts, *(f"Note: {note}" for note in self.notes)])
 
-    def _repr_html_(self) -> str:
-        best, table = self._best(), self.table
-        rows = []
-        for predictor, row in table.iterrows():
-            cells = "".join(
-                f"<td><b>{_number(value)}</b></td>"
-                if predictor in best[measure]
-                else f"<td>{_number(value)}</td>"
-                for measure, value in row.items()
-            )
-            rows.append(f"<tr><th>{escape(str(predictor))}</th>{cells}</tr>")
-        heads = "".join(
-            f'<th title="{escape(MEASURES[name].description)}">{escape(self.heading(name))}</th>'
-            for name in table
-        )
-        sentences = "".join(f"<li>{escape(each)}</li>" for each in (*self.verdict, *self.notes))
-        return (
-            f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
-            f"</table><ul>{sentences}</ul>"
-        )
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
 
     def _best(self) -> dict[str, set[str]]:
         """Of each measure, the models and baselines with the best mean."""

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import anndata as ad
 import numpy as np
@@ -148,9 +148,9 @@ def scorecard(
 ) -> Scorecard:
     """Score a model beside the simple baselines and the ceiling, on cells it has not seen.
 
-    Baselines are fitted on the training cells of the model, in the same unit, against the same
-    controls. Held-out cells of conditions that were trained on ask whether the model describes a
-    condition; held-out conditions ask whether it predicts.
+    Baselines are fitted on the training cells of the model, in the same unit. Held-out cells of
+    conditions that were trained on ask whether the model describes a condition; held-out
+    conditions ask whether it predicts.
 
     Parameters
     ----------
@@ -204,15 +204,12 @@ def scorecard(
 
     Notes
     -----
-    See :func:`score_predictions`, which has the same scores for the effects of
-    ``model.get_average_treatment_effect`` and, for the energy distance, the cells of
-    ``model.predict``. A prediction without variation has a correlation of 0.
-
-    A baseline has no cells of its own: for the energy distance, training controls are moved by
-    the effect that it predicts. The ceiling ``split half`` is an experiment of half the size,
-    which a good model can pass. ``bootstrap`` bounds from above what the exact truth would score;
-    for correlations of weak effects it is far above. Coverage adds the standard error of the
-    observed mean to the posterior of the effect: that of masks and embeddings, not of the
+    Scores are those of :func:`score_predictions`. A prediction without variation has a
+    correlation of 0. A baseline has no cells of its own: for the energy distance, training
+    controls are moved by the effect that it predicts. The ceiling ``split half`` is an experiment
+    of half the size, which a good model can pass; ``bootstrap`` bounds from above what the exact
+    truth would score, for correlations of weak effects by far. Coverage adds the standard error of
+    the observed mean to the posterior of the effect: that of masks and embeddings, not of the
     networks' weights.
 
     Examples
@@ -317,10 +314,9 @@ def score_predictions(
 
     Notes
     -----
-    The table of baselines and ceilings follows Ahlmann-Eltze, Huber and Anders (Nature Methods
-    2025) and Mejia et al. (arXiv 2506.22641). Where at least ten controls are held out, effects
-    are against these, so that the noise of the training controls, which is in every prediction,
-    does not look like agreement.
+    After Ahlmann-Eltze, Huber and Anders (Nature Methods 2025) and Mejia et al. (arXiv
+    2506.22641). Where at least ten controls are held out, effects are against these, so that the
+    noise of the training controls, which is in every prediction, does not look like agreement.
 
     Examples
     --------
@@ -574,11 +570,10 @@ def _score_cells(
                 "left out of its means and comparisons."
             )
     asked = [*wanted, *cells.parts.conditions.difference(wanted)]
-    fitted = _fitted_baselines(
-        baselines, training_effects, asked, wanted, combination_delimiter, cells.combinations
-    )
     used: dict[str, Baseline] = {}
-    for name, (baseline, table) in fitted.items():
+    for name, baseline, table in _fitted_baselines(
+        baselines, training_effects, asked, wanted, combination_delimiter
+    ):
         if name in {*kinds, _SPLIT_HALF, _BOOTSTRAP}:
             raise ValueError(f"Two predictors are called {name!r}: rename one.")
         used[name], tables[name], kinds[name] = baseline, table, "baseline"
@@ -657,8 +652,7 @@ def _fitted_baselines(
     asked: Sequence[str],
     wanted: Sequence[str],
     delimiter: str | None,
-    combinations: Sequence[str],
-) -> dict[str, tuple[Baseline, ad.AnnData]]:
+) -> list[tuple[str, Baseline, ad.AnnData]]:
     """Baselines and what they predict; by default those that say something of their own."""
     if baselines is None:
         chosen: Mapping[str, Baseline] = BASELINES
@@ -668,16 +662,12 @@ def _fitted_baselines(
         raise ValueError(f"There is no baseline {unknown[0]!r}, only {', '.join(BASELINES)}.")
     else:
         chosen = {name: BASELINES[name] for name in baselines}
-    fitted = {}
-    combinations = list(parts_of(wanted, delimiter))
+    fitted, combinations = [], list(parts_of(wanted, delimiter))
     for name, baseline in chosen.items():
-        of_interest = combinations if name in _OF_COMBINATIONS else list(wanted)
-        if baselines is None and not of_interest:
-            continue
         table = baseline(training_effects, asked, delimiter)
-        if baselines is None and not (table[of_interest].obs["fallback"] == "").any():
-            continue
-        fitted[name] = (baseline, table)
+        of_interest = combinations if name in _OF_COMBINATIONS else list(wanted)
+        if baselines is not None or (table[of_interest].obs["fallback"] == "").any():
+            fitted.append((name, baseline, table))
     return fitted
 
 
@@ -727,16 +717,22 @@ def _tidy(
     for predictor, table in scores.items():
         named = table.rename_axis(index="condition", columns="measure")
         values = named.stack(future_stack=True).rename("value").reset_index()
-        rows.append(values.assign(predictor=predictor))
+        values.insert(0, "predictor", predictor)
+        rows.append(values)
     tidy = pd.concat(rows, ignore_index=True)
-    tidy["stratum"] = tidy["condition"].map(strata)
-    tidy["n_cells"] = tidy["condition"].map(n_cells)
-    return tidy[["predictor", "condition", "measure", "value", "stratum", "n_cells"]]
+    of_condition = {
+        "stratum": tidy["condition"].map(strata),
+        "n_cells": tidy["condition"].map(n_cells),
+    }
+    return tidy.assign(**of_condition)
 
 
 def _versions() -> dict[str, str]:
     packages = ("scvi-sams", "scvi-tools", "torch", "anndata", "numpy", "scipy", "scikit-learn")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+_Weights: TypeAlias = "NDArray[np.float64] | None"
 
 
 @dataclass(frozen=True)
@@ -799,11 +795,7 @@ class _ScoredCells:
         )
         return notes
 
-    def tables(
-        self,
-        weights: NDArray[np.float64] | None = None,
-        part_weights: NDArray[np.float64] | None = None,
-    ) -> EffectTables:
+    def tables(self, weights: _Weights = None, part_weights: _Weights = None) -> EffectTables:
         """Effects in the held-out cells, each counted as often as ``weights`` says."""
         if self.has_own_controls:
             controls = self.held_out.control_means(weights)
@@ -815,9 +807,7 @@ class _ScoredCells:
             self.with_parts(weights, part_weights) if self.combinations else None,
         )
 
-    def with_parts(
-        self, weights: NDArray[np.float64] | None, part_weights: NDArray[np.float64] | None
-    ) -> ad.AnnData:
+    def with_parts(self, weights: _Weights, part_weights: _Weights) -> ad.AnnData:
         """Effects of the combinations, and of their parts in training cells."""
         controls = self.parts.control_means(part_weights)
         return ad.concat(

@@ -24,6 +24,7 @@ __all__ = [
     "SPLIT_LABELS",
     "check_names",
     "count_seen_perturbations",
+    "divide_training",
     "random_share",
     "split_batches",
     "split_cells",
@@ -58,8 +59,7 @@ def split_cells(
     """Split cells at random, whatever they received.
 
     Every condition is seen in training: such a split asks whether a model describes cells, not
-    whether it predicts. The default shares are those of the Replogle screen in Bereket and
-    Karaletsos (NeurIPS 2023).
+    whether it predicts. The default shares are those of Bereket and Karaletsos (NeurIPS 2023).
 
     Parameters
     ----------
@@ -93,8 +93,8 @@ def split_cells(
     >>> scvi_sams.evaluation.split_cells(adata).value_counts().to_dict()
     {'train': 64, 'test': 20, 'validation': 16, 'unused': 0}
     """
-    _check_share(test_size, "test_size")
-    _check_share(validation_size, "validation_size")
+    call = dict(locals())
+    _check_shares(call)
     if validation_size + test_size > 1:
         raise ValueError(
             f"validation_size={validation_size} and test_size={test_size} add up to more than 1."
@@ -106,19 +106,7 @@ def split_cells(
     labels = np.where(random_share(strata, test_size, test_rng), "test", "train").astype(object)
     if test_size < 1:
         divide_training(labels, validation_size / (1 - test_size), validation_rng, strata)
-    return write_split(
-        adata,
-        labels,
-        key_added,
-        kind="split_cells",
-        seed=seed,
-        arguments={
-            "validation_size": validation_size,
-            "test_size": test_size,
-            "stratify_by": stratify_by,
-        },
-        held_out_by="cell",
-    )
+    return _write(call, "split_cells", labels, "cell")
 
 
 def split_conditions(
@@ -157,10 +145,8 @@ def split_conditions(
     validation_size
         Share of the cells not held out that is for validation; unused with
         `validation_conditions`.
-    seed
-        Seed of the draws.
-    key_added
-        Column of `adata.obs` to write. How it was made goes to ``adata.uns["scvi_sams_splits"]``.
+    seed, key_added
+        As for :func:`split_cells`.
 
     Returns
     -------
@@ -183,51 +169,26 @@ def split_conditions(
     >>> adata.obs.loc[column == "test", "perturbation"].unique().tolist()
     ['control', 'P001']
     """
-    test_rng, validation_choice_rng, validation_rng, control_rng = _generators(seed, 4)
-    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-    perturbed = [
-        label
-        for label, is_control in zip(conditions.labels, conditions.is_control, strict=True)
-        if not is_control
-    ]
-    test = _chosen(
-        test_conditions, perturbed, "conditions", "test_conditions", test_rng, conditions
-    )
+    call = dict(locals())
+    test_rng, choice_rng, validation_rng, control_rng = np.random.default_rng(seed).spawn(4)
+    found = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
+    left = [label for label, parts in zip(found.labels, found.parts, strict=True) if parts]
+    test = _chosen(test_conditions, left, "conditions", "test_conditions", test_rng, found)
     label_of = dict.fromkeys(test, "test")
     if validation_conditions is not None:
+        left = [label for label in left if label not in label_of]
+        argument = "validation_conditions"
         validation = _chosen(
-            validation_conditions,
-            [label for label in perturbed if label not in label_of],
-            "conditions",
-            "validation_conditions",
-            validation_choice_rng,
-            conditions,
+            validation_conditions, left, "conditions", argument, choice_rng, found
         )
         if both := sorted(set(test).intersection(validation)):
             raise ScreenError(
-                f"{both[0]!r} is named in `test_conditions` and in `validation_conditions`: leave "
-                "it out of one."
+                f"{both[0]!r} is named in `test_conditions` and in `{argument}`: leave it out of "
+                "one."
             )
         label_of |= dict.fromkeys(validation, "validation")
-    return _split_by_condition(
-        adata,
-        conditions,
-        label_of,
-        key_added,
-        kind="split_conditions",
-        seed=seed,
-        arguments={
-            "perturbation_key": perturbation_key,
-            "control": control,
-            "test_conditions": test_conditions,
-            "validation_conditions": validation_conditions,
-        },
-        held_out_by="condition",
-        held_out=test,
-        test_controls=(test_controls, control_rng),
-        validation_size=(validation_size, validation_rng),
-        divides_training=validation_conditions is None,
-    )
+    rngs = control_rng, None if validation_conditions is not None else validation_rng
+    return _write_conditions(call, "split_conditions", found, label_of, rngs, "condition", test)
 
 
 def split_perturbations(
@@ -249,18 +210,17 @@ def split_perturbations(
 
     Parameters
     ----------
-    adata, perturbation_key, control, combination_delimiter
-        As for :func:`split_conditions`.
     test_perturbations
         Names of the perturbations to hold out, or their share.
-    test_controls, validation_size, seed, key_added
+    adata, perturbation_key, control, combination_delimiter, test_controls, validation_size
         As for :func:`split_conditions`.
+    seed, key_added
+        As for :func:`split_cells`.
 
     Returns
     -------
     pandas.Series
-        The column, as of :func:`split_conditions`; cells with one of the perturbations are
-        ``"test"``.
+        As of :func:`split_conditions`; cells with one of the perturbations are ``"test"``.
 
     Raises
     ------
@@ -275,35 +235,19 @@ def split_perturbations(
     >>> adata.obs.loc[adata.obs["split"] != "test", "perturbation"].str.contains("P001").any()
     np.False_
     """
-    choice_rng, validation_rng, control_rng = _generators(seed, 3)
-    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-    held_out = _chosen(
-        test_perturbations,
-        conditions.perturbations,
-        "perturbations",
-        "test_perturbations",
-        choice_rng,
-    )
-    return _split_by_condition(
-        adata,
-        conditions,
-        {
-            label: "test"
-            for label, parts in zip(conditions.labels, conditions.parts, strict=True)
-            if parts.keys() & set(held_out)
-        },
-        key_added,
-        kind="split_perturbations",
-        seed=seed,
-        arguments={
-            "perturbation_key": perturbation_key,
-            "control": control,
-            "test_perturbations": test_perturbations,
-        },
-        held_out_by="perturbation",
-        held_out=held_out,
-        test_controls=(test_controls, control_rng),
-        validation_size=(validation_size, validation_rng),
+    call = dict(locals())
+    choice_rng, validation_rng, control_rng = np.random.default_rng(seed).spawn(3)
+    found = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
+    what, argument = "perturbations", "test_perturbations"
+    names = _chosen(test_perturbations, found.perturbations, what, argument, choice_rng)
+    label_of = {
+        label: "test"
+        for label, parts in zip(found.labels, found.parts, strict=True)
+        if parts.keys() & set(names)
+    }
+    rngs = control_rng, validation_rng
+    return _write_conditions(
+        call, "split_perturbations", found, label_of, rngs, "perturbation", names
     )
 
 
@@ -322,10 +266,11 @@ def split_pairs(
 ) -> pd.Series:
     """Hold out pairs of which no, one or both perturbations are seen in training.
 
+    The three strata of Roohani, Huang and Leskovec (GEARS, Nature Biotechnology 2024), each a
+    split of its own; :func:`count_seen_perturbations` gives the stratum under any split.
+
     Parameters
     ----------
-    adata, perturbation_key, control, combination_delimiter
-        As for :func:`split_conditions`.
     n_seen
         Perturbations of a test pair that are seen in training. With 2, pairs are held out of
         which both perturbations are measured alone. With 0 or 1, perturbations are held out: pairs
@@ -333,8 +278,10 @@ def split_pairs(
     held_out
         Names, or a share: with ``n_seen=2`` of those pairs, otherwise of the perturbations that
         occur in pairs.
-    test_controls, validation_size, seed, key_added
+    adata, perturbation_key, control, combination_delimiter, test_controls, validation_size
         As for :func:`split_conditions`.
+    seed, key_added
+        As for :func:`split_cells`.
 
     Returns
     -------
@@ -348,12 +295,6 @@ def split_pairs(
     ValueError
         If a share is not between 0 and 1, or `n_seen` is not 0, 1 or 2.
 
-    Notes
-    -----
-    The three strata of Roohani, Huang and Leskovec (GEARS, Nature Biotechnology 2024), who draw
-    them together; here each is a split of its own. :func:`count_seen_perturbations` gives the
-    stratum of every condition under any split.
-
     Examples
     --------
     >>> import scvi_sams
@@ -362,17 +303,18 @@ def split_pairs(
     >>> adata.obs.loc[column == "test", "perturbation"].nunique()
     3
     """
+    call = dict(locals())
     if n_seen not in {0, 1, 2}:
         raise ValueError(f"n_seen={n_seen}: a pair has 0, 1 or 2 perturbations that are seen.")
-    choice_rng, validation_rng, control_rng = _generators(seed, 3)
-    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-    parts_of = dict(zip(conditions.labels, conditions.parts, strict=True))
+    choice_rng, validation_rng, control_rng = np.random.default_rng(seed).spawn(3)
+    found = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
+    parts_of = dict(zip(found.labels, found.parts, strict=True))
     singles = {next(iter(parts)) for parts in parts_of.values() if len(parts) == 1}
     pairs = {label: set(parts) for label, parts in parts_of.items() if len(parts) == 2}
     if n_seen == 2:
         qualified = sorted(label for label, parts in pairs.items() if parts <= singles)
         what = "pairs of single perturbations"
-        names = _chosen(held_out, qualified, what, "held_out", choice_rng, conditions)
+        names = _chosen(held_out, qualified, what, "held_out", choice_rng, found)
         if faulty := [name for name in names if name not in qualified]:
             raise ScreenError(
                 f"{faulty[0]!r} is no pair of which both perturbations are measured alone."
@@ -391,24 +333,9 @@ def split_pairs(
             f"No pair has {n_seen} seen perturbations when {', '.join(names) or 'none'} are held "
             "out: hold out more, or name others."
         )
-    return _split_by_condition(
-        adata,
-        conditions,
-        label_of,
-        key_added,
-        kind="split_pairs",
-        seed=seed,
-        arguments={
-            "perturbation_key": perturbation_key,
-            "control": control,
-            "n_seen": n_seen,
-            "held_out": held_out,
-        },
-        held_out_by="condition" if n_seen == 2 else "perturbation",
-        held_out=names,
-        test_controls=(test_controls, control_rng),
-        validation_size=(validation_size, validation_rng),
-    )
+    rngs = control_rng, validation_rng
+    by: HeldOutBy = "condition" if n_seen == 2 else "perturbation"
+    return _write_conditions(call, "split_pairs", found, label_of, rngs, by, names)
 
 
 def split_doses(
@@ -428,21 +355,20 @@ def split_doses(
 
     Parameters
     ----------
-    adata, perturbation_key, control, combination_delimiter
-        As for :func:`split_conditions`.
     dosage_key
         Column of `adata.obs` with doses, as in ``setup_anndata``.
     test_doses
         ``"highest"`` or ``"lowest"``: that dose of each perturbation that has several, to
         extrapolate. Or doses, in the unit of the column, of any perturbation.
-    test_controls, validation_size, seed, key_added
+    adata, perturbation_key, control, combination_delimiter, test_controls, validation_size
         As for :func:`split_conditions`.
+    seed, key_added
+        As for :func:`split_cells`.
 
     Returns
     -------
     pandas.Series
-        The column, as of :func:`split_conditions`. A combination is held out if one of its doses
-        is.
+        As of :func:`split_conditions`. A combination is held out if one of its doses is.
 
     Raises
     ------
@@ -457,16 +383,16 @@ def split_doses(
     >>> import anndata, pandas as pd
     >>> from scvi_sams.evaluation import split_doses
     >>> obs = pd.DataFrame({"drug": ["DMSO", "A", "A", "A"], "dose": [0, 1, 10, 100]})
-    >>> obs.index = obs.index.astype(str)
-    >>> adata = anndata.AnnData(obs=obs)
+    >>> adata = anndata.AnnData(obs=obs.set_axis(list("abcd")))
     >>> split_doses(adata, "drug", "DMSO", "dose", validation_size=0).tolist()
     ['train', 'train', 'train', 'test']
     """
-    conditions = Conditions.from_obs(
+    call = dict(locals())
+    found = Conditions.from_obs(
         adata, perturbation_key, control, combination_delimiter, dosage_key
     )
     doses_of: dict[str, set[float]] = {}
-    for parts in conditions.parts:
+    for parts in found.parts:
         for name, dose in parts.items():
             doses_of.setdefault(name, set()).add(dose)
     if isinstance(test_doses, str):
@@ -487,28 +413,14 @@ def split_doses(
                 f"No cell has the doses {', '.join(f'{dose:g}' for dose in absent)} in "
                 f"obs[{dosage_key!r}]."
             )
-    return _split_by_condition(
-        adata,
-        conditions,
-        {
-            label: "test"
-            for label, parts in zip(conditions.labels, conditions.parts, strict=True)
-            if held_out & parts.items()
-        },
-        key_added,
-        kind="split_doses",
-        seed=seed,
-        arguments={
-            "perturbation_key": perturbation_key,
-            "control": control,
-            "test_doses": test_doses,
-            "dosage_key": dosage_key,
-        },
-        held_out_by="dose",
-        held_out=[f"{name}:{dose:g}" for name, dose in held_out],
-        test_controls=(test_controls, _generators(seed, 1)[0]),
-        validation_size=(validation_size, np.random.default_rng(seed)),
-    )
+    label_of = {
+        label: "test"
+        for label, parts in zip(found.labels, found.parts, strict=True)
+        if held_out & parts.items()
+    }
+    names = [f"{name}:{dose:g}" for name, dose in held_out]
+    rngs = np.random.default_rng(seed).spawn(1)[0], np.random.default_rng(seed)
+    return _write_conditions(call, "split_doses", found, label_of, rngs, "dose", names)
 
 
 def split_batches(
@@ -545,7 +457,7 @@ def split_batches(
     Returns
     -------
     pandas.Series
-        The column, as of :func:`split_conditions`.
+        As of :func:`split_conditions`.
 
     Raises
     ------
@@ -563,8 +475,9 @@ def split_batches(
     >>> adata.obs.loc[column == "test", "replicate"].unique().tolist()
     ['replicate_2']
     """
-    _check_share(validation_size, "validation_size")
-    choice_rng, validation_rng = _generators(seed, 2)
+    call = dict(locals())
+    _check_shares(call)
+    choice_rng, validation_rng = np.random.default_rng(seed).spawn(2)
     batches = obs_column(adata, batch_key)
     if (missing := batches.isna().to_numpy()).any():
         raise ScreenError(
@@ -572,9 +485,8 @@ def split_batches(
             "Drop them or fill it in."
         )
     batches = batches.astype(str)
-    held_out = _chosen(
-        test_batches, sorted(batches.unique()), "batches", "test_batches", choice_rng
-    )
+    among = sorted(batches.unique())
+    held_out = _chosen(test_batches, among, "batches", "test_batches", choice_rng)
     is_test = batches.isin(held_out).to_numpy()
     if train_on_controls:
         if perturbation_key is None or control is None:
@@ -582,28 +494,11 @@ def split_batches(
                 "train_on_controls=True needs to know the control cells: give `perturbation_key` "
                 "and `control`."
             )
-        conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-        is_test &= ~conditions.is_control[conditions.codes]
+        found = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
+        is_test &= ~found.is_control[found.codes]
     labels = np.where(is_test, "test", "train").astype(object)
     divide_training(labels, validation_size, validation_rng)
-    return write_split(
-        adata,
-        labels,
-        key_added,
-        kind="split_batches",
-        seed=seed,
-        arguments={
-            "batch_key": batch_key,
-            "test_batches": test_batches,
-            "train_on_controls": train_on_controls,
-            "validation_size": validation_size,
-            "perturbation_key": perturbation_key,
-            "control": control,
-            "combination_delimiter": combination_delimiter,
-        },
-        held_out_by="batch",
-        held_out=held_out,
-    )
+    return _write(call, "split_batches", labels, "batch", held_out)
 
 
 def split_indices(adata: AnnData, split_key: str = "split") -> list[NDArray[np.intp]]:
@@ -681,27 +576,24 @@ def count_seen_perturbations(
     --------
     >>> import scvi_sams
     >>> adata = scvi_sams.datasets.simulated_screen(n_cells=500)
-    >>> _ = scvi_sams.evaluation.split_pairs(adata, "perturbation", "control", n_seen=1, seed=1)
-    >>> table = scvi_sams.evaluation.count_seen_perturbations(
-    ...     adata, "split", "perturbation", "control"
-    ... )
+    >>> keys = ("perturbation", "control")
+    >>> _ = scvi_sams.evaluation.split_pairs(adata, *keys, n_seen=1, seed=1)
+    >>> table = scvi_sams.evaluation.count_seen_perturbations(adata, "split", *keys)
     >>> table.loc[table["n_test"] > 0, "n_seen"].unique().tolist()
     [1]
     """
     labels = split_column(adata, split_key)
-    conditions = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-    seen = set().union(
-        *(conditions.parts[code] for code in np.unique(conditions.codes[labels == "train"]))
-    )
+    found = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
+    seen = set().union(*(found.parts[code] for code in np.unique(found.codes[labels == "train"])))
     columns = {
-        "n_perturbations": [len(parts) for parts in conditions.parts],
-        "n_seen": [len(parts.keys() & seen) for parts in conditions.parts],
+        "n_perturbations": [len(parts) for parts in found.parts],
+        "n_seen": [len(parts.keys() & seen) for parts in found.parts],
     }
     for label in SPLIT_LABELS:
-        codes = conditions.codes[labels == label]
-        columns[f"n_{label}"] = np.bincount(codes, minlength=len(conditions.labels)).tolist()
-    table = pd.DataFrame(columns, index=pd.Index(conditions.labels, name="condition"))
-    return table[~conditions.is_control]
+        codes = found.codes[labels == label]
+        columns[f"n_{label}"] = np.bincount(codes, minlength=len(found.labels)).tolist()
+    table = pd.DataFrame(columns, index=pd.Index(found.labels, name="condition"))
+    return table[~found.is_control]
 
 
 # -- shared steps --------------------------------------------------------------------------------
@@ -749,6 +641,52 @@ def write_split(
     return adata.obs[key_added]
 
 
+def _write(
+    call: Mapping[str, Any],
+    kind: str,
+    labels: NDArray[np.object_],
+    held_out_by: HeldOutBy,
+    held_out: Iterable[str] = (),
+) -> pd.Series:
+    """Write the split that a function was called for, with the arguments of the call."""
+    own = ("adata", "seed", "key_added")
+    return write_split(
+        call["adata"],
+        labels,
+        call["key_added"],
+        kind=kind,
+        seed=call["seed"],
+        arguments={name: value for name, value in call.items() if name not in own},
+        held_out_by=held_out_by,
+        held_out=held_out,
+    )
+
+
+def _write_conditions(
+    call: Mapping[str, Any],
+    kind: str,
+    found: Conditions,
+    label_of: Mapping[str, str],
+    rngs: tuple[Generator, Generator | None],
+    held_out_by: HeldOutBy,
+    held_out: Iterable[str],
+) -> pd.Series:
+    """Write a split by the label of each condition, training for others.
+
+    The generators are of the controls held out, and of the cells for validation; None where
+    validation takes conditions.
+    """
+    _check_shares(call)
+    by_code = np.array([label_of.get(label, "train") for label in found.labels], dtype=object)
+    labels = by_code[found.codes]
+    controls = np.flatnonzero(found.is_control[found.codes])
+    n_test = int(call["test_controls"] * controls.size + 1e-9)  # 0.3 of 10 is 3, not 2.9999...
+    labels[rngs[0].permutation(controls)[:n_test]] = "test"
+    if rngs[1] is not None:
+        divide_training(labels, call["validation_size"], rngs[1])
+    return _write(call, kind, labels, held_out_by, held_out)
+
+
 def split_column(adata: AnnData, split_key: str) -> NDArray[np.object_]:
     """Read the label of each cell, which must be one of :data:`SPLIT_LABELS`."""
     labels = obs_column(adata, split_key).astype(object)
@@ -765,12 +703,6 @@ def random_share(strata: NDArray[np.intp], share: float, rng: Generator) -> NDAr
 
     Each stratum gives its share rounded up or down at random, so that many small ones together
     give the share asked for. With the same generator a larger share contains a smaller one.
-
-    Examples
-    --------
-    >>> drawn = random_share(np.repeat([0, 1], 10), 0.3, np.random.default_rng(0))
-    >>> int(drawn[:10].sum()), int(drawn[10:].sum())
-    (3, 3)
     """
     _, strata, sizes = np.unique(strata, return_inverse=True, return_counts=True)
     order = np.lexsort((rng.random(len(strata)), strata))
@@ -779,6 +711,18 @@ def random_share(strata: NDArray[np.intp], share: float, rng: Generator) -> NDAr
     # Rounded, so that 0.3 of 10 is 3 and not 2.9999...
     wanted = np.floor(np.round(share * sizes, 9) + rng.random(len(sizes)))
     return rank < wanted[strata]
+
+
+def divide_training(
+    labels: NDArray[np.object_],
+    validation_size: float,
+    rng: Generator,
+    strata: NDArray[np.intp] | None = None,
+) -> None:
+    """Turn a share of the cells to train on into cells to validate on, in place."""
+    is_training = labels == "train"
+    groups = np.where(is_training, 0 if strata is None else strata, -1)
+    labels[is_training & random_share(groups, validation_size, rng)] = "validation"
 
 
 def check_names(names: Sequence[str], among: Sequence[str], what: str, argument: str) -> None:
@@ -791,51 +735,6 @@ def check_names(names: Sequence[str], among: Sequence[str], what: str, argument:
         )
 
 
-def _split_by_condition(
-    adata: AnnData,
-    conditions: Conditions,
-    label_of: Mapping[str, str],
-    key_added: str,
-    *,
-    test_controls: tuple[float, Generator],
-    validation_size: tuple[float, Generator],
-    divides_training: bool = True,
-    arguments: Mapping[str, Any],
-    **record: Any,
-) -> pd.Series:
-    """Split by the label of each condition, training for others; shares with their generators."""
-    _check_share(test_controls[0], "test_controls")
-    _check_share(validation_size[0], "validation_size")
-    by_code = np.array([label_of.get(label, "train") for label in conditions.labels], object)
-    labels = by_code[conditions.codes]
-    controls = np.flatnonzero(conditions.is_control[conditions.codes])
-    share, rng = test_controls
-    labels[rng.permutation(controls)[: int(share * controls.size + 1e-9)]] = "test"
-    if divides_training:
-        divide_training(labels, *validation_size)
-    arguments = {
-        **arguments,
-        "combination_delimiter": conditions.delimiter,
-        "test_controls": test_controls[0],
-        "validation_size": validation_size[0],
-    }
-    return write_split(adata, labels, key_added, arguments=arguments, **record)
-
-
-def divide_training(
-    labels: NDArray[np.object_],
-    validation_size: float,
-    rng: Generator,
-    strata: NDArray[np.intp] | None = None,
-) -> None:
-    """Turn a share of the cells to train on into cells to validate on, in place."""
-    if strata is None:
-        strata = np.zeros(len(labels), dtype=np.intp)
-    is_training = labels == "train"
-    drawn = random_share(np.where(is_training, strata, -1), validation_size, rng)
-    labels[is_training & drawn] = "validation"
-
-
 def _chosen(
     wanted: float | Sequence[str],
     among: Sequence[str],
@@ -846,7 +745,7 @@ def _chosen(
 ) -> list[str]:
     """Take the names given, those of conditions in any order of their parts, or draw a share."""
     if isinstance(wanted, int | float):
-        _check_share(wanted, argument)
+        _check_shares({argument: wanted})
         if not among:
             raise ScreenError(f"There are no {what} to hold out.")
         n = min(max(round(wanted * len(among)), 1), len(among)) if wanted else 0
@@ -858,13 +757,12 @@ def _chosen(
     return sorted(set(names))
 
 
-def _check_share(share: float, argument: str) -> None:
-    if not 0 <= share <= 1:
-        raise ValueError(f"{argument}={share}: a share is between 0 and 1.")
-
-
-def _generators(seed: int, number: int) -> list[Generator]:
-    return np.random.default_rng(seed).spawn(number)
+def _check_shares(arguments: Mapping[str, Any]) -> None:
+    """Refuse numbers, other than a seed, that are no shares."""
+    for name, share in arguments.items():
+        is_number = isinstance(share, int | float) and name not in {"seed", "n_seen"}
+        if is_number and not 0 <= share <= 1:
+            raise ValueError(f"{name}={share}: a share is between 0 and 1.")
 
 
 def _storable(value: Any) -> Any:

@@ -331,7 +331,7 @@ def test_files_hold_what_the_card_holds(card, tmp_path):
     header, _, first, *_ = markdown.splitlines()
     assert header.count("|") == first.count("|") == len(card.table.columns) + 2
     assert "| perfect | **1.000**" in first
-    for text in (str(card), card._repr_html_()):
+    for text in (str(card), card._repr_markdown_()):
         assert "split half" in text
         assert card.verdict[0][:30] in text
 
