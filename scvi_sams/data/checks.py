@@ -14,14 +14,24 @@ from scipy import sparse
 from scvi_sams._exceptions import ScreenError, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["check_confounding", "check_counts", "check_features", "check_size_factor"]
+    from scvi_sams.data.conditions import Conditions
+
+__all__ = [
+    "check_conditions",
+    "check_confounding",
+    "check_counts",
+    "check_features",
+    "check_size_factor",
+]
 
 
+# Labels of cells that tools for demultiplexing could not assign.
+_LEFTOVERS = frozenset({"unassigned", "multiplet", "doublet", "negative", "ambiguous"})
 # Entries of a dense block: 64 MiB of float32, whatever the numbers of cells and genes.
 _BLOCK_ENTRIES = 2**24
 
@@ -146,13 +156,107 @@ def check_size_factor(adata: AnnData, key: str) -> None:
         )
 
 
+def check_conditions(
+    conditions: Conditions, is_labelled: bool = True, has_doses: bool = False
+) -> None:
+    """Check what the cells of a screen received before a model is fitted to them.
+
+    Parameters
+    ----------
+    conditions
+        Conditions of the cells.
+    is_labelled
+        Whether they were read from labels.
+    has_doses
+        Whether doses were given, so that those other than 1 are meant.
+
+    Raises
+    ------
+    ScreenError
+        If every cell is a control.
+
+    Warns
+    -----
+    UserWarning
+        If no cell is a control, a perturbation has fewer than two cells, perturbations never occur
+        apart from each other, or labels look as if they were read otherwise than meant.
+
+    Examples
+    --------
+    >>> from scvi_sams.data import Conditions
+    >>> check_conditions(Conditions.from_labels(["NT", "A", "A", "B", "B"], "NT"))
+    """
+    names = np.asarray(conditions.perturbations)
+    if conditions.is_control.all():
+        raise ScreenError(
+            f"Every cell is a control: all doses of {listed(names)} are 0. Nothing can be learned "
+            "of perturbations."
+        )
+    if not conditions.is_control.any():
+        remedy = (
+            "If a label marks control cells, pass it as `control`."
+            if is_labelled and not conditions.controls
+            else "Effects are then told only from one another."
+        )
+        _warn(f"No cell is a control: every one has some dose. {remedy}")
+    rare = names[conditions.n_cells @ (conditions.matrix > 0) < 2]
+    if rare.size:
+        _warn(
+            f"Perturbations with fewer than two cells ({rare.size}): {listed(rare)}. What is "
+            "learned of them is little more than the prior; consider dropping their cells."
+        )
+    separator = ""
+    if is_labelled and conditions.delimiter:
+        separator = (
+            f" If {conditions.delimiter!r} is part of names, set combination_delimiter=None."
+        )
+    together = _never_apart(conditions)
+    if together:
+        _warn(
+            f"Perturbations that no cell has apart from each other ({len(together)} groups): "
+            f"{listed(' and '.join(group) for group in together)}. Their effects cannot be told "
+            f"from each other; take them as one.{separator}"
+        )
+    if not is_labelled:
+        return
+    joined = [name for parts in conditions.parts if len(parts) > 1 for name in parts]
+    if cut := sorted({name for name in joined if _looks_cut(name)}):
+        _warn(f"Parts of labels that look like halves of a name: {listed(cut)}.{separator}")
+    repeated = np.flatnonzero(conditions.dose.max(axis=1) > 1)
+    if repeated.size and not has_doses:
+        _warn(
+            f"Labels that repeat a part ({conditions.n_cells[repeated].sum()} cells): a dose of "
+            "as many was understood, as in "
+            f"{listed(conditions.labels[code] for code in repeated)}. If one is meant, write it "
+            "once."
+        )
+    if leftovers := [name for name in names if name.casefold() in _LEFTOVERS]:
+        _warn(
+            f"Taken for perturbations: {listed(leftovers)}. If these cells have no guide that is "
+            "sure, drop them; if they are controls, pass the label as `control`."
+        )
+
+
+def _never_apart(conditions: Conditions) -> list[list[str]]:
+    """Groups of perturbations that are in the same conditions, at doses of one ratio."""
+    matrix = conditions.matrix.tocsc()
+    groups: dict[tuple[bytes, bytes], list[str]] = {}
+    for column, name in enumerate(conditions.perturbations):
+        entries = slice(matrix.indptr[column], matrix.indptr[column + 1])
+        doses = matrix.data[entries]
+        if len(doses):
+            key = matrix.indices[entries].tobytes(), (doses / doses[0]).tobytes()
+            groups.setdefault(key, []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _looks_cut(name: str) -> bool:
+    unbalanced = any(name.count(left) != name.count(right) for left, right in ("()", "[]", "{}"))
+    return unbalanced or name[0] in "-_" or name[-1] in "-_"
+
+
 def check_confounding(
-    adata: AnnData,
-    dosage: sparse.csr_matrix,
-    names: Sequence[str],
-    batch_key: str | None,
-    *,
-    min_cells: int = 10,
+    adata: AnnData, conditions: Conditions, batch_key: str | None, *, min_cells: int = 10
 ) -> None:
     """Warn of perturbations whose cells are all in one batch.
 
@@ -163,10 +267,8 @@ def check_confounding(
     ----------
     adata
         Annotated data.
-    dosage
-        Doses, cells x perturbations.
-    names
-        Names of the perturbations.
+    conditions
+        Conditions of its cells.
     batch_key
         Column of `adata.obs`; nothing is checked if it is None or holds a single batch.
     min_cells
@@ -181,34 +283,40 @@ def check_confounding(
     Examples
     --------
     >>> import anndata
+    >>> from scvi_sams.data import Conditions
     >>> obs = pd.DataFrame({"lane": ["1", "2"] * 20}, index=[f"cell{i}" for i in range(40)])
-    >>> adata = anndata.AnnData(obs=obs)
-    >>> dosage = sparse.csr_matrix(np.repeat([[1.0], [0.0]], 20, axis=0))
-    >>> check_confounding(adata, dosage, ["KLF1"], "lane")
+    >>> conditions = Conditions.from_labels(["KLF1"] * 20 + ["NT"] * 20, "NT")
+    >>> check_confounding(anndata.AnnData(obs=obs), conditions, "lane")
     """
     if batch_key is None:
         return
-    batches = adata.obs[batch_key].astype("category").cat
-    in_batch = pd.get_dummies(batches.codes, sparse=True).sparse.to_coo().astype(np.int64)
-    if in_batch.shape[1] < 2:
+    batch, batches = pd.factorize(adata.obs[batch_key])
+    if len(batches) < 2:
         return
-    # Batches x perturbations: cells that hold any dose.
-    n_cells = (in_batch.T @ (dosage > 0).astype(np.int64)).toarray()
+    known = batch >= 0
+    of_condition = np.zeros((len(batches), len(conditions.labels)), dtype=np.int64)
+    np.add.at(of_condition, (batch[known], conditions.codes[known]), 1)
+    n_cells = of_condition @ (conditions.matrix > 0)  # batches x perturbations, of any dose
     confounded = (n_cells.sum(axis=0) >= min_cells) & ((n_cells > 0).sum(axis=0) == 1)
     if not confounded.any():
         return
-    n_controls = in_batch.T @ (dosage.getnnz(axis=1) == 0)
+    n_controls = of_condition[:, conditions.is_control].sum(axis=1)
     alone = confounded & (n_controls[n_cells.argmax(axis=0)] == 0)
+    names = np.asarray(conditions.perturbations)
     message = (
         f"Perturbations with all their cells in one batch of adata.obs[{batch_key!r}] "
-        f"({confounded.sum()}): {listed(np.asarray(names)[confounded])}. Their effects are "
-        "told from the batch's only by its control cells."
+        f"({confounded.sum()}): {listed(names[confounded])}. Their effects are told from the "
+        "batch's only by its control cells."
     )
     if alone.any():
         message += (
-            f" The batch of {listed(np.asarray(names)[alone])} has no control cell: these effects "
-            "cannot be told from the batch's. Leave out the batch key, or read them with care."
+            f" The batch of {listed(names[alone])} has no control cell: these effects cannot be "
+            "told from the batch's. Leave out the batch key, or read them with care."
         )
+    _warn(message)
+
+
+def _warn(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=scvi.settings.warnings_stacklevel)
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import rich.table
-import scvi
 from scvi.data.fields import ObsmField
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed
+from scvi_sams.data.checks import check_conditions
 from scvi_sams.data.conditions import Conditions, as_labels, padded_to_csr, split_label
 
 if TYPE_CHECKING:
@@ -147,11 +145,12 @@ class PerturbationField(ObsmField):
         Warns
         -----
         UserWarning
-            If no cell is a control, or a perturbation has fewer than two cells.
+            As of :func:`~scvi_sams.data.checks.check_conditions`.
         """
         self.validate_field(adata)
-        conditions = self.read(adata)
-        self._check_cells(conditions)
+        conditions = self._read(adata)
+        is_labelled = self.perturbation_key is not None
+        check_conditions(conditions, is_labelled, self.dosage_key is not None)
         return self._write(conditions, adata)
 
     def transfer_field(
@@ -174,13 +173,14 @@ class PerturbationField(ObsmField):
         names = list(state_registry[self.COLUMN_NAMES_KEY])
         if kwargs.get("extend_categories", False):
             names += self.unknown_names(adata_target, names)
-        return self._write(self.read(adata_target, names).align(names), adata_target)
+        conditions = self._read(adata_target, names).align(names)
+        return self._write(conditions, adata_target)
 
     def unknown_names(self, adata: AnnData, names: Sequence[str]) -> list[str]:
         """List perturbations of `adata` that are not among `names`."""
         self.validate_field(adata)
         if self.perturbation_key is None:
-            return [name for name in self.read(adata).perturbations if name not in set(names)]
+            return [name for name in self._read(adata).perturbations if name not in set(names)]
         known = {*self.control, *names}
         labels = adata.obs[self.perturbation_key].dropna().astype(str).unique()
         parts = {
@@ -205,8 +205,8 @@ class PerturbationField(ObsmField):
             table.add_row("" if index else source, name, str(index))
         return table
 
-    def read(self, adata: AnnData, names: Sequence[str] | None = None) -> Conditions:
-        """Read what the cells received; `names` are those of the model, if there is one."""
+    def _read(self, adata: AnnData, names: Sequence[str] | None = None) -> Conditions:
+        """Read the doses; `names` are those of the model, if there is one."""
         if self.perturbation_key is None:
             matrix = adata.obsm[self.dosage_key]
             key = self.perturbation_names_uns_key
@@ -239,32 +239,6 @@ class PerturbationField(ObsmField):
             "perturbation_names_uns_key": self.perturbation_names_uns_key,
         }
 
-    def _check_cells(self, conditions: Conditions) -> None:
-        if conditions.is_control.all():
-            raise ScreenError(
-                "Every cell is a control: all doses of "
-                f"{listed(conditions.perturbations)} are 0. Nothing can be learned of "
-                "perturbations."
-            )
-        if not conditions.is_control.any():
-            remedy = (
-                "If a label marks control cells, pass it as `control`."
-                if self.perturbation_key is not None and not self.control
-                else "Effects are then told only from one another."
-            )
-            self._warn(f"No cell is a control: every one has some dose. {remedy}")
-        n_cells = conditions.n_cells @ (conditions.matrix > 0)
-        rare = np.asarray(conditions.perturbations)[n_cells < 2]
-        if rare.size:
-            self._warn(
-                f"Perturbations with fewer than two cells ({rare.size}): {listed(rare)}. What is "
-                "learned of them is little more than the prior; consider dropping their cells."
-            )
-
-    @staticmethod
-    def _warn(message: str) -> None:
-        warnings.warn(message, UserWarning, stacklevel=scvi.settings.warnings_stacklevel)
-
 
 class DoseField(ObsmField):
     """Registers the doses that :class:`PerturbationField`, which comes before, has written."""
@@ -286,9 +260,6 @@ class DoseField(ObsmField):
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, Any]:
         """There are none."""
         return {}
-
-    def view_state_registry(self, state_registry: dict[str, Any]) -> None:
-        """Nothing to see: the perturbations are named by :class:`PerturbationField`."""
 
 
 def registered_conditions(manager: AnnDataManager) -> Conditions:

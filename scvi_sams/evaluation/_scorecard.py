@@ -14,8 +14,9 @@ import pandas as pd
 import torch
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.data import Conditions, PerturbationField
+from scvi_sams.data import Conditions
 from scvi_sams.data.conditions import as_labels, obs_column, split_label
+from scvi_sams.data.field import PerturbationField
 from scvi_sams.data.tables import dense, log_expression_chunks, profile_frame
 from scvi_sams.evaluation._baselines import BASELINES
 from scvi_sams.evaluation._distances import distribution_distance, fit_components

@@ -11,7 +11,7 @@ from scvi.nn import FCLayers
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import unknown_perturbations
-from scvi_sams.data import PerturbationField
+from scvi_sams.data.field import PerturbationField
 from scvi_sams.module.posteriors import SpikeAndSlab
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from scvi.utils import track
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, unknown_perturbations
-from scvi_sams.data import Conditions, PerturbationField
-from scvi_sams.data.field import registered_conditions, registered_dosage
+from scvi_sams.data import Conditions
+from scvi_sams.data.field import PerturbationField, registered_conditions, registered_dosage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -25,14 +25,18 @@ from scvi.model.base import (
 )
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.data import (
-    PerturbationField,
+from scvi_sams.data.checks import (
     check_confounding,
     check_counts,
     check_features,
     check_size_factor,
 )
-from scvi_sams.data.field import DoseField, add_dose_registry, registered_dosage
+from scvi_sams.data.field import (
+    DoseField,
+    PerturbationField,
+    add_dose_registry,
+    registered_conditions,
+)
 from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model.counterfactual import draw_cells
 from scvi_sams.model.prediction import average_treatment_effect, effect_scale, predict
@@ -315,9 +319,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             add_dose_registry(source)
         manager.register_fields(adata, **kwargs)
         if source is None:  # a screen of its own, not a query
-            key = SAMS_REGISTRY_KEYS.PERTURBATION_KEY
-            names = manager.get_state_registry(key).column_names
-            check_confounding(adata, registered_dosage(manager), names, batch_key)
+            check_confounding(adata, registered_conditions(manager), batch_key)
         cls.register_manager(manager)
 
     @classmethod

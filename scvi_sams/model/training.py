@@ -86,7 +86,7 @@ def reference_cells(model: SAMSVAE) -> dict[str, np.ndarray]:
         library = np.ones((len(indices), 1), dtype=np.float32)
         if model.module.is_count_model:
             counts = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-            rows = DiskMatrix(counts).rows(indices) if is_on_disk(counts) else counts[indices]
+            rows = (DiskMatrix(counts) if is_on_disk(counts) else counts)[indices]
             library = np.asarray(rows.sum(1)).reshape(-1, 1)
         kept[REGISTRY_KEYS.SIZE_FACTOR_KEY] = library
     return kept

@@ -11,20 +11,13 @@ import numpy as np
 import torch
 from scvi import settings
 from scvi.dataloaders import BatchDistributedSampler, DataSplitter
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from scvi_sams.data import DeviceCells, HostCells
-from scvi_sams.data.loader import (
-    DiskCells,
-    PoolSampler,
-    minibatch_as_formed,
-    minibatch_sampler,
-    reads_from_disk,
-)
+from scvi_sams.data.loader import DeviceCells, DiskCells, PoolSampler, reads_from_disk
 
 if TYPE_CHECKING:
     from scvi.data import AnnDataManager
-    from torch.utils.data import Sampler
+    from torch.utils.data import Dataset, Sampler
 
 __all__ = ["DataPlacement", "SAMSDataSplitter"]
 
@@ -39,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class SAMSDataSplitter(DataSplitter):
-    """Splits cells as scvi-tools does; doses stay sparse, and cells may live on the device.
+    """Splits cells as scvi-tools does, and may keep them on the device or read them from disk.
 
     The same seed gives the same minibatches on the device and on the host, and the same as
     scvi-tools' own loader. From disk they are others, as cells are read there in long pieces
@@ -54,9 +47,9 @@ class SAMSDataSplitter(DataSplitter):
     adata_manager
         Manager of a registered AnnData.
     data_placement
-        ``"device"``: keep training and validation cells as compact tensors
-        (:class:`~scvi_sams.data.CompactMatrix`) on the device that trains (in main memory for a
-        CPU) and form minibatches there. If they do not fit, say so and fall back.
+        ``"device"``: keep training and validation cells as compact tensors on the device that
+        trains (in main memory for a CPU) and form minibatches there. If they do not fit, say so
+        and fall back.
         ``"disk"``: for an AnnData whose counts stay on disk, read a pool of chunks in random
         order, and form minibatches of its cells, shuffled, on the device.
         ``"host"``: read each minibatch from the AnnData.
@@ -212,9 +205,11 @@ class SAMSDataSplitter(DataSplitter):
             kwargs.pop(handled_here, None)
         indices = self._own_part(indices)
         fields = kwargs.pop("data_and_attributes", None)
-        dataset: DeviceCells | DiskCells | HostCells
+        dataset: Dataset
         if self.placement == "host":
-            dataset = HostCells(self.adata_manager, indices, fields, self.load_sparse_tensor)
+            dataset = self.adata_manager.create_torch_dataset(
+                indices, fields, load_sparse_tensor=self.load_sparse_tensor
+            )
             kwargs.setdefault("num_workers", settings.dl_num_workers)
             kwargs.setdefault("persistent_workers", settings.dl_persistent_workers)
             kwargs["pin_memory"] = self.pin_memory
@@ -241,10 +236,9 @@ class SAMSDataSplitter(DataSplitter):
                 seed=settings.seed or 0,
             )
         else:
-            sampler = minibatch_sampler(dataset, batch_size, shuffle, drop_last)
-        return DataLoader(
-            dataset, sampler=sampler, batch_size=None, collate_fn=minibatch_as_formed, **kwargs
-        )
+            order = (RandomSampler if shuffle else SequentialSampler)(dataset)  # type: ignore[arg-type]
+            sampler = BatchSampler(order, batch_size=batch_size, drop_last=drop_last)
+        return DataLoader(dataset, sampler=sampler, batch_size=None, **kwargs)
 
 
 def _available_bytes(device: torch.device) -> float:

@@ -11,8 +11,7 @@ from anndata.io import read_elem, sparse_dataset
 
 import scvi_sams
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.data import DeviceCells, HostCells
-from scvi_sams.data.loader import DiskCells, PoolSampler, reads_from_disk
+from scvi_sams.data.loader import DeviceCells, DiskCells, PoolSampler, reads_from_disk
 
 # What anndata says of its own future defaults, when it writes Zarr.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[zZ]arr v[23]:UserWarning")
@@ -67,6 +66,12 @@ def on_disk(request, screen, tmp_path_factory):
     adata.file.close()
 
 
+def own_cells(manager, indices=CELLS):
+    """Minibatches as scvi-tools gives them."""
+    dataset = manager.create_torch_dataset(indices)
+    return lambda batch: {key: torch.as_tensor(value) for key, value in dataset[batch].items()}
+
+
 def assert_same_cells(found, expected):
     assert found.keys() - {NONZERO} == expected.keys()
     for key, value in expected.items():
@@ -82,24 +87,24 @@ def test_disk_is_told_from_memory(in_memory, on_disk):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_minibatches_of_pools(in_memory, on_disk, shuffle):
-    cells, expected = DiskCells(on_disk, CELLS), HostCells(in_memory, CELLS)
+    cells, expected = DiskCells(on_disk, CELLS), own_cells(in_memory)
     n_cells = 0
     for batch in PoolSampler(cells, 32, shuffle, chunk_size=10, preload_nchunks=6):
         found = cells[batch]
-        assert_same_cells(found, expected[batch.pool[batch.start : batch.stop]])
+        assert_same_cells(found, expected(batch.pool[batch.start : batch.stop]))
         n_cells += len(found["X"])
         assert len(cells._pool) <= 60 + 32  # all that is in memory
     assert n_cells == len(cells) == 321
 
 
 def test_cells_on_the_device_come_from_disk(in_memory, on_disk, monkeypatch):
-    monkeypatch.setattr("scvi_sams.data.matrices._CHUNK_CELLS", 50)
+    monkeypatch.setattr("scvi_sams.data.matrices.CHUNK_CELLS", 50)
     expected = DeviceCells(in_memory, CELLS, nonzero_counts=True)
     found = DeviceCells(on_disk, CELLS, nonzero_counts=True)
     needed = DeviceCells.required_bytes(on_disk, CELLS)
     assert 0 < found.nbytes <= needed
     for batch in (np.arange(20), [300, 5, 5, 17]):
-        assert_same_cells(found[batch], HostCells(in_memory, CELLS)[batch])
+        assert_same_cells(found[batch], own_cells(in_memory)(batch))
         if NONZERO in found[batch]:
             np.testing.assert_array_equal(found[batch][NONZERO], expected[batch][NONZERO])
 
@@ -112,7 +117,9 @@ def test_positions_of_counts_come_on_request(on_disk):
             np.testing.assert_array_equal(found[NONZERO], found["X"].flatten().nonzero()[:, 0])
 
 
-def test_host_reads_cells_together_in_the_order_of_the_file(in_memory, on_disk):
-    found = HostCells(on_disk, CELLS)[[9, 2, 100]]
-    expected = HostCells(in_memory, np.sort(CELLS[[9, 2, 100]]))[[0, 1, 2]]
-    assert_same_cells(found, expected)
+def test_scvi_tools_reads_them_too(in_memory, on_disk):
+    """In the order of the file, where other processes form the minibatches."""
+    found, expected = (own_cells(manager)([9, 2, 100]) for manager in (on_disk, in_memory))
+    order = [np.argsort(cells["extra_continuous_covs"].numpy().ravel()) for cells in (found, expected)]
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key][order[0]], value[order[1]], err_msg=key)

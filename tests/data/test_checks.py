@@ -9,12 +9,13 @@ import pytest
 from scipy import sparse
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.data import (
+from scvi_sams.data import Conditions, checks
+from scvi_sams.data.checks import (
+    check_conditions,
     check_confounding,
     check_counts,
     check_features,
     check_size_factor,
-    checks,
 )
 
 N_CELLS, N_GENES = 23, 7
@@ -191,34 +192,79 @@ class TestSizeFactor:
 
 
 class TestConfounding:
-    NAMES = ("A", "B", "C")
-
     def _adata(self, with_controls_in="xy"):
         """12 cells of A in batch x, 12 of B in both, 3 of C in x, and some controls."""
         guides = ["A"] * 12 + ["B"] * 12 + ["C"] * 3 + ["NT"] * len(with_controls_in)
         batches = ["x"] * 12 + ["x", "y"] * 6 + ["x"] * 3 + list(with_controls_in)
         obs = pd.DataFrame({"batch": batches}, index=[str(i) for i in range(len(guides))])
-        dosage = sparse.csr_matrix([[guide == name for name in self.NAMES] for guide in guides])
-        return anndata.AnnData(obs=obs), dosage.astype(np.float32)
+        return anndata.AnnData(obs=obs), Conditions.from_labels(guides, "NT")
 
     def test_names_the_confounded(self):
         with pytest.warns(UserWarning, match=r"'batch'\] \(1\): 'A'") as caught:
-            check_confounding(*self._adata(), self.NAMES, "batch")
+            check_confounding(*self._adata(), "batch")
         assert "no control cell" not in str(caught[0].message)
 
     def test_says_where_there_is_no_control(self):
         with pytest.warns(UserWarning, match="The batch of 'A' has no control cell"):
-            check_confounding(*self._adata("y"), self.NAMES, "batch")
+            check_confounding(*self._adata("y"), "batch")
 
     def test_min_cells(self):
         with pytest.warns(UserWarning, match=r"\(2\): 'A', 'C'"):
-            check_confounding(*self._adata(), self.NAMES, "batch", min_cells=3)
+            check_confounding(*self._adata(), "batch", min_cells=3)
 
     def test_silent(self):
-        adata, dosage = self._adata()
+        adata, conditions = self._adata()
         adata.obs["same"] = pd.Categorical(["x"] * adata.n_obs, categories=["x", "unused"])
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            check_confounding(adata, dosage, self.NAMES, None)
-            check_confounding(adata, dosage, self.NAMES, "same")
-            check_confounding(adata, dosage, self.NAMES, "batch", min_cells=13)
+            check_confounding(adata, conditions, None)
+            check_confounding(adata, conditions, "same")
+            check_confounding(adata, conditions, "batch", min_cells=13)
+
+
+class TestConditions:
+    """Labels that were probably read otherwise than they were meant."""
+
+    def _check(self, labels, control="NT", delimiter="+", **kwargs):
+        check_conditions(Conditions.from_labels(labels, control, delimiter, **kwargs))
+
+    def test_silent(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            self._check(["NT", "A", "A+B", "B", "B", "HLA-A", "HLA-A", "C_1", "C_1", "(D)", "(D)"])
+            self._check(2 * ["NT", "A", "A+B"])  # B alone is not known, but A is
+
+    def test_delimiter_within_a_name(self):
+        match = r"\(1 groups\): 'A and HLA'.*If '-' is part of .* combination_delimiter=None"
+        with pytest.warns(UserWarning, match=match):
+            self._check(["NT", "HLA-A", "HLA-A", "B", "B", "B-C", "C"], delimiter="-")
+        with pytest.warns(UserWarning, match=r"halves of a name: 'A\]', '\[B'"):
+            self._check(["NT", "[B,A]", "C", "[B,C", "C,A]"], delimiter=",")
+        with pytest.warns(UserWarning, match="halves of a name: 'sg_'"):
+            self._check(["NT", "sg_+A", "sg_", "A"])
+
+    def test_guides_that_are_always_together(self):
+        matrix = np.array([[0, 0, 0], [1, 2, 0], [0.5, 1, 3], [0, 0, 1]])
+        conditions = Conditions.from_matrix(matrix, ["A", "B", "C"])
+        with pytest.warns(UserWarning, match="'A and B'. Their effects .* take them as one.$"):
+            check_conditions(conditions, is_labelled=False)
+        matrix[2, 1] = 2  # in another ratio
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_conditions(Conditions.from_matrix(matrix, ["A", "B", "C"]), is_labelled=False)
+
+    @pytest.mark.parametrize("delimiter", ["+", "|"])
+    def test_repeated_parts(self, delimiter):
+        labels = ["NT", "A", "A", f"A{delimiter}A", f"B{delimiter}B", "B", "B"]
+        with pytest.warns(UserWarning, match=r"repeat a part \(2 cells\).*'A:2', 'B:2'"):
+            self._check(labels, delimiter=delimiter)
+        conditions = Conditions.from_labels(["NT", "A", "A"], "NT", doses=[0, 2, 1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_conditions(conditions, has_doses=True)
+
+    @pytest.mark.parametrize("label", ["Unassigned", "multiplet", "DOUBLET", "negative"])
+    def test_what_is_no_perturbation(self, label):
+        with pytest.warns(UserWarning, match=f"Taken for perturbations: '{label}'.*drop them"):
+            self._check(["NT", "A", "A", label, label])
+        self._check([label, "A", "A"], control=label)

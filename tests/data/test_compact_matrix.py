@@ -7,8 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from scvi_sams.data import CompactMatrix
-from scvi_sams.data.matrices import compact_size, compact_table
+from scvi_sams.data.matrices import CompactMatrix, compact_size, compact_table
 
 
 def random_matrix(largest: int = 9, n_columns: int = 40) -> sparse.csr_matrix:
@@ -31,12 +30,10 @@ def test_rows_are_those_of_the_matrix_in_the_smallest_type(largest, dtype):
     assert len(compact) == 20
     index = torch.tensor([3, 0, 19, 3])
     expected = matrix[indices[index.numpy()]].toarray()
-    np.testing.assert_array_equal(compact.dense(index).numpy(), expected)
-    rows = compact.rows(index)
-    assert rows.value.dtype == torch.float32
-    np.testing.assert_array_equal(
-        rows.row.numpy() * 40 + rows.column.numpy(), np.flatnonzero(expected)
-    )
+    rows, position = compact.dense(index)
+    assert rows.dtype == torch.float32
+    np.testing.assert_array_equal(rows.numpy(), expected)
+    np.testing.assert_array_equal(position.numpy(), np.flatnonzero(expected))
 
 
 @pytest.mark.parametrize("value", [0.5, -1.0])
@@ -44,26 +41,26 @@ def test_what_is_no_count_stays_a_float(value):
     matrix = sparse.csr_matrix([[0.0, value], [2.0, 0.0]])
     compact = CompactMatrix(matrix, np.array([0, 1]))
     assert compact.values.dtype == torch.float32
-    assert compact.dense(torch.tensor([0, 1])).tolist() == [[0.0, value], [2.0, 0.0]]
+    assert compact.dense(torch.tensor([0, 1]))[0].tolist() == [[0.0, value], [2.0, 0.0]]
 
 
 def test_many_columns_need_a_larger_index():
     matrix = sparse.csr_matrix(([1.0], ([0], [39_999])), shape=(1, 40_000))
     compact = CompactMatrix(matrix, np.array([0]))
     assert compact.columns.dtype == torch.int32
-    assert compact.rows(torch.tensor([0])).column.tolist() == [39_999]
+    assert compact.dense(torch.tensor([0]))[1].tolist() == [39_999]
 
 
 def test_repeated_and_zero_entries_are_one_and_none():
     matrix = sparse.csr_matrix(([1.0, 2.0, 0.0], [1, 1, 0], [0, 2, 3]), shape=(2, 2))
-    rows = CompactMatrix(matrix, np.array([0, 1])).rows(torch.tensor([0, 1]))
-    assert (rows.row.tolist(), rows.column.tolist(), rows.value.tolist()) == ([0], [1], [3.0])
+    rows, position = CompactMatrix(matrix, np.array([0, 1])).dense(torch.tensor([0, 1]))
+    assert (rows.tolist(), position.tolist()) == ([[0, 3], [0, 0]], [1])
     assert matrix.nnz == 3  # the screen itself is left alone
 
 
 def test_no_row_and_rows_without_entries():
     compact = CompactMatrix(random_matrix(), np.array([4, 4]))
-    assert compact.dense(torch.tensor([0, 1])).abs().sum() == 0
+    assert compact.dense(torch.tensor([0, 1]))[0].abs().sum() == 0
     assert len(CompactMatrix(random_matrix(), np.array([], dtype=int))) == 0
 
 
@@ -83,12 +80,15 @@ def test_table_holds_the_rows(as_array):
     np.testing.assert_array_equal(table.numpy(), matrix[[7, 2]].toarray())
 
 
-def test_parts_are_put_below_each_other_in_the_largest_of_their_types():
-    small, large = random_matrix(9), random_matrix(300)
-    parts = [CompactMatrix(part, np.arange(30)) for part in (small, large, small)]
-    stacked = CompactMatrix.stacked(parts)
-    assert stacked.values.dtype == torch.int16
-    assert len(stacked) == 90
-    np.testing.assert_array_equal(
-        stacked.dense(torch.arange(90)).numpy(), sparse.vstack([small, large, small]).toarray()
-    )
+@pytest.mark.parametrize("kind", ["sparse", "array"])
+def test_chunks_are_put_below_each_other_in_the_largest_of_their_types(monkeypatch, kind):
+    monkeypatch.setattr("scvi_sams.data.matrices.CHUNK_CELLS", 30)
+    matrix = sparse.vstack([random_matrix(9), random_matrix(300), random_matrix(9)], "csr")
+    if kind == "sparse":
+        compact = CompactMatrix(matrix, np.arange(90))
+        found, dtype = compact.dense(torch.arange(90))[0], compact.values.dtype
+    else:
+        found = compact_table(matrix.toarray(), np.arange(90))
+        dtype = found.dtype
+    assert dtype == torch.int16
+    np.testing.assert_array_equal(found.numpy(), matrix.toarray())

@@ -11,7 +11,7 @@ from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
 from scvi_sams import ScreenError
-from scvi_sams.data.matrices import DiskMatrix, is_on_disk, row_pieces
+from scvi_sams.data.matrices import DiskMatrix, compact_size, is_on_disk, row_pieces
 
 # What anndata says of its own future defaults, when it writes Zarr.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[zZ]arr v[23]:UserWarning")
@@ -61,12 +61,12 @@ def dense(rows) -> np.ndarray:
 def test_rows_are_those_of_the_matrix(stored, matrix, index):
     assert is_on_disk(stored)
     disk = DiskMatrix(stored)
-    rows = disk.rows(index)
+    rows = disk[index]
     assert len(disk) == N_ROWS
     assert sparse.issparse(rows) == disk.is_sparse
     np.testing.assert_array_equal(dense(rows), matrix[index].toarray())
-    entries = matrix[index].nnz if disk.is_sparse else rows.size
-    assert disk.n_entries(index) == entries
+    as_sparse = 6 * matrix[index].nnz + 8 * (len(index) + 1) if disk.is_sparse else None
+    assert compact_size(disk, index) == (as_sparse, 4 * len(index) * 12)
 
 
 @pytest.mark.parametrize("step", [1, 5, 64, 65, 3_000])

@@ -13,9 +13,9 @@ from scvi.data.fields import LayerField, NumericalObsField
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, UnknownPerturbationError
-from scvi_sams.data import PerturbationField
 from scvi_sams.data.field import (
     DoseField,
+    PerturbationField,
     add_dose_registry,
     registered_conditions,
     registered_dosage,

@@ -90,9 +90,11 @@ def test_reads_few_pieces(on_disk, monkeypatch):
     small = partial(PoolSampler, chunk_size=16, preload_nchunks=8)
     monkeypatch.setattr(loader, "PoolSampler", small)
     sizes = []
-    rows = DiskMatrix.rows
+    rows = DiskMatrix.__getitem__
     monkeypatch.setattr(
-        DiskMatrix, "rows", lambda self, index: sizes.append(len(index)) or rows(self, index)
+        DiskMatrix,
+        "__getitem__",
+        lambda self, index: sizes.append(len(index)) or rows(self, index),
     )
     on_disk.get_latent_representation(batch_size=10)
     assert sizes == [120] * 5
