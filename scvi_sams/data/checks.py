@@ -40,24 +40,6 @@ def check_counts(adata: AnnData, layer: str | None = None) -> None:
     """Check that the matrix to be modelled holds counts, and that every cell has some.
 
     Every entry is read, in blocks, so that a backed AnnData stays on disk.
-
-    Parameters
-    ----------
-    adata
-        Cells x genes; dense, or CSR or CSC as a matrix, an array or on disk.
-    layer
-        Key in `adata.layers`; None for `adata.X`.
-
-    Raises
-    ------
-    ScreenError
-        If `layer` does not exist, an entry is negative, fractional or not finite, or a cell has no
-        counts.
-
-    Examples
-    --------
-    >>> import anndata
-    >>> check_counts(anndata.AnnData(np.array([[0.0, 3.0], [1.0, 0.0]])))
     """
     matrix, source = _matrix(adata, layer)
     totals = np.zeros(adata.n_obs)
@@ -80,25 +62,7 @@ def check_counts(adata: AnnData, layer: str | None = None) -> None:
 
 
 def check_features(adata: AnnData, layer: str | None = None) -> None:
-    """Check that the matrix to be modelled holds finite numbers.
-
-    Parameters
-    ----------
-    adata
-        Cells x features, normalised or of another kind than counts.
-    layer
-        Key in `adata.layers`; None for `adata.X`.
-
-    Raises
-    ------
-    ScreenError
-        If `layer` does not exist, or an entry is missing or infinite.
-
-    Examples
-    --------
-    >>> import anndata
-    >>> check_features(anndata.AnnData(np.array([[0.5, -3.0], [1.0, 0.0]])))
-    """
+    """Check that the matrix to be modelled holds finite numbers."""
     matrix, source = _matrix(adata, layer)
     for cells, genes, block in _blocks(matrix):
         values = block.toarray() if sparse.issparse(block) else np.asarray(block)
@@ -113,28 +77,7 @@ def check_features(adata: AnnData, layer: str | None = None) -> None:
 
 
 def check_size_factor(adata: AnnData, key: str) -> None:
-    """Check that a column of size factors is there, and is positive in every cell.
-
-    Any numeric column will do, pandas' nullable integers included.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    key
-        Column of `adata.obs`: counts a cell, or any factor proportional to them.
-
-    Raises
-    ------
-    ScreenError
-        If the column is absent or not numeric, or a value is missing, infinite, zero or negative.
-
-    Examples
-    --------
-    >>> import anndata
-    >>> adata = anndata.AnnData(obs=pd.DataFrame({"total": [800, 1200]}, index=["c1", "c2"]))
-    >>> check_size_factor(adata, "total")
-    """
+    """Check that a column of size factors is there, and is positive in every cell."""
     if key not in adata.obs:
         raise ScreenError(
             f"adata.obs has no column {key!r} for the size factors; it holds "
@@ -159,33 +102,7 @@ def check_size_factor(adata: AnnData, key: str) -> None:
 def check_conditions(
     conditions: Conditions, is_labelled: bool = True, has_doses: bool = False
 ) -> None:
-    """Check what the cells of a screen received before a model is fitted to them.
-
-    Parameters
-    ----------
-    conditions
-        Conditions of the cells.
-    is_labelled
-        Whether they were read from labels.
-    has_doses
-        Whether doses were given, so that those other than 1 are meant.
-
-    Raises
-    ------
-    ScreenError
-        If every cell is a control.
-
-    Warns
-    -----
-    UserWarning
-        If no cell is a control, a perturbation has fewer than two cells, perturbations never occur
-        apart from each other, or labels look as if they were read otherwise than meant.
-
-    Examples
-    --------
-    >>> from scvi_sams.data import Conditions
-    >>> check_conditions(Conditions.from_labels(["NT", "A", "A", "B", "B"], "NT"))
-    """
+    """Check what the cells of a screen received before a model is fitted to them."""
     names = np.asarray(conditions.perturbations)
     if conditions.is_control.all():
         raise ScreenError(
@@ -261,32 +178,8 @@ def check_confounding(
     """Warn of perturbations whose cells are all in one batch.
 
     Their effects are told from the batch's only by the control cells of that batch; where it has
-    none, not at all.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    conditions
-        Conditions of its cells.
-    batch_key
-        Column of `adata.obs`; nothing is checked if it is None or holds a single batch.
-    min_cells
-        Perturbations with fewer cells are passed over: their cells often share a batch by chance.
-        With 10 cells and two equal batches, that happens to 0.2 % of them.
-
-    Warns
-    -----
-    UserWarning
-        If a perturbation lies wholly in one batch.
-
-    Examples
-    --------
-    >>> import anndata
-    >>> from scvi_sams.data import Conditions
-    >>> obs = pd.DataFrame({"lane": ["1", "2"] * 20}, index=[f"cell{i}" for i in range(40)])
-    >>> conditions = Conditions.from_labels(["KLF1"] * 20 + ["NT"] * 20, "NT")
-    >>> check_confounding(anndata.AnnData(obs=obs), conditions, "lane")
+    none, not at all. Perturbations of few cells are passed over: these often share a batch by
+    chance, 10 cells in two equal batches in 0.2 % of cases.
     """
     if batch_key is None:
         return

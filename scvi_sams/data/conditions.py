@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     DosageMatrix: TypeAlias = np.ndarray | sparse.spmatrix | sparse.sparray | pd.DataFrame
 
-__all__ = ["Conditions", "ConditionsLike", "as_labels", "obs_column", "split_label"]
+__all__ = [
+    "Conditions",
+    "ConditionsLike",
+    "as_labels",
+    "obs_column",
+    "padded_to_csr",
+    "split_label",
+    "unknown_parts",
+]
 
 ConditionsLike: TypeAlias = (
     "str | int | Mapping[str, float] | Iterable[str | int | Mapping[str, float]] "
@@ -190,24 +198,8 @@ class Conditions:
     ) -> Conditions:
         """Read the columns of an AnnData.
 
-        Parameters
-        ----------
-        adata
-            The screen, cells x genes.
-        perturbation_key, control, delimiter
-            As in ``setup_anndata``.
-        dosage_key
-            Column of ``adata.obs`` with doses, which then tell conditions apart.
-
-        Returns
-        -------
-        Conditions
-            As of :meth:`from_labels`.
-
-        Raises
-        ------
-        ScreenError
-            If a column is absent, or labels or doses cannot be read.
+        Arguments are those of ``setup_anndata``, with the name of a column of doses, which then
+        tell conditions apart; errors and conditions are those of :meth:`from_labels`.
 
         Examples
         --------
@@ -278,26 +270,7 @@ class Conditions:
     ) -> Conditions:
         """Read padded columns, as a screen has them registered.
 
-        Parameters
-        ----------
-        index, dose
-            Positions and doses of the perturbations of each cell, as the attributes of this class
-            have them of each condition, cells x K.
-        perturbations
-            Names of the perturbations.
-        control, delimiter
-            For the labels of conditions.
-
-        Returns
-        -------
-        Conditions
-            As of :meth:`from_labels`.
-
-        Examples
-        --------
-        >>> index, dose = np.array([[0, 1], [1, 0]]), np.array([[1.0, 2.0], [0.5, 0.0]])
-        >>> Conditions.from_columns(index, dose, ["A", "B"]).labels
-        ['A:1+B:2', 'B:0.5']
+        The columns are cells x K, as the attributes of this class are of each condition.
         """
         return cls._distinct(list(perturbations), index, dose, as_labels(control), delimiter)
 
@@ -416,17 +389,7 @@ class Conditions:
         return [self.labels[code] for code in self.codes]
 
     def align(self, perturbations: Sequence[str]) -> Conditions:
-        """The same conditions among other perturbations.
-
-        Parameters
-        ----------
-        perturbations
-            Names, of which those here are some, in any order.
-
-        Returns
-        -------
-        Conditions
-            Conditions, with their codes, in the order here.
+        """The same conditions among other perturbations, of which those here are some.
 
         Raises
         ------
@@ -451,15 +414,7 @@ class Conditions:
     def find(self, wanted: Iterable[object]) -> list[int]:
         """Find the codes of conditions that a user names, in any order of their parts.
 
-        Parameters
-        ----------
-        wanted
-            Labels, such as ``"B+A"`` or ``"A:0.5"``.
-
-        Returns
-        -------
-        list of int
-            Codes, increasing, each once.
+        Labels are such as ``"B+A"`` or ``"A:0.5"``; codes are increasing, each once.
 
         Raises
         ------
@@ -564,6 +519,16 @@ def split_label(label: str, delimiter: str | None, whole: Collection[str] = ()) 
     if not delimiter or label in whole:
         return [label]
     return [part.strip() for part in label.split(delimiter)]
+
+
+def unknown_parts(labels: pd.Series, known: Collection[str], delimiter: str | None) -> list[str]:
+    """List the parts of labels that are not among known names, but for those that are missing."""
+    parts = {
+        _read_part(part, known)[0]
+        for label in labels.dropna().unique()
+        for part in split_label(str(label).strip(), delimiter, known)
+    }
+    return sorted(part for part in parts.difference(known) if not _is_missing(part, known))
 
 
 def obs_column(adata: AnnData, key: str) -> pd.Series:

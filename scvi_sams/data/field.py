@@ -11,7 +11,7 @@ from scvi.data.fields import ObsmField
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed
 from scvi_sams.data.checks import check_conditions
-from scvi_sams.data.conditions import Conditions, as_labels, padded_to_csr, split_label
+from scvi_sams.data.conditions import Conditions, as_labels, padded_to_csr, unknown_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,26 +37,7 @@ class PerturbationField(ObsmField):
     :class:`DoseField`, which comes after. The names go into the registry and so into saved models:
     on another AnnData the doses are read again and brought into the order of the model's names.
 
-    Parameters
-    ----------
-    perturbation_key
-        Column of `adata.obs` with labels such as ``"control"``, ``"KLF1"`` or ``"KLF1+CEBPA"``.
-    dosage_key
-        With `perturbation_key`, a column of `adata.obs` with the doses: a number, or text such as
-        ``"1.0+0.5"`` in the order of the parts of the label. Alone, a key of `adata.obsm` with
-        the dosage matrix.
-    perturbation_names_uns_key
-        Key of `adata.uns` with the column names of a dosage matrix that is no DataFrame.
-    control
-        Label or labels of unperturbed cells. With a dosage matrix, where these are its zero rows,
-        what conditions may call them.
-    combination_delimiter
-        What joins the parts of a label; None takes every label as one perturbation.
-
-    Raises
-    ------
-    ScreenError
-        If the arguments do not say where the doses are.
+    The arguments are those of ``setup_anndata``, which describes them.
 
     Examples
     --------
@@ -107,46 +88,27 @@ class PerturbationField(ObsmField):
         self.combination_delimiter = combination_delimiter
 
     def validate_field(self, adata: AnnData) -> None:
-        """Check that `adata` has the columns or matrices that the field reads.
-
-        Raises
-        ------
-        ScreenError
-            If one is absent.
-        """
-        if self.perturbation_key is None:
+        """Check that `adata` has the columns or matrices that the field reads."""
+        for argument, attribute in (
+            ("perturbation_key", "obs"),
+            ("dosage_key", "obsm" if self.perturbation_key is None else "obs"),
+            ("perturbation_names_uns_key", "uns"),
+        ):
+            key, holder = getattr(self, argument), getattr(adata, attribute)
+            if key is None or key in holder:
+                continue
             hint = ""
-            if self.dosage_key in adata.obs:
+            if attribute == "obsm" and key in adata.obs:
                 hint = " It is a column of adata.obs: give its labels too, as `perturbation_key`."
-            _require(self.dosage_key, adata.obsm, "adata.obsm", "`dosage_key`", hint)
-        else:
-            _require(self.perturbation_key, adata.obs, "adata.obs", "`perturbation_key`")
-            if self.dosage_key is not None:
-                hint = ""
-                if self.dosage_key in adata.obsm:
-                    hint = " It is in adata.obsm: leave `perturbation_key` out to use it."
-                _require(self.dosage_key, adata.obs, "adata.obs", "`dosage_key`", hint)
-        if self.perturbation_names_uns_key is not None:
-            _require(
-                self.perturbation_names_uns_key,
-                adata.uns,
-                "adata.uns",
-                "`perturbation_names_uns_key`",
+            elif argument == "dosage_key" and key in adata.obsm:
+                hint = " It is in adata.obsm: leave `perturbation_key` out to use it."
+            raise ScreenError(
+                f"adata.{attribute} has no {key!r} (`{argument}`); it holds "
+                f"{listed(holder.keys(), limit=10) or 'nothing'}.{hint}"
             )
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
-        """Write positions and doses into `adata.obsm`, and return names for the registry.
-
-        Raises
-        ------
-        ScreenError
-            If the doses cannot be read, or every cell is a control.
-
-        Warns
-        -----
-        UserWarning
-            As of :func:`~scvi_sams.data.checks.check_conditions`.
-        """
+        """Write positions and doses into `adata.obsm`, and return names for the registry."""
         self.validate_field(adata)
         conditions = self._read(adata)
         is_labelled = self.perturbation_key is not None
@@ -161,13 +123,6 @@ class PerturbationField(ObsmField):
         It may lack perturbations, and every cell may be a control.
         With `extend_categories=True` in `kwargs`, which scvi-tools passes for a query, names that
         the model has not seen follow those that it has.
-
-        Raises
-        ------
-        UnknownPerturbationError
-            If it holds a perturbation that the model has not seen.
-        ScreenError
-            If the doses cannot be read.
         """
         self.validate_field(adata_target)
         names = list(state_registry[self.COLUMN_NAMES_KEY])
@@ -181,14 +136,8 @@ class PerturbationField(ObsmField):
         self.validate_field(adata)
         if self.perturbation_key is None:
             return [name for name in self._read(adata).perturbations if name not in set(names)]
-        known = {*self.control, *names}
-        labels = adata.obs[self.perturbation_key].dropna().astype(str).unique()
-        parts = {
-            part
-            for label in labels
-            for part in split_label(label.strip(), self.combination_delimiter, known)
-        }
-        return sorted(parts - known - {""})  # an empty part is an error of its own
+        labels = adata.obs[self.perturbation_key]
+        return unknown_parts(labels, {*self.control, *names}, self.combination_delimiter)
 
     def view_state_registry(self, state_registry: dict[str, Any]) -> rich.table.Table:
         """Tabulate the names of the perturbations."""
@@ -291,11 +240,3 @@ def add_dose_registry(registry: dict[str, Any]) -> None:
         field.registry_key,
         {"data_registry": field.get_data_registry(), "state_registry": {}, "summary_stats": {}},
     )
-
-
-def _require(key: str | None, holder: Any, where: str, argument: str, hint: str = "") -> None:
-    if key not in holder:
-        raise ScreenError(
-            f"{where} has no {key!r} ({argument}); it holds "
-            f"{listed(holder.keys(), limit=10) or 'nothing'}.{hint}"
-        )

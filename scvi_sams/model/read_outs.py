@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from importlib.metadata import version
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import scvi
 import torch
@@ -22,6 +22,7 @@ from scvi_sams.data.field import PerturbationField, registered_conditions, regis
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from anndata import AnnData
     from scipy import sparse
 
@@ -114,7 +115,7 @@ def parse_conditions(model: SAMSVAE, conditions: ConditionsLike) -> Conditions:
 def parse_distinct(model: SAMSVAE, conditions: ConditionsLike) -> Conditions:
     """Read conditions of which each is asked for once."""
     asked = parse_conditions(model, conditions)
-    if repeated := [asked.labels[code] for code in np.flatnonzero(asked.n_cells > 1)]:
+    if repeated := [label for label, n in Counter(asked.cell_labels).items() if n > 1]:
         raise ScreenError(
             f"Conditions must differ, but {', '.join(repeated)} repeats. Ask for each once."
         )

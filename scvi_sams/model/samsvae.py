@@ -324,9 +324,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
     @classmethod
     def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
-        """Not offered: scvi-tools' out-of-memory loader does not carry dosages."""
+        """Not offered: scvi-tools' out-of-memory loader reads no labels of perturbations."""
         raise NotImplementedError(
-            "scvi-tools' annbatch loader does not carry the dosage matrix; use setup_anndata with "
+            "scvi-tools' annbatch loader reads no labels of perturbations; use setup_anndata with "
             "a backed AnnData, which train(data_placement='disk') reads in shuffled chunks."
         )
 

@@ -120,6 +120,8 @@ def test_positions_of_counts_come_on_request(on_disk):
 def test_scvi_tools_reads_them_too(in_memory, on_disk):
     """In the order of the file, where other processes form the minibatches."""
     found, expected = (own_cells(manager)([9, 2, 100]) for manager in (on_disk, in_memory))
-    order = [np.argsort(cells["extra_continuous_covs"].numpy().ravel()) for cells in (found, expected)]
+    order = [
+        np.argsort(cells["extra_continuous_covs"].numpy().ravel()) for cells in (found, expected)
+    ]
     for key, value in expected.items():
         np.testing.assert_array_equal(found[key][order[0]], value[order[1]], err_msg=key)

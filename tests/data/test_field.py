@@ -295,6 +295,12 @@ class TestUnknownNames:
         assert self._field().unknown_names(query, [*NAMES, "W", "X"]) == []
         assert self._field(control=None).unknown_names(query, NAMES) == ["NT", "W", "X"]
 
+    def test_doses_and_missing_labels_are_no_names(self):
+        query = _adata(["A:0.5+X", "nan", "B:2", "Y:1", "None"])
+        assert self._field().unknown_names(query, NAMES) == ["X", "Y:1"]
+        integers = _adata([1, 0, 2, 1])
+        assert self._field(control=0).unknown_names(integers, ["1"]) == ["2"]
+
     def test_labels_without_a_delimiter(self):
         field = self._field(combination_delimiter=None)
         assert field.unknown_names(_adata(["A", "A+B", "NT"]), NAMES) == ["A+B"]
