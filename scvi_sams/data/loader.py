@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from scvi.data import AnnDataManager
 
-    from scvi_sams.data.matrices import MatrixRows
+    from scvi_sams.data.matrices import CompactMatrix, MatrixRows
+
+    Registered = dict[str, tuple[MatrixRows | DiskMatrix, torch.dtype]]
 
 __all__ = [
     "DeviceCells",
@@ -157,18 +159,22 @@ class DeviceCells(Dataset):
         nonzero_counts: bool = False,
     ) -> None:
         self.indices = np.asarray(indices)
-        cells, place = np.unique(self.indices, return_inverse=True)  # as they are stored
-        self._place = torch.from_numpy(place)
-        registered = _registered(adata_manager, data_and_attributes)
-        self._cells = _CompactCells(registered, cells, device, nonzero_counts)
-        self.nbytes = self._cells.nbytes
+        self._registered = _registered(adata_manager, data_and_attributes)
+        self._device, self._nonzero_counts = device, nonzero_counts
+        self._kept: dict[str, tuple[CompactMatrix | Tensor, torch.dtype]] = {}
+        self._start()
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, batch: Sequence[int]) -> dict[str, Tensor]:
+    def __getitem__(self, batch: Any) -> dict[str, Tensor]:
         """Form a minibatch: the cells at some positions of ``indices``."""
-        return self._cells.minibatch(self._place[torch.as_tensor(batch)])
+        return self._minibatch(self._place[torch.as_tensor(batch)])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the cells take on their device."""
+        return sum(kept.nbytes for kept, _ in self._kept.values())
 
     @staticmethod
     def required_bytes(adata_manager: AnnDataManager, indices: np.ndarray) -> int:
@@ -178,68 +184,20 @@ class DeviceCells(Dataset):
         ]
         return sum(min(size for size in pair if size is not None) for pair in sizes)
 
+    def _start(self) -> None:
+        cells, place = np.unique(self.indices, return_inverse=True)  # as they are stored
+        self._place = torch.from_numpy(place)
+        self._keep(self._registered, cells)
 
-class DiskCells(Dataset):
-    """Cells that stay on disk, read a pool of minibatches at a time.
-
-    Cells of a pool are kept as compact tensors on a device, where its minibatches are formed: at
-    any time there are as many in memory as a pool has. A minibatch is that of
-    :class:`DeviceCells`.
-    """
-
-    def __init__(
-        self,
-        adata_manager: AnnDataManager,
-        indices: np.ndarray,
-        device: torch.device | str = "cpu",
-        data_and_attributes: list[str] | dict[str, Any] | None = None,
-        nonzero_counts: bool = False,
-    ) -> None:
-        self.indices = np.asarray(indices)
-        self._registered = _registered(adata_manager, data_and_attributes)
-        self._device, self._nonzero_counts = device, nonzero_counts
-        self._pool: np.ndarray | None = None
-        self._cells: _CompactCells | None = None
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, batch: PoolBatch) -> dict[str, Tensor]:
-        """Form a minibatch of a pool, which is read if it is not the one in memory."""
-        if self._cells is None or self._pool is not batch.pool:
-            self._cells = None  # never two pools
-            cells = self.indices[batch.pool]
-            registered = self._registered.items()
-            rows = {key: (values[cells], dtype) for key, (values, dtype) in registered}
-            all_rows = np.arange(len(cells))
-            self._cells = _CompactCells(rows, all_rows, self._device, self._nonzero_counts)
-            self._pool = batch.pool
-        return self._cells.minibatch(torch.arange(batch.start, batch.stop))
-
-
-class _CompactCells:
-    """Registered data of some cells as compact tensors, from which minibatches are formed."""
-
-    def __init__(
-        self,
-        registered: dict[str, tuple[MatrixRows | DiskMatrix, torch.dtype]],
-        indices: np.ndarray,
-        device: torch.device | str,
-        nonzero_counts: bool,
-    ) -> None:
-        self._device, self._nonzero_counts = device, nonzero_counts
+    def _keep(self, registered: Registered, rows: np.ndarray) -> None:
+        """Keep rows of data on the device."""
         self._kept = {
-            key: (compact_rows(values, indices, device), dtype)
+            key: (compact_rows(values, rows, self._device), dtype)
             for key, (values, dtype) in registered.items()
         }
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that the cells take on their device."""
-        return sum(kept.nbytes for kept, _ in self._kept.values())
-
-    def minibatch(self, index: Tensor) -> dict[str, Tensor]:
-        """Form a minibatch of the cells at some positions, on the host."""
+    def _minibatch(self, index: Tensor) -> dict[str, Tensor]:
+        """Form a minibatch of the rows that are kept, by their numbers on the host."""
         tensors, on_device = {}, index.to(self._device)
         for key, (kept, dtype) in self._kept.items():
             if isinstance(kept, Tensor):
@@ -252,6 +210,24 @@ class _CompactCells:
         return tensors
 
 
+class DiskCells(DeviceCells):
+    """Cells that stay on disk, of which one pool of minibatches at a time is on the device."""
+
+    def _start(self) -> None:
+        self._pool: np.ndarray | None = None
+
+    def __getitem__(self, batch: PoolBatch) -> dict[str, Tensor]:
+        """Form a minibatch of a pool, which is read if it is not the one in memory."""
+        if self._pool is not batch.pool:
+            self._kept = {}  # never two pools
+            cells = self.indices[batch.pool]
+            registered = self._registered.items()
+            read = {key: (values[cells], dtype) for key, (values, dtype) in registered}
+            self._keep(read, np.arange(len(cells)))
+            self._pool = batch.pool
+        return self._minibatch(torch.arange(batch.start, batch.stop))
+
+
 def reads_from_disk(adata_manager: AnnDataManager) -> bool:
     """Whether any registered matrix stays on disk."""
     keys = adata_manager.data_registry
@@ -261,7 +237,7 @@ def reads_from_disk(adata_manager: AnnDataManager) -> bool:
 def _registered(
     adata_manager: AnnDataManager,
     data_and_attributes: list[str] | dict[str, Any] | None = None,
-) -> dict[str, tuple[MatrixRows | DiskMatrix, torch.dtype]]:
+) -> Registered:
     """Each registered datum, and its type in a minibatch, as scvi-tools gives it."""
     registered = {}
     dataset = adata_manager.create_torch_dataset(data_and_attributes=data_and_attributes)
