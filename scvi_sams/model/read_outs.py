@@ -8,6 +8,7 @@ from importlib.metadata import version
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import scvi
 import torch
@@ -22,7 +23,6 @@ from scvi_sams.data.field import PerturbationField, registered_conditions, regis
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from anndata import AnnData
     from scipy import sparse
 
