@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import rich.pretty  # noqa: F401 - scvi-tools calls it without importing it
 import torch
+from scvi.data._download import _download
+from scvi.model._utils import parse_device_args
 from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable
 
     from torch import nn
 
-__all__ = ["HostState", "ignore_buffers"]
+__all__ = ["HostState", "download", "ignore_buffers", "torch_device"]
 
 
 class HostState:
@@ -56,3 +60,16 @@ class HostState:
 def ignore_buffers(module: nn.Module, names: Iterable[str]) -> None:
     """Keep distributed training from sending buffers of a module to every process at each step."""
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))
+
+
+def download(url: str | None, folder: str | os.PathLike[str], name: str) -> None:
+    """Fetch a file as scvi-tools does, unless it is there."""
+    if url is not None:
+        _download(url, str(folder), name)
+
+
+def torch_device(accelerator: str, device: int | str) -> torch.device:
+    """The device that scvi-tools means by an accelerator and a number."""
+    return parse_device_args(
+        accelerator, device, return_device="torch", validate_single_device=True
+    )[2]

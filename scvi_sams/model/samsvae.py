@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pandas as pd
@@ -39,6 +40,7 @@ from scvi_sams.data.field import (
 )
 from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model.counterfactual import draw_cells
+from scvi_sams.model.model_file import load_model, read_model_file, save_model
 from scvi_sams.model.prediction import average_treatment_effect, effect_scale, predict
 from scvi_sams.model.query import added_perturbations, start_query
 from scvi_sams.model.read_outs import (
@@ -414,10 +416,12 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
     def load_query_data(
         cls,
         adata: AnnData,
-        reference_model: str | Self,
+        reference_model: str | os.PathLike[str] | Self,
         *,
         new_perturbations: bool = False,
         unfrozen: bool = False,
+        prefix: str | None = None,
+        trusted: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Take a fitted model to cells of new batches or new perturbations (scArches).
@@ -441,6 +445,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             error, as a misspelt name would be.
         unfrozen
             Train everything on, known effects included.
+        prefix, trusted
+            As in :meth:`load`, where the model is read from a folder.
         **kwargs
             Further arguments of :meth:`scvi.model.base.ArchesMixin.load_query_data`.
 
@@ -461,18 +467,126 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         >>> query = SAMSVAE.load_query_data(new_adata, model)  # doctest: +SKIP
         >>> query.train(max_epochs=20)  # doctest: +SKIP
         """
-        registry = (
-            cls.load_registry(reference_model)
-            if isinstance(reference_model, str)
-            else reference_model.registry
-        )
+        if isinstance(reference_model, (str, os.PathLike)):
+            reference_model = cls.load(reference_model, False, prefix=prefix, trusted=trusted)
+        registry = reference_model.registry
         added = added_perturbations(registry, adata, new_perturbations)
-        if isinstance(reference_model, str):  # by way of a model, which reads older files too
-            with torch.random.fork_rng():  # parameters that are drawn only to be replaced
-                reference_model = cls.load(reference_model, adata=False)
         query = super().load_query_data(adata, reference_model, unfrozen=unfrozen, **kwargs)
         start_query(query, registry, added, unfrozen)
         return query
+
+    # -- files ------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        dir_path: str | os.PathLike[str],
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+        save_kwargs: dict[str, Any] | None = None,
+        **anndata_write_kwargs: Any,
+    ) -> None:
+        """Write the model to a folder, so that there is a whole one whatever happens meanwhile.
+
+        The file is data alone, which ``torch.load(..., weights_only=True)`` reads, with a checksum
+        of every part, the versions of the packages that wrote it and the seed then set.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        prefix
+            What the names of the files start with.
+        overwrite
+            Whether the folder may be there already.
+        save_anndata
+            Write the AnnData beside the model.
+        save_kwargs
+            Further arguments of :func:`torch.save`.
+        **anndata_write_kwargs
+            Arguments of :meth:`anndata.AnnData.write_h5ad`.
+
+        Raises
+        ------
+        ScreenError
+            If the folder is there and ``overwrite`` is not set, or the model cannot be loaded
+            from what would be written.
+        OSError
+            If it cannot be written; what was there before is then as it was.
+
+        Examples
+        --------
+        >>> model.save("my_model", overwrite=True)  # doctest: +SKIP
+        """
+        save_model(
+            self, dir_path, prefix, overwrite, save_anndata, save_kwargs, anndata_write_kwargs
+        )
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | os.PathLike[str],
+        adata: AnnData | Literal[False] | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+        backup_url: str | None = None,
+        *,
+        allowed_classes_names_list: Sequence[str] = (),
+        trusted: bool = False,
+    ) -> Self:
+        """Make a model from the folder that it was saved to.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        adata
+            Cells, laid out as those the model was set up with. By default those saved with it;
+            ``False`` for none.
+        accelerator, device
+            Where the model goes, as in :meth:`train`.
+        prefix
+            What the names of the files start with.
+        backup_url
+            Where the file is fetched from if it is not in the folder.
+        allowed_classes_names_list
+            Names of other classes whose models may be loaded as this one.
+        trusted
+            Read files that hold more than data too, as those of version 0.1.0 do. That runs
+            whatever code is in them: know who made the file.
+
+        Returns
+        -------
+        The model.
+
+        Raises
+        ------
+        ScreenError
+            If there is no model, or its file is damaged, holds more than data, has values that
+            are not finite, or is of a newer version or another class.
+
+        Examples
+        --------
+        >>> model = SAMSVAE.load("my_model", adata)  # doctest: +SKIP
+        """
+        file = read_model_file(dir_path, prefix, trusted, backup_url)
+        return load_model(cls, file, adata, accelerator, device, allowed_classes_names_list or ())
+
+    @staticmethod
+    def load_registry(
+        dir_path: str | os.PathLike[str], prefix: str | None = None, *, trusted: bool = False
+    ) -> dict[str, Any]:
+        """Read how the data of a saved model were set up; arguments as in :meth:`load`."""
+        return read_model_file(dir_path, prefix, trusted).attributes["registry_"]
+
+    @staticmethod
+    def view_setup_args(
+        dir_path: str | os.PathLike[str], prefix: str | None = None, *, trusted: bool = False
+    ) -> None:
+        """Print the arguments a saved model was set up with; arguments as in :meth:`load`."""
+        registry = SAMSVAE.load_registry(dir_path, prefix, trusted=trusted)
+        AnnDataManager.view_setup_method_args(registry)
 
     # -- what was learned of perturbations --------------------------------------------------------
 

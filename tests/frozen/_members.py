@@ -171,7 +171,11 @@ def fit(name: str, checkpoints: Path) -> Any:
     else:
         scvi.settings.seed = member.seed
         model = member.model_class.load_query_data(
-            adata, str(checkpoints / member.query_of), accelerator="cpu", **member.load
+            adata,
+            checkpoints / member.query_of,
+            trusted=True,
+            accelerator="cpu",
+            **member.load,
         )
     model.train(max_epochs=member.epochs, **TRAIN)
     return model
@@ -180,7 +184,9 @@ def fit(name: str, checkpoints: Path) -> Any:
 def load(name: str, checkpoints: Path) -> Any:
     """A member from its checkpoint."""
     member = MEMBERS[name]
-    return member.model_class.load(str(checkpoints / name), member.adata, accelerator="cpu")
+    return member.model_class.load(
+        checkpoints / name, member.adata, accelerator="cpu", trusted=True
+    )
 
 
 CONDITIONS = ["A", "A+B"]
