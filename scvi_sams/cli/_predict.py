@@ -41,16 +41,10 @@ def predict(args: argparse.Namespace) -> None:
 
 def _load(folder: Path) -> SAMSVAE | CPAVAE:
     classes = {each.__name__: each for each in (scvi_sams.SAMSVAE, scvi_sams.CPAVAE)}
-    try:
-        name = scvi_sams.SAMSVAE.load_registry(str(folder))["model_name"]
-        if name in classes:
-            return classes[name].load(str(folder), adata=False)
-        cause = f"it is a {name}"
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a file of something else may raise anything
-        cause = f"{type(error).__name__}: {error}"
-    raise CommandError(
-        f"{folder / 'model.pt'} is no model that fit wrote, or is damaged ({cause}); fit again or "
-        "name another folder"
-    )
+    name = scvi_sams.SAMSVAE.load_registry(folder).get("model_name")
+    if name not in classes:
+        raise CommandError(
+            f"{folder / 'model.pt'} is no model that fit wrote: it is a {name}; "
+            "name another folder"
+        )
+    return classes[name].load(folder, adata=False)

@@ -94,4 +94,6 @@ def test_a_model_that_cannot_be_read_is_named(run, fitted, tmp_path, damage):
     done = run("predict", folder, "--conditions", "P001", "-o", tmp_path / "cells.h5ad")
     assert done.code == 1
     assert done.err.count("\n") == 1
-    assert f"{path} is no model that fit wrote, or is damaged (" in done.error
+    foreign = damage == "of another model"
+    cause = "no model that fit wrote: it is a SCVI" if foreign else "damaged: "
+    assert f"{path} is {cause}" in done.error
