@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import anndata
@@ -13,8 +14,8 @@ from scipy import sparse
 from scvi.dataloaders import DataSplitter
 
 import scvi_sams
-from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams.train import SAMSDataSplitter, data_splitter
+from scvi_sams.data.loader import SAMS_REGISTRY_KEYS
+from scvi_sams.train import SAMSDataSplitter
 
 NONZERO = SAMS_REGISTRY_KEYS.NONZERO_COUNTS_KEY
 
@@ -116,8 +117,16 @@ def test_the_fit_does_not_depend_on_the_placement(density, model_class, settings
         )
 
 
-def test_too_large_a_screen_is_read_from_the_anndata(adata, monkeypatch):
-    monkeypatch.setattr(data_splitter, "_available_bytes", lambda device: 100.0)
+@pytest.fixture
+def small_machine(monkeypatch):
+    """A machine of 400 bytes."""
+    known = {"SC_PHYS_PAGES": 4, "SC_PAGE_SIZE": 100}
+    sysconf = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: known.get(name) or sysconf(name))
+
+
+@pytest.mark.usefixtures("small_machine")
+def test_too_large_a_screen_is_read_from_the_anndata(adata):
     with pytest.warns(UserWarning, match=r"data_placement='device': the cells take .* of cpu"):
         fit(adata, "device")
     splitter = SAMSDataSplitter(manager(adata))  # "auto" says nothing
@@ -139,11 +148,11 @@ def backed(adata, tmp_path_factory):
     stored.file.close()
 
 
-def test_cells_on_disk_are_kept_on_the_device_if_they_fit(backed, monkeypatch):
+def test_cells_on_disk_are_kept_on_the_device_if_they_fit(backed, request):
     splitter = SAMSDataSplitter(manager(backed), batch_size=64)
     found = minibatches(splitter)
     assert splitter.placement == "device"
-    monkeypatch.setattr(data_splitter, "_available_bytes", lambda device: 100.0)
+    request.getfixturevalue("small_machine")
     splitter = SAMSDataSplitter(manager(backed), batch_size=64)
     from_disk = minibatches(splitter)
     assert splitter.placement == "disk"
@@ -197,8 +206,9 @@ def test_processes_read_different_places_of_the_disk(backed):
     for rank in range(3):
         splitter = SAMSDataSplitter(manager(backed), data_placement="disk", chunk_size=10)
         splitter.setup()
-        splitter.trainer = SimpleNamespace(world_size=3, global_rank=rank)
-        parts.append(splitter._own_part(splitter.train_idx))
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        splitter.trainer = SimpleNamespace(world_size=3, global_rank=rank, strategy=strategy)
+        parts.append(splitter.train_dataloader().dataset.indices)
     assert len({len(part) for part in parts}) == 1
     cells = np.concatenate(parts)
     np.testing.assert_array_equal(np.unique(cells), np.sort(splitter.train_idx))
