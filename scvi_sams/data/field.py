@@ -111,7 +111,7 @@ class PerturbationField(ObsmField):
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Write positions and doses into `adata.obsm`, and return names for the registry."""
         self.validate_field(adata)
-        conditions = self._read(adata)
+        conditions = self.read(adata)
         is_labelled = self.perturbation_key is not None
         check_conditions(conditions, is_labelled, self.dosage_key is not None)
         return self._write(conditions, adata)
@@ -129,14 +129,14 @@ class PerturbationField(ObsmField):
         names = list(state_registry[self.COLUMN_NAMES_KEY])
         if kwargs.get("extend_categories", False):
             names += self.unknown_names(adata_target, names)
-        conditions = self._read(adata_target, names).align(names)
+        conditions = self.read(adata_target, names).align(names)
         return self._write(conditions, adata_target)
 
     def unknown_names(self, adata: AnnData, names: Sequence[str]) -> list[str]:
         """List perturbations of `adata` that are not among `names`."""
         self.validate_field(adata)
         if self.perturbation_key is None:
-            return [name for name in self._read(adata).perturbations if name not in set(names)]
+            return [name for name in self.read(adata).perturbations if name not in set(names)]
         labels = adata.obs[self.perturbation_key]
         return unknown_parts(labels, {*self.control, *names}, self.combination_delimiter)
 
@@ -155,7 +155,7 @@ class PerturbationField(ObsmField):
             table.add_row("" if index else source, name, str(index))
         return table
 
-    def _read(self, adata: AnnData, names: Sequence[str] | None = None) -> Conditions:
+    def read(self, adata: AnnData, names: Sequence[str] | None = None) -> Conditions:
         """Read the doses; `names` are those of the model, if there is one."""
         if self.perturbation_key is None:
             matrix = adata.obsm[self.dosage_key]
