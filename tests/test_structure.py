@@ -12,7 +12,7 @@ from benchmarks.structure import circles, files_run, import_graph, imports
 
 PACKAGE = Path(scvi_sams.__file__).parent
 TESTS = Path(__file__).resolve().parent
-SHARED = {"_constants", "_exceptions", "_compat"}
+SHARED = {"_arguments", "_constants", "_exceptions", "_compat"}
 # What each part may import besides itself and what all share.
 BELOW = {
     "data": set(),

@@ -1,20 +1,25 @@
-"""Checks of an AnnData before a model is set up on it."""
+"""Checks of an AnnData before a model is set up on it, or reads it."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import scvi
-from anndata.abc import CSCDataset
+from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
 
-from scvi_sams._exceptions import ScreenError, listed
+from scvi_sams._exceptions import ScreenError, listed, nearest
+from scvi_sams.data.matrices import is_on_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -22,11 +27,18 @@ if TYPE_CHECKING:
     from scvi_sams.data.conditions import Conditions
 
 __all__ = [
+    "ScreenManager",
+    "check_adata",
     "check_conditions",
     "check_confounding",
     "check_counts",
+    "check_covariates",
+    "check_doses",
     "check_features",
+    "check_genes",
     "check_size_factor",
+    "check_unchanged",
+    "in_order_of",
 ]
 
 
@@ -36,15 +48,201 @@ _LEFTOVERS = frozenset({"unassigned", "multiplet", "doublet", "negative", "ambig
 _BLOCK_ENTRIES = 2**24
 
 
+class ScreenManager(AnnDataManager):
+    """Registers an AnnData once everything that a model reads of it was checked.
+
+    scvi-tools makes one wherever an AnnData is set up, given to a method of a model, or read again
+    after another model had it: no AnnData reaches a model by another way.
+    """
+
+    def register_fields(
+        self,
+        adata: AnnData,
+        source_registry: dict[str, Any] | None = None,
+        **transfer_kwargs: Any,
+    ) -> None:
+        """Check the AnnData, and register it as scvi-tools does."""
+        asked = self.registry["setup_args"]
+        check_adata(adata)
+        check_genes(adata)
+        if source_registry is not None:
+            check_same_genes(adata.var_names, genes_of(source_registry))
+        check = check_counts if asked.get("is_count_data", True) else check_features
+        check(adata, asked.get("layer"))
+        check_covariates(
+            adata,
+            asked.get("batch_key"),
+            asked.get("labels_key"),
+            asked.get("categorical_covariate_keys"),
+            asked.get("continuous_covariate_keys"),
+        )
+        if asked.get("size_factor_key") is not None:
+            check_size_factor(adata, asked["size_factor_key"])
+        super().register_fields(adata, source_registry, **transfer_kwargs)
+        if REGISTRY_KEYS.CONT_COVS_KEY in self.data_registry:  # of any numeric type in obs
+            key = self.data_registry[REGISTRY_KEYS.CONT_COVS_KEY].attr_key
+            adata.obsm[key] = adata.obsm[key].astype(np.float32)
+
+
+def check_adata(adata: Any) -> None:
+    """Check that what was given is an AnnData.
+
+    Raises
+    ------
+    ScreenError
+        If it is something else; the message says what to pass.
+    """
+    if type(adata).__name__ == "MuData":
+        names = listed(getattr(adata, "mod", ()))
+        raise ScreenError(
+            f"This is a MuData, of which a model takes one modality ({names}): pass that of the "
+            "counts, as in `mdata['rna']`, with the perturbations in its obs."
+        )
+    if isinstance(adata, ad.AnnData):
+        return
+    mend = "pass an AnnData, cells x genes."
+    if isinstance(adata, str | os.PathLike):
+        mend = f"read the file first, as with `anndata.read_h5ad({str(adata)!r})`."
+    elif isinstance(adata, pd.DataFrame):
+        mend = "make an AnnData of it, as with `anndata.AnnData(frame, obs=obs)`."
+    elif hasattr(adata, "to_adata") or "Collection" in type(adata).__name__:
+        mend = "bring its cells into one AnnData, as with `collection[:].to_adata()`."
+    raise ScreenError(f"adata is a {type(adata).__name__}: {mend}")
+
+
+# What text stands for no value once it went through `astype(str)`.
+_MISSING_TEXT = ("nan", "<na>", "none", "nat", "")
+_NO_GENES = ("CRISPR Guide Capture", "Antibody Capture", "Multiplexing Capture", "Custom")
+
+
+def check_genes(adata: AnnData) -> None:
+    """Check that genes can be told by their names, and that they are genes.
+
+    Raises
+    ------
+    ScreenError
+        If a name is missing or repeated, or features of another kind are among the genes.
+
+    Examples
+    --------
+    >>> import anndata
+    >>> check_genes(anndata.AnnData(var=pd.DataFrame(index=["KLF1", "CEBPA"])))
+    """
+    names = adata.var_names
+    missing = np.flatnonzero(names.isna() | np.isin(names.astype(str).str.lower(), _MISSING_TEXT))
+    if missing.size:
+        raise ScreenError(
+            f"Genes without a name ({missing.size}), at positions {listed(missing)} of "
+            "adata.var_names. Name them, as by their identifiers, or drop them."
+        )
+    if not names.is_unique:
+        raise ScreenError(
+            "Names of genes that occur more than once: "
+            f"{listed(names[names.duplicated()].unique())}. Models tell genes by name: call "
+            "`adata.var_names_make_unique()`, or drop the copies."
+        )
+    for column in {"feature_types", "feature_type"} & set(adata.var):
+        kinds = adata.var[column].astype(str)
+        other = kinds[kinds.isin(_NO_GENES)]
+        if len(other) and len(other) < len(kinds):
+            raise ScreenError(
+                f"Among the genes are features that are none ({listed(other.unique())} in "
+                f"adata.var[{column!r}]): {listed(other.index)}. Keep the genes, "
+                f"`adata = adata[:, adata.var[{column!r}] == 'Gene Expression'].copy()`, and "
+                "take perturbations from the guides' calls."
+            )
+
+
+def genes_of(registry: dict[str, Any]) -> list[str]:
+    """Names of the genes of a model, in its order."""
+    state = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+    return [str(name) for name in state["column_names"]]
+
+
+def check_same_genes(names: Sequence[str], genes: Sequence[str]) -> None:
+    """Check that genes are those of a model, in its order."""
+    names = [str(name) for name in names]
+    if names == list(genes):
+        return
+    if missing := sorted(set(genes) - set(names), key=list(genes).index):
+        raise ScreenError(
+            f"The model has {len(genes)} genes, of which this AnnData lacks {len(missing)}: "
+            f"{listed(missing)}. Genes are told by name: rename adata.var_names to those of "
+            "model.get_var_names(), or give the cells with all of them."
+        )
+    if added := sorted(set(names) - set(genes), key=names.index):
+        raise ScreenError(
+            f"This AnnData has genes that the model has not ({len(added)}): {listed(added)}. "
+            "Keep those of the model: `adata = adata[:, model.get_var_names()].copy()`."
+        )
+    first = next(a for a, b in zip(names, genes, strict=True) if a != b)
+    raise ScreenError(
+        f"The genes are those of the model in another order, from {first!r} on: reorder them by "
+        "`adata = adata[:, model.get_var_names()].copy()` (`.to_memory()` if they are on disk)."
+    )
+
+
+def in_order_of(adata: AnnData, genes: Sequence[str]) -> AnnData:
+    """The AnnData itself if its genes are in an order, or a copy that has them so.
+
+    Raises
+    ------
+    ScreenError
+        If it has other genes, or would have to be read from disk for the copy.
+    """
+    check_adata(adata)
+    names = [str(name) for name in adata.var_names]
+    if names == list(genes):
+        return adata
+    check_genes(adata)
+    if adata.isbacked or sorted(names) != sorted(genes):
+        check_same_genes(names, genes)
+    copy = adata[:, list(genes)].copy()
+    copy.uns = {key: value for key, value in copy.uns.items() if not key.startswith("_scvi")}
+    return copy
+
+
+_N_LOOKED_AT = 128  # cells, spread over the screen
+
+
+def check_unchanged(manager: AnnDataManager) -> None:
+    """Check in some cells that registered counts are counts still.
+
+    They are not if the AnnData was normalised in place since.
+    """
+    asked = manager.registry["setup_args"]
+    if not asked.get("is_count_data", True):
+        return
+    counts = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+    if is_on_disk(counts):  # where scanpy does not change them
+        return
+    step = max(1, len(manager.adata) // _N_LOOKED_AT)
+    cells = np.arange(0, len(manager.adata), step)
+    rows = counts[cells]
+    values = rows.data if sparse.issparse(rows) else np.asarray(rows)
+    if not _are_counts(np.asarray(values)):
+        _, source = _matrix(manager.adata, asked.get("layer"))
+        row, column, value = _first_fault(rows)
+        raise ScreenError(
+            f"{source} held counts when it was set up, and does no longer: gene "
+            f"{manager.adata.var_names[column]!r} of cell {manager.adata.obs_names[cells[row]]!r} "
+            f"has {value:g}. It was changed in place, as by `sc.pp.normalize_total`: bring the "
+            "counts back, and keep them in a layer of their own."
+        )
+
+
 def check_counts(adata: AnnData, layer: str | None = None) -> None:
     """Check that the matrix to be modelled holds counts, and that every cell has some.
 
     Every entry is read, in blocks, so that a backed AnnData stays on disk.
     """
     matrix, source = _matrix(adata, layer)
+    check_structure(matrix, source)
     totals = np.zeros(adata.n_obs)
     for cells, genes, block in _blocks(matrix):
         values = block.data if sparse.issparse(block) else block
+        if values.dtype.kind not in "buif":
+            raise ScreenError(f"{source} must hold numbers, not {values.dtype}: convert it.")
         if not _are_counts(values):
             row, column, value = _first_fault(block)
             raise ScreenError(
@@ -64,9 +262,12 @@ def check_counts(adata: AnnData, layer: str | None = None) -> None:
 def check_features(adata: AnnData, layer: str | None = None) -> None:
     """Check that the matrix to be modelled holds finite numbers."""
     matrix, source = _matrix(adata, layer)
+    check_structure(matrix, source)
     for cells, genes, block in _blocks(matrix):
         values = block.toarray() if sparse.issparse(block) else np.asarray(block)
-        faulty = np.argwhere(~np.isfinite(values))
+        if values.dtype.kind not in "buif":
+            raise ScreenError(f"{source} must hold numbers, not {values.dtype}: convert it.")
+        faulty = np.argwhere(~np.isfinite(_as_float32(values)))
         if len(faulty):
             row, column = faulty[0]
             raise ScreenError(
@@ -89,7 +290,7 @@ def check_size_factor(adata: AnnData, key: str) -> None:
             f"adata.obs[{key!r}] must be numeric to serve as size factors, not {column.dtype}. "
             f"Convert it: `adata.obs[{key!r}] = pd.to_numeric(adata.obs[{key!r}])`."
         )
-    factors = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    factors = _as_float32(column.to_numpy(dtype=np.float64, na_value=np.nan))
     faulty = np.flatnonzero(~((factors > 0) & (factors < np.inf)))
     if faulty.size:
         raise ScreenError(
@@ -172,14 +373,122 @@ def _looks_cut(name: str) -> bool:
     return unbalanced or name[0] in "-_" or name[-1] in "-_"
 
 
+def check_covariates(
+    adata: AnnData,
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    categorical: Sequence[str] | None = None,
+    continuous: Sequence[str] | None = None,
+) -> None:
+    """Check that batches, labels and covariates are there, and have a value in every cell.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    batch_key, labels_key
+        Columns of `adata.obs`.
+    categorical, continuous
+        Lists of columns of `adata.obs`.
+
+    Raises
+    ------
+    ScreenError
+        If a column is absent, a value is missing, or a continuous one is not numeric or finite.
+
+    Examples
+    --------
+    >>> import anndata
+    >>> adata = anndata.AnnData(obs=pd.DataFrame({"lane": ["1", "2"]}, index=["c1", "c2"]))
+    >>> check_covariates(adata, batch_key="lane")
+    """
+    named = [("batch", batch_key), ("label", labels_key)]
+    named += [("category", key) for key in categorical or ()]
+    for kind, key in named:
+        if key is None:
+            continue
+        column = _column(adata, key, kind)
+        text = column.astype(str).str.strip().str.lower()
+        without = np.flatnonzero(column.isna() | text.isin(_MISSING_TEXT[:2]))
+        if without.size:
+            raise ScreenError(
+                f"{without.size} cells without a {kind} in adata.obs[{key!r}]: "
+                f"{listed(adata.obs_names[without])}. Fill in what is missing, or drop the cells."
+            )
+    for key in continuous or ():
+        column = _column(adata, key, "continuous covariate")
+        if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
+            raise ScreenError(
+                f"adata.obs[{key!r}] must be numeric to serve as continuous covariate, not "
+                f"{column.dtype}. Convert it with pandas.to_numeric, or give it as categorical."
+            )
+        values = _as_float32(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        faulty = np.flatnonzero(~np.isfinite(values))
+        if faulty.size:
+            raise ScreenError(
+                f"Continuous covariates must be finite, but adata.obs[{key!r}] holds "
+                f"{listed(np.unique(values[faulty]))} in {faulty.size} cells: "
+                f"{listed(adata.obs_names[faulty])}. Fill in what is missing, or drop the cells."
+            )
+
+
+def _column(adata: AnnData, key: str, kind: str) -> pd.Series:
+    if key not in adata.obs:
+        close = nearest(str(key), map(str, adata.obs))
+        hint = f" The nearest is {listed(close)}." if close else ""
+        raise ScreenError(
+            f"adata.obs has no column {key!r} ({kind}); it holds "
+            f"{listed(adata.obs.columns, limit=10)}.{hint}"
+        )
+    return adata.obs[key]
+
+
+def _as_float32(values: NDArray[Any]) -> NDArray[Any]:
+    """Values as they reach the networks; what is too large there is infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+_MANY_UNITS = 5  # doses of which the median is a whole number above are counts, not units
+
+
+def check_doses(conditions: Conditions) -> None:
+    """Warn of doses that are on another scale than labels are read with, where "A" is dose 1."""
+    dosage, names = conditions.cell_matrix, conditions.perturbations
+    doses = dosage.data[dosage.data > 0]
+    if not doses.size:
+        return
+    if np.median(doses) > _MANY_UNITS and (doses == np.rint(doses)).all():
+        _warn(
+            f"Doses look like counts: whole numbers with a median of {np.median(doses):g}. Of "
+            "guides, threshold them, so that a cell that received one has dose 1 and ambient "
+            'counts have 0. As they are, a condition "A" means one count.'
+        )
+        return
+    by_name = dosage.tocsc()
+    outside = []
+    for number, name in enumerate(names):
+        own = by_name.data[by_name.indptr[number] : by_name.indptr[number + 1]]
+        own = own[own > 0]
+        if own.size and not own.min() <= 1 <= own.max():
+            outside.append(f"{name}: {own.min():g} to {own.max():g}")
+    if 2 * len(outside) > len(names):
+        _warn(
+            f"Dose 1 lies outside the doses of most perturbations ({listed(outside)}), and it is "
+            'what a label without a dose means: name doses, as in "A:10" or {"A": 10.0}, '
+            "or rescale them so that 1 is a usual dose."
+        )
+
+
 def check_confounding(
     adata: AnnData, conditions: Conditions, batch_key: str | None, *, min_cells: int = 10
 ) -> None:
-    """Warn of perturbations whose cells are all in one batch.
+    """Warn of batches that are short of controls, and perturbations whose cells are all in one.
 
-    Their effects are told from the batch's only by the control cells of that batch; where it has
-    none, not at all. Perturbations of few cells are passed over: these often share a batch by
-    chance, 10 cells in two equal batches in 0.2 % of cases.
+    Effects are told from the batch's only by the control cells of that batch; where it has none,
+    not at all. Batches count as short below 20 controls, if that is not half of their share.
+    Perturbations of few cells are passed over: these often share a batch by chance, 10 cells in
+    two equal batches in 0.2 % of cases.
     """
     if batch_key is None:
         return
@@ -190,27 +499,94 @@ def check_confounding(
     of_condition = np.zeros((len(batches), len(conditions.labels)), dtype=np.int64)
     np.add.at(of_condition, (batch[known], conditions.codes[known]), 1)
     n_cells = of_condition @ (conditions.matrix > 0)  # batches x perturbations, of any dose
-    confounded = (n_cells.sum(axis=0) >= min_cells) & ((n_cells > 0).sum(axis=0) == 1)
-    if not confounded.any():
-        return
     n_controls = of_condition[:, conditions.is_control].sum(axis=1)
-    alone = confounded & (n_controls[n_cells.argmax(axis=0)] == 0)
-    names = np.asarray(conditions.perturbations)
-    message = (
-        f"Perturbations with all their cells in one batch of adata.obs[{batch_key!r}] "
-        f"({confounded.sum()}): {listed(names[confounded])}. Their effects are told from the "
-        "batch's only by its control cells."
-    )
+    expected = of_condition.sum(axis=1) * n_controls.sum() / max(1, known.sum())
+    few = (n_controls < np.minimum(_FEW_CONTROLS, expected / 2)) & (n_cells.sum(axis=1) > 0)
+    confounded = (n_cells.sum(axis=0) >= min_cells) & ((n_cells > 0).sum(axis=0) == 1)
+    names, messages = np.asarray(conditions.perturbations), []
+    if few.any():
+        shown = [f"{batches[k]}: {n_controls[k]}" for k in np.flatnonzero(few)]
+        messages.append(
+            f"Batches of adata.obs[{batch_key!r}] that hold perturbed cells and fewer than "
+            f"{_FEW_CONTROLS} controls ({len(shown)}): {listed(shown)}. Effects of the batch and "
+            "of perturbations are hard to tell apart there."
+        )
+    if confounded.any():
+        messages.append(
+            f"Perturbations with all their cells in one batch of adata.obs[{batch_key!r}] "
+            f"({confounded.sum()}): {listed(names[confounded])}. Their effects are told from the "
+            "batch's only by its control cells."
+        )
+    alone = (n_cells.sum(axis=0) >= min_cells) & ((n_controls > 0) @ n_cells == 0)
+    if not n_controls.any():  # of which there is a warning of its own
+        alone &= confounded
     if alone.any():
-        message += (
-            f" The batch of {listed(names[alone])} has no control cell: these effects cannot be "
+        messages.append(
+            f"The batch of {listed(names[alone])} has no control cell: these effects cannot be "
             "told from the batch's. Leave out the batch key, or read them with care."
         )
-    _warn(message)
+    if messages:
+        _warn(" ".join(messages))
+
+
+_FEW_CONTROLS = 20  # in a batch: their mean has a standard error of a quarter of their spread
 
 
 def _warn(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=scvi.settings.warnings_stacklevel)
+
+
+def check_structure(matrix: Any, source: str) -> None:
+    """Check the indices of a sparse matrix, which are trusted wherever it is read.
+
+    Raises
+    ------
+    ScreenError
+        If index pointers fall or end elsewhere than the entries, an index is out of range, or a
+        row has two entries for one gene.
+    """
+    is_disk = isinstance(matrix, CSRDataset | CSCDataset)
+    if not is_disk and getattr(matrix, "format", None) not in ("csr", "csc"):
+        return
+    parts = matrix.group if is_disk else vars(matrix)
+    starts, indices = (np.asarray(parts["indptr"][...]), parts["indices"])
+    by_gene = isinstance(matrix, CSCDataset) or getattr(matrix, "format", None) == "csc"
+    n_rows, n_columns = matrix.shape[::-1] if by_gene else matrix.shape
+    mend = "The matrix is damaged: read the original file again."
+    n_entries = indices.shape[0]
+    if (
+        len(starts) != n_rows + 1
+        or starts[0] != 0
+        or starts[-1] > n_entries
+        or (np.diff(starts) < 0).any()
+        or parts["data"].shape[0] != n_entries
+    ):
+        raise ScreenError(f"The index pointers of {source} do not rise to its entries. {mend}")
+    for first in range(0, int(starts[-1]), _BLOCK_ENTRIES):
+        piece = np.asarray(indices[first : min(first + _BLOCK_ENTRIES, int(starts[-1]))])
+        faulty = np.flatnonzero((piece < 0) | (piece >= n_columns))
+        if faulty.size:
+            row = int(np.searchsorted(starts, first + faulty[0], side="right")) - 1
+            raise ScreenError(
+                f"{source} has an index out of range, {piece[faulty[0]]} of {n_columns}, in "
+                f"{'gene' if by_gene else 'cell'} number {row}. {mend}"
+            )
+    if not is_disk and _has_duplicates(starts, np.asarray(indices)[: starts[-1]]):
+        raise ScreenError(
+            f"{source} has several entries for one gene of a cell: add them up, as with "
+            f"`{source}.sum_duplicates()`."
+        )
+
+
+def _has_duplicates(starts: NDArray[Any], indices: NDArray[Any]) -> bool:
+    """Whether a row holds an index twice; a sorted one shows it at once."""
+    rises = np.diff(indices) > 0
+    rises[starts[1:-1][(starts[1:-1] > 0) & (starts[1:-1] < len(indices))] - 1] = True
+    if rises.all():
+        return False
+    rows = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    order = np.lexsort((indices, rows))
+    return bool(((np.diff(indices[order]) == 0) & (np.diff(rows[order]) == 0)).any())
 
 
 def _blocks(matrix: Any) -> Iterator[tuple[slice, slice, Any]]:

@@ -612,7 +612,7 @@ def _written_label(
 def _read_part(part: str, known: Collection[str]) -> tuple[str, float]:
     """Read a part of a label: a name, or a known one with its dose (``"A:0.5"``)."""
     name, _, text = part.rpartition(":")
-    if part not in known and name.strip() in known and 0 <= (dose := _number(text)) < np.inf:
+    if part not in known and name.strip() in known and _is_dose(dose := _number(text)):
         return name.strip(), dose
     return part, 1.0
 
@@ -625,6 +625,16 @@ def _read_label(
     if delimiter is None and not all(name in known for name, _ in parts):
         return [(label, 1.0)]
     return parts
+
+
+_LEAST_DOSE = float(np.finfo(np.float32).tiny)
+_LARGEST_DOSE = float(np.finfo(np.float32).max)
+_A_DOSE = "finite numbers, 0 or more, within single precision (1e-38 to 1e38)"
+
+
+def _is_dose(value: float) -> bool:
+    """Whether a number stays a dose as a float32: neither infinite nor, if it is not, zero."""
+    return value == 0 or _LEAST_DOSE <= value <= _LARGEST_DOSE
 
 
 def _number(text: str) -> float:
@@ -677,19 +687,18 @@ def _read_matrix(
             f"{source} has shape {matrix.shape} but {len(names)} names were given: give one name "
             "to each of its columns, of which there must be at least one."
         )
-    with np.errstate(over="ignore"):  # an overflow is reported below, as infinite
-        dosage = _canonical(sparse.csr_matrix(matrix, dtype=np.float32, copy=True))
-    faulty = np.flatnonzero(~((dosage.data >= 0) & (dosage.data < np.inf)))
+    dosage = _canonical(sparse.csr_matrix(matrix, dtype=np.float64, copy=True))
+    faulty = np.flatnonzero(~((dosage.data >= _LEAST_DOSE) & (dosage.data <= _LARGEST_DOSE)))
     if faulty.size:
         rows = np.unique(np.searchsorted(dosage.indptr, faulty, side="right") - 1)
         columns = np.unique(dosage.indices[faulty])
         raise ScreenError(
-            f"Doses must be finite numbers, 0 or more, but {source} holds "
+            f"Doses must be {_A_DOSE}, but {source} holds "
             f"{listed(dosage.data[faulty])} in cells "
             f"{listed(rows if cells is None else np.asarray(cells)[rows])}, for "
             f"{listed(np.asarray(names)[columns])}. Correct them or drop the cells."
         )
-    return dosage, names
+    return dosage.astype(np.float32), names
 
 
 def _frame_values(frame: pd.DataFrame, source: str) -> Any:
@@ -793,7 +802,7 @@ def _dosed_rows(
         rows.append(list(zip(active, values, strict=False)))
         if len(values) != len(active):
             uneven.append(index)
-        elif not all(0 <= value < np.inf for value in values):
+        elif not all(map(_is_dose, values)):
             invalid.append(index)
     if uneven:
         label, dose = pairs[uneven[0]]
@@ -806,7 +815,7 @@ def _dosed_rows(
     if invalid:
         faulty = [f"{pairs[i][1]} of {texts[pairs[i][0]]}" for i in invalid]
         raise ScreenError(
-            f"Doses must be finite numbers, 0 or more, but cells "
+            f"Doses must be {_A_DOSE}, but cells "
             f"{listed(cells[np.isin(pair_of_cell, invalid)])} have {listed(faulty)}. Correct "
             "them or drop the cells."
         )
@@ -847,10 +856,8 @@ def _read_condition(
         return label, _read_label(label, known, delimiter)
     if isinstance(condition, Mapping):
         row = [(str(name), float(dose)) for name, dose in condition.items()]
-        if faulty := [f"{n}: {d:g}" for n, d in row if not 0 <= d < np.inf and n not in controls]:
-            raise ScreenError(
-                f"Doses must be finite numbers, 0 or more, but the condition has {listed(faulty)}."
-            )
+        if faulty := [f"{n}: {d:g}" for n, d in row if not _is_dose(d) and n not in controls]:
+            raise ScreenError(f"Doses must be {_A_DOSE}, but the condition has {listed(faulty)}.")
         return None, row
     raise ScreenError(
         f"{condition!r} is no condition. Write a label such as 'A+B', a dict such as "

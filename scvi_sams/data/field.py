@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import rich.table
+from scipy import sparse
 from scvi.data.fields import ObsmField
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
-    from scipy import sparse
     from scvi.data import AnnDataManager
 
 __all__ = [
@@ -110,7 +111,7 @@ class PerturbationField(ObsmField):
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Write positions and doses into `adata.obsm`, and return names for the registry."""
         self.validate_field(adata)
-        conditions = self._read(adata)
+        conditions = self.read(adata)
         is_labelled = self.perturbation_key is not None
         check_conditions(conditions, is_labelled, self.dosage_key is not None)
         return self._write(conditions, adata)
@@ -128,14 +129,14 @@ class PerturbationField(ObsmField):
         names = list(state_registry[self.COLUMN_NAMES_KEY])
         if kwargs.get("extend_categories", False):
             names += self.unknown_names(adata_target, names)
-        conditions = self._read(adata_target, names).align(names)
+        conditions = self.read(adata_target, names).align(names)
         return self._write(conditions, adata_target)
 
     def unknown_names(self, adata: AnnData, names: Sequence[str]) -> list[str]:
         """List perturbations of `adata` that are not among `names`."""
         self.validate_field(adata)
         if self.perturbation_key is None:
-            return [name for name in self._read(adata).perturbations if name not in set(names)]
+            return [name for name in self.read(adata).perturbations if name not in set(names)]
         labels = adata.obs[self.perturbation_key]
         return unknown_parts(labels, {*self.control, *names}, self.combination_delimiter)
 
@@ -154,15 +155,16 @@ class PerturbationField(ObsmField):
             table.add_row("" if index else source, name, str(index))
         return table
 
-    def _read(self, adata: AnnData, names: Sequence[str] | None = None) -> Conditions:
+    def read(self, adata: AnnData, names: Sequence[str] | None = None) -> Conditions:
         """Read the doses; `names` are those of the model, if there is one."""
         if self.perturbation_key is None:
             matrix = adata.obsm[self.dosage_key]
-            key = self.perturbation_names_uns_key
+            key, names = self.perturbation_names_uns_key, None
+            # A query may store as a DataFrame what the model was given as an array.
+            if key is not None and not isinstance(matrix, pd.DataFrame):
+                names = list(adata.uns[key])
             return Conditions.from_matrix(
-                matrix,
-                # A query may store as a DataFrame what the model was given as an array.
-                None if key is None or isinstance(matrix, pd.DataFrame) else list(adata.uns[key]),
+                *self._without_controls(matrix, names),
                 self.control,
                 self.combination_delimiter,
                 cells=adata.obs_names,
@@ -175,6 +177,19 @@ class PerturbationField(ObsmField):
             None if self.dosage_key is None else adata.obs[self.dosage_key],
             names,
         )
+
+    def _without_controls(
+        self, matrix: Any, names: list[Any] | None
+    ) -> tuple[Any, list[Any] | None]:
+        """A dosage matrix without columns of controls, as dummies of labels have them."""
+        columns = matrix.columns if isinstance(matrix, pd.DataFrame) else names or ()
+        kept = [k for k, name in enumerate(columns) if str(name) not in self.control]
+        if len(kept) == len(columns) or len(columns) != matrix.shape[1]:
+            return matrix, names
+        if isinstance(matrix, pd.DataFrame):
+            return matrix.iloc[:, kept], names
+        rows = matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
+        return rows[:, kept], [columns[k] for k in kept]
 
     def _write(self, conditions: Conditions, adata: AnnData) -> dict[str, Any]:
         adata.obsm[SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY] = conditions.cell_index

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams._exceptions import ScreenError, listed
 from scvi_sams.data.matrices import DiskMatrix, compact_rows, compact_size, is_on_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Sized
 
+    from anndata import AnnData
     from scvi.data import AnnDataManager
 
     from scvi_sams.data.matrices import CompactMatrix, MatrixRows
@@ -30,9 +32,96 @@ __all__ = [
     "OrderedAnnDataLoader",
     "PoolBatch",
     "PoolSampler",
+    "cells_of",
     "reads_from_disk",
     "shuffled_pools",
 ]
+
+
+def cells_of(adata: AnnData, indices: Any = None) -> np.ndarray:
+    """Positions of the cells that somebody names.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    indices
+        Positions (negative ones count from the end), a boolean mask of all cells, names of cells,
+        a slice or a single one of them; all cells by default.
+
+    Returns
+    -------
+    numpy.ndarray
+        Positions in the order asked for, shape ``(n_cells,)``.
+
+    Raises
+    ------
+    ScreenError
+        If there is no such cell, a mask has another length, or no cell is left.
+
+    Examples
+    --------
+    >>> import anndata, pandas as pd
+    >>> adata = anndata.AnnData(obs=pd.DataFrame(index=["c1", "c2", "c3"]))
+    >>> cells_of(adata, ["c3", "c1"]), cells_of(adata, [True, False, True])
+    (array([2, 0]), array([0, 2]))
+    """
+    n_cells = adata.n_obs
+    if indices is None or isinstance(indices, slice):
+        cells = np.arange(n_cells)[slice(None) if indices is None else indices]
+    else:
+        if hasattr(indices, "to_numpy"):
+            indices = indices.to_numpy()
+        asked = np.atleast_1d(np.asarray(indices))
+        if not asked.size:
+            asked = np.empty(0, np.int64)
+        if asked.ndim != 1:
+            raise ScreenError(f"indices of shape {asked.shape}: give one position a cell.")
+        if asked.dtype == object:  # as pandas has them
+            asked = np.array(asked.tolist())
+        cells = _positions(adata, asked)
+    if not cells.size:
+        raise ScreenError(
+            "indices name no cell. Give at least one (after train_size=1.0, say, there are no "
+            "validation cells)."
+        )
+    return cells
+
+
+def _positions(adata: AnnData, asked: np.ndarray) -> np.ndarray:
+    n_cells, kind = adata.n_obs, asked.dtype.kind
+    if kind == "b":
+        if len(asked) != n_cells:
+            raise ScreenError(
+                f"indices is a mask of {len(asked)} cells, and there are {n_cells}: give one of "
+                "all cells, or positions."
+            )
+        return np.flatnonzero(asked)
+    if kind in "US":
+        if not adata.obs_names.is_unique:
+            raise ScreenError(
+                "Names of cells repeat, so that indices cannot name them: give positions, or call "
+                "`adata.obs_names_make_unique()`."
+            )
+        cells = adata.obs_names.get_indexer(asked.astype(str))
+        if (cells < 0).any():
+            raise ScreenError(
+                f"indices name cells that adata.obs_names has not: {listed(asked[cells < 0])}."
+            )
+        return cells
+    if kind == "f" and np.isfinite(asked).all() and (asked == np.rint(asked)).all():
+        asked, kind = asked.astype(np.int64), "i"
+    if kind not in "iu":
+        raise ScreenError(
+            f"indices are of type {asked.dtype}: give positions, names of cells or a mask."
+        )
+    asked = asked.astype(np.int64)
+    faulty = (asked < -n_cells) | (asked >= n_cells)
+    if faulty.any():
+        raise ScreenError(
+            f"indices are out of range: {listed(asked[faulty])}, and there are {n_cells} cells."
+        )
+    return np.where(asked < 0, asked + n_cells, asked)
 
 
 class PoolBatch(NamedTuple):
@@ -272,8 +361,7 @@ class OrderedAnnDataLoader(AnnDataLoader):
         data_and_attributes: list[str] | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        cells = np.arange(adata_manager.adata.n_obs) if indices is None else np.asarray(indices)
-        cells = np.flatnonzero(cells) if cells.dtype == bool else cells
+        cells = cells_of(adata_manager.adata, indices)
         if reads_from_disk(adata_manager):
             dataset = DiskCells(adata_manager, cells, data_and_attributes=data_and_attributes)
             sampler = PoolSampler(dataset, batch_size, shuffle, drop_last)

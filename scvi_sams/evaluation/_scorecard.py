@@ -17,6 +17,7 @@ from scvi_sams._exceptions import ScreenError
 from scvi_sams.data import Conditions
 from scvi_sams.data.conditions import as_labels, obs_column, split_label
 from scvi_sams.data.field import PerturbationField
+from scvi_sams.data.loader import cells_of
 from scvi_sams.data.tables import dense, log_expression_chunks, profile_frame
 from scvi_sams.evaluation._baselines import BASELINES
 from scvi_sams.evaluation._distances import distribution_distance, fit_components
@@ -449,14 +450,7 @@ def _held_out_indices(
             "The model was trained on all its cells: give `adata` with others, or train with a "
             "`train_size` below 1."
         )
-    indices = np.asarray(test_indices)
-    if indices.dtype == bool and indices.shape == (adata.n_obs,):
-        indices = np.flatnonzero(indices)
-    if not indices.size or indices.dtype.kind not in "iu":
-        raise ValueError("`test_indices` must be positions of cells, at least one.")
-    if indices.min() < 0 or indices.max() >= adata.n_obs:
-        raise ValueError(f"`test_indices` must lie between 0 and {adata.n_obs - 1}.")
-    indices = np.unique(indices).astype(np.int64)
+    indices = np.unique(cells_of(adata, test_indices))
     if trained_on is not None and (seen := np.intersect1d(indices, trained_on)).size:
         raise ScreenError(
             f"{seen.size} of `test_indices` were trained on, the first cell "

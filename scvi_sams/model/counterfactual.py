@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
+from scvi_sams._arguments import checked
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data import Conditions
+from scvi_sams.data.loader import cells_of
 from scvi_sams.model.read_outs import field_state, registered_doses
 from scvi_sams.module.base import CellPopulation
 from scvi_sams.module.doses import Doses
@@ -204,10 +206,10 @@ def draw_cells(
     seed: int | None,
 ) -> Counterfactual:
     """See ``SAMSVAE.counterfactual``."""
-    if n_cells < 1:
-        raise ScreenError(f"{n_cells} cells of each condition: at least one is needed.")
-    if library_size is not None and not 0 < library_size < np.inf:
-        raise ScreenError(f"library_size={library_size!r} must be positive and finite.")
+    n_cells, seed = checked("n_cells", n_cells), checked("seed", seed)
+    library_size = checked("library_size", library_size)
+    if isinstance(library_size, str):
+        raise ScreenError(f"library_size={library_size!r} is no number: library sizes are given.")
     with seeded(seed, model.device):
         population, names = _population(model, basal, n_cells)
         state = _random_state(model.device)
@@ -249,9 +251,9 @@ def _population(
         tensors = {key: torch.as_tensor(values[drawn]) for key, values in reference.items()}
         return _on_device(model.module.to_network(states), tensors, model.device), None
     if isinstance(basal, ad.AnnData):
-        return _given_cells(model, basal, np.arange(basal.n_obs))
+        return _given_cells(model, basal, None)
     if not isinstance(basal, str):
-        return _given_cells(model, model.adata, np.asarray(basal))
+        return _given_cells(model, model.adata, basal)
     if basal != "control":
         raise ScreenError(
             f"basal={basal!r} is unknown; use 'prior', 'control', an AnnData or indices."
@@ -270,13 +272,14 @@ def _population(
 
 
 def _given_cells(
-    model: SAMSVAE, adata: ad.AnnData, indices: np.ndarray
+    model: SAMSVAE, adata: ad.AnnData, indices: Sequence[int] | None
 ) -> tuple[CellPopulation, list[str]]:
     """Basal states drawn from the posterior of given cells, with their own covariates."""
     adata = model._validate_anndata(adata)
+    cells = cells_of(adata, indices)
     module = model.module
     basal, covariates = [], []
-    for tensors in model._make_data_loader(adata, indices=indices):
+    for tensors in model._make_data_loader(adata, indices=cells):
         outputs = module.inference(**module._get_inference_input(tensors))
         basal.append(module.sample_basal(outputs))
         tensors = {key: value for key, value in tensors.items() if value is not None}
@@ -285,7 +288,7 @@ def _given_cells(
         key: torch.cat([part[key] for part in covariates]) for key in model.reference_cells_
     }
     population = _on_device(torch.cat(basal), stacked, model.device)
-    return population, adata.obs_names[indices].tolist()
+    return population, adata.obs_names[cells].tolist()
 
 
 def _on_device(

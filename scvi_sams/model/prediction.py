@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 from scvi.utils import track
 
+from scvi_sams._arguments import checked
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.model.counterfactual import batch_names, seeded
 from scvi_sams.model.read_outs import parse_conditions, parse_distinct, provenance
@@ -39,6 +40,7 @@ def predict(
 ) -> ad.AnnData:
     """See ``SAMSVAE.predict``."""
     model._check_if_trained(warn=False)
+    n_samples = checked("n_samples", n_samples)
     asked = parse_distinct(model, conditions)
     labels = asked.labels
     values, layer = [], []
@@ -96,8 +98,7 @@ def compared_means(
     cells: Counterfactual,
 ) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
     """Labels of conditions and reference, and the means over cells of both, draws x genes."""
-    if n_samples < 1:
-        raise ScreenError(f"n_samples={n_samples}: at least one draw is needed.")
+    n_samples = checked("n_samples", n_samples)
     asked = parse_distinct(model, model.perturbation_names if conditions is None else conditions)
     against = parse_conditions(model, {} if reference is None else reference)
     if len(against.labels) != 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import platform
 from collections import Counter
 from importlib.metadata import version
@@ -15,13 +17,15 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.utils import track
 
+from scvi_sams._arguments import checked
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, unknown_perturbations
 from scvi_sams.data import Conditions
 from scvi_sams.data.field import PerturbationField, registered_conditions, registered_dosage
+from scvi_sams.data.loader import cells_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from anndata import AnnData
     from scipy import sparse
@@ -38,6 +42,7 @@ __all__ = [
     "latent_names",
     "latent_representation",
     "log_importance_weights",
+    "of_cells",
     "pair_table",
     "pairs_together",
     "parse_conditions",
@@ -124,8 +129,7 @@ def parse_distinct(model: SAMSVAE, conditions: ConditionsLike) -> Conditions:
 
 def check_level(credible_level: float) -> None:
     """Raise if a level is not between 0 and 1."""
-    if not 0 < credible_level < 1:
-        raise ValueError(f"credible_level={credible_level!r} must be between 0 and 1.")
+    checked("credible_level", credible_level)
 
 
 # -- masks and effects -------------------------------------------------------------------------
@@ -196,6 +200,28 @@ def inclusion_and_slab(model: SAMSVAE, caller: str) -> tuple[pd.DataFrame, ...]:
 
 
 # -- cells -------------------------------------------------------------------------------------
+
+
+def of_cells(method: Callable[..., Any]) -> Any:
+    """Have a method of given cells take them, and its other arguments, as all methods do.
+
+    Cells are checked against the model, indices turned into positions, numbers into Python's.
+    """
+
+    @functools.wraps(method)
+    def checked_method(model: SAMSVAE, *args: Any, **kwargs: Any) -> Any:
+        asked = inspect.signature(method).bind(model, *args, **kwargs)
+        given = asked.arguments
+        for name, value in given.items():
+            given[name] = checked(name, value)
+        if given.get("dataloader") is None:
+            model._check_if_trained(warn=False)
+            given["adata"] = adata = model._validate_anndata(given.get("adata"))
+            if given.get("indices") is not None:
+                given["indices"] = cells_of(adata, given["indices"])
+        return method(*asked.args, **asked.kwargs)
+
+    return checked_method
 
 
 @torch.inference_mode()

@@ -7,9 +7,9 @@ import os
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pandas as pd
+import scvi
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.data.fields import (
     CategoricalJointObsField,
     CategoricalObsField,
@@ -25,12 +25,17 @@ from scvi.model.base import (
     VAEMixin,
 )
 
+from scvi_sams._arguments import checked
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
+from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.checks import (
+    ScreenManager,
+    check_adata,
     check_confounding,
-    check_counts,
-    check_features,
-    check_size_factor,
+    check_doses,
+    check_unchanged,
+    genes_of,
+    in_order_of,
 )
 from scvi_sams.data.field import (
     DoseField,
@@ -49,6 +54,7 @@ from scvi_sams.model.read_outs import (
     latent_names,
     latent_representation,
     log_importance_weights,
+    of_cells,
     parse_conditions,
     perturbation_table,
     require_effects,
@@ -60,7 +66,12 @@ from scvi_sams.model.settings import (
     named_interactions,
     target_genes,
 )
-from scvi_sams.model.training import default_epochs, infer_query, reference_cells
+from scvi_sams.model.training import (
+    check_training_names,
+    default_epochs,
+    infer_query,
+    reference_cells,
+)
 from scvi_sams.module import SAMSVAEModule
 from scvi_sams.module.doses import Doses
 from scvi_sams.module.posteriors import CorrelatedEmbeddings
@@ -80,6 +91,7 @@ if TYPE_CHECKING:
 __all__ = ["SAMSVAE"]
 
 _WARMUP_SHARE = 0.8  # the longest warm-up of the plan: before its end the bound still rises
+_MAX_PATIENCE, _MAX_LR_PATIENCE = 45, 30  # scvi-tools' own, meant for 400 epochs
 
 
 class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, BaseModelClass):
@@ -170,6 +182,14 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
     _data_loader_cls = OrderedAnnDataLoader
     _data_splitter_cls = SAMSDataSplitter
     _training_plan_cls = SAMSTrainingPlan
+    _reordered: AnnData | None = None
+
+    # scvi-tools' methods of given cells, with arguments and cells checked as in our own.
+    get_normalized_expression = of_cells(RNASeqMixin.get_normalized_expression)
+    get_likelihood_parameters = of_cells(RNASeqMixin.get_likelihood_parameters)
+    posterior_predictive_sample = of_cells(RNASeqMixin.posterior_predictive_sample)
+    get_feature_correlation_matrix = of_cells(RNASeqMixin.get_feature_correlation_matrix)
+    get_reconstruction_error = of_cells(VAEMixin.get_reconstruction_error)
 
     def __init__(
         self,
@@ -242,8 +262,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         batch_key: str | None = None,
         labels_key: str | None = None,
         size_factor_key: str | None = None,
-        categorical_covariate_keys: list[str] | None = None,
-        continuous_covariate_keys: list[str] | None = None,
+        categorical_covariate_keys: str | list[str] | None = None,
+        continuous_covariate_keys: str | list[str] | None = None,
         is_count_data: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -273,7 +293,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Column of ``adata.obs`` to use as library size; the sum of the counts by default. Give
             it where the genes are a subset, so that their sum is not the library size.
         categorical_covariate_keys, continuous_covariate_keys
-            Further covariates of the decoder.
+            Further covariates of the decoder, columns of ``adata.obs``. Continuous ones may be in
+            any units: the networks see them standardised by the training cells.
         is_count_data
             Whether the matrix holds counts, which is then checked. ``False`` for normalised or
             imaging features, with ``gene_likelihood="normal"``.
@@ -291,13 +312,10 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         ...     adata, layer="counts", perturbation_key="perturbation", control="control"
         ... )
         """
+        check_adata(adata)
+        categorical_covariate_keys = _as_list(categorical_covariate_keys)
+        continuous_covariate_keys = _as_list(continuous_covariate_keys)
         setup_method_args = cls._get_setup_method_args(**locals())
-        if is_count_data:
-            check_counts(adata, layer)
-        else:
-            check_features(adata, layer)
-        if size_factor_key is not None:
-            check_size_factor(adata, size_factor_key)
         perturbations = PerturbationField(
             perturbation_key,
             dosage_key,
@@ -306,7 +324,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             combination_delimiter,
         )
         fields = [
-            # Checked above, entry by entry; scvi-tools draws some from numpy's global stream.
+            # The manager checks entry by entry; scvi-tools draws some from numpy's global stream.
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
@@ -316,13 +334,35 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             perturbations,
             DoseField(),
         ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager = ScreenManager(fields=fields, setup_method_args=setup_method_args)
         if (source := kwargs.get("source_registry")) is not None:
             add_dose_registry(source)
         manager.register_fields(adata, **kwargs)
         if source is None:  # a screen of its own, not a query
-            check_confounding(adata, registered_conditions(manager), batch_key)
+            conditions = registered_conditions(manager)
+            check_doses(conditions)
+            check_confounding(adata, conditions, batch_key)
         cls.register_manager(manager)
+
+    def _validate_anndata(
+        self, adata: AnnData | None = None, copy_if_view: bool = True
+    ) -> AnnData:
+        """Check an AnnData that a method was given; genes in another order are reordered.
+
+        What comes back is then a copy, and the one made before is let go.
+        """
+        given = self.adata if adata is None else adata
+        if given is None:
+            raise ScreenError("The model was loaded without its AnnData: give one, `adata=...`.")
+        ordered = in_order_of(given, genes_of(self.registry))
+        if ordered is not given:
+            if self._reordered is not None and self._reordered is not self.adata:
+                self.register_manager(self.get_anndata_manager(self._reordered, required=True))
+                self.deregister_manager(self._reordered)
+            self._reordered = ordered
+        ordered = super()._validate_anndata(ordered, copy_if_view)
+        check_unchanged(self.get_anndata_manager(ordered, required=True))
+        return ordered
 
     @classmethod
     def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
@@ -359,7 +399,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Cells in a minibatch. Small ones train faster here.
         early_stopping
             Stop when the validation bound no longer improves. Counting starts when masks and
-            warm-up are done (``early_stopping_warmup_epochs``).
+            warm-up are done (``early_stopping_warmup_epochs``, 0.8 of ``max_epochs``), and a third
+            of the epochs that are left must pass without gain (``early_stopping_patience``).
         data_placement
             ``"device"`` keeps the cells as compact tensors on the device that trains and forms
             minibatches there, ``"host"`` reads each from the AnnData: the fit is the same.
@@ -379,6 +420,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
         Raises
         ------
+        ScreenError
+            If an argument is of another kind, out of range or unknown, or the counts of the
+            AnnData were changed since it was set up.
         TrainingDivergedError
             If training diverged and could not be mended by restarts.
 
@@ -386,7 +430,18 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         --------
         >>> model.train(max_epochs=50, early_stopping=True)  # doctest: +SKIP
         """
+        max_epochs, train_size = (
+            checked("max_epochs", max_epochs),
+            checked("train_size", train_size),
+        )
+        batch_size = checked("batch_size", batch_size) or scvi.settings.batch_size
+        early_stopping = checked("early_stopping", early_stopping)
+        kwargs = {name: checked(name, value) for name, value in kwargs.items()}
+        plan_kwargs = {name: checked(name, value) for name, value in (plan_kwargs or {}).items()}
         datasplitter_kwargs = datasplitter_kwargs or {}
+        check_training_names(type(self), kwargs, plan_kwargs, datasplitter_kwargs)
+        if self.adata is not None:
+            self._validate_anndata()
         learns_effects_only = getattr(self, "learns_effects_only_", False)
         needs_gradients = self.module.closed_form is None or self.module.global_parameters()
         if learns_effects_only and not needs_gradients:
@@ -397,9 +452,15 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             max_epochs = default_epochs(
                 self, train_size, batch_size, datasplitter_kwargs, learns_effects_only
             )
+        every = kwargs.get("check_val_every_n_epoch") or 1
+        n_checks = max_epochs // every  # of the validation bound; scvi-tools counts these
         if early_stopping:
-            warmup_epochs = math.ceil(_WARMUP_SHARE * max_epochs)
-            kwargs.setdefault("early_stopping_warmup_epochs", warmup_epochs)
+            warmup = math.ceil(_WARMUP_SHARE * n_checks)
+            kwargs.setdefault("early_stopping_warmup_epochs", warmup)
+            left = n_checks - kwargs["early_stopping_warmup_epochs"]
+            kwargs.setdefault("early_stopping_patience", max(1, min(_MAX_PATIENCE, left // 3)))
+        if plan_kwargs.get("reduce_lr_on_plateau"):
+            plan_kwargs.setdefault("lr_patience", max(1, min(_MAX_LR_PATIENCE, n_checks // 10)))
         self.module.train()  # scvi-tools leaves a module that was trained before as for reading
         super().train(
             max_epochs=max_epochs,
@@ -437,7 +498,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         ----------
         adata
             New cells, laid out as those the model was set up with. Perturbations that they lack
-            are fine.
+            are fine. Genes in another order are reordered, and the model then keeps a copy.
         reference_model
             The fitted model, or the folder it was saved in.
         new_perturbations
@@ -470,6 +531,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         if isinstance(reference_model, (str, os.PathLike)):
             reference_model = cls.load(reference_model, False, prefix=prefix, trusted=trusted)
         registry = reference_model.registry
+        if not kwargs.get("inplace_subset_query_vars"):
+            adata = in_order_of(adata, genes_of(registry))
         added = added_perturbations(registry, adata, new_perturbations)
         query = super().load_query_data(adata, reference_model, unfrozen=unfrozen, **kwargs)
         start_query(query, registry, added, unfrozen)
@@ -542,8 +605,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         dir_path
             The folder.
         adata
-            Cells, laid out as those the model was set up with. By default those saved with it;
-            ``False`` for none.
+            Cells, laid out as those the model was set up with; genes in another order are
+            reordered in a copy. By default those saved with it; ``False`` for none.
         accelerator, device
             Where the model goes, as in :meth:`train`.
         prefix
@@ -571,6 +634,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         >>> model = SAMSVAE.load("my_model", adata)  # doctest: +SKIP
         """
         file = read_model_file(dir_path, prefix, trusted, backup_url)
+        if adata is not None and adata is not False:
+            adata = in_order_of(adata, genes_of(file.attributes["registry_"]))
         return load_model(cls, file, adata, accelerator, device, allowed_classes_names_list or ())
 
     @staticmethod
@@ -586,7 +651,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
     ) -> None:
         """Print the arguments a saved model was set up with; arguments as in :meth:`load`."""
         registry = SAMSVAE.load_registry(dir_path, prefix, trusted=trusted)
-        AnnDataManager.view_setup_method_args(registry)
+        ScreenManager.view_setup_method_args(registry)
 
     # -- what was learned of perturbations --------------------------------------------------------
 
@@ -693,6 +758,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
     # -- cells ------------------------------------------------------------------------------------
 
+    @of_cells
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -762,6 +828,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             require_effects(self, "get_latent_representation(representation='perturbation')")
         return latent_representation(self, dataloader, representation, give_mean, return_dist)
 
+    @of_cells
     def get_iwelbo(
         self,
         adata: AnnData | None = None,
@@ -807,12 +874,11 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         --------
         >>> model.get_iwelbo(indices=model.validation_indices)  # doctest: +SKIP
         """
-        if n_particles < 1:
-            raise ValueError(f"n_particles={n_particles}: at least one is needed.")
         log_weights = log_importance_weights(self, adata, indices, n_particles, batch_size)
         bound = (torch.logsumexp(log_weights, 0) - math.log(n_particles)).numpy()
         return float(bound.mean()) if return_mean else bound
 
+    @of_cells
     def get_elbo(
         self,
         adata: AnnData | None = None,
@@ -857,8 +923,6 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         --------
         >>> model.get_elbo()  # doctest: +SKIP
         """
-        if n_samples < 1:
-            raise ValueError(f"n_samples={n_samples}: at least one is needed.")
         bound = log_importance_weights(self, adata, indices, n_samples, batch_size).mean(0).numpy()
         if include_global:
             with torch.no_grad():
@@ -1061,3 +1125,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             f"{type(self).__name__} estimates the marginal log-likelihood of cells by "
             "get_iwelbo(n_particles=...), whose draws of masks and effects all cells share."
         )
+
+
+def _as_list(keys: str | Sequence[str] | None) -> list[str] | None:
+    """Keys as a list, of one if a single one was named."""
+    return [keys] if isinstance(keys, str) else None if keys is None else list(keys)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scvi import REGISTRY_KEYS
 
+from scvi_sams._arguments import checked
 from scvi_sams._exceptions import ScreenError, unknown_perturbations
 from scvi_sams.data import Conditions
 from scvi_sams.model.read_outs import field_state, pairs_together, registered_doses
-from scvi_sams.module.likelihood import Dispersion, GeneLikelihood
-from scvi_sams.module.networks import BasalPosterior
-from scvi_sams.module.posteriors import EmbeddingPosterior
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,23 +25,12 @@ __all__ = [
     "target_genes",
 ]
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "gene_likelihood": get_args(GeneLikelihood),
-    "dispersion": get_args(Dispersion),
-    "global_inference": ("closed_form", "gradient"),
-    "basal_posterior": get_args(BasalPosterior),
-    "embedding_posterior": get_args(EmbeddingPosterior),
-    "dose_response": ("linear", "hill"),
-}
 _NOT_SHOWN = {"targets", "interactions", "reference_doses"}
 
 
 def make_module(model: SAMSVAE, **settings: Any) -> None:
     """Make the module for the registered data."""
-    for name, choices in _CHOICES.items():
-        if settings.get(name, choices[0]) not in choices:
-            known = ", ".join(map(repr, choices))
-            raise ValueError(f"{name}={settings[name]!r} is unknown; use one of {known}.")
+    settings = {name: _checked(name, value) for name, value in settings.items()}
     arguments, stats = model.registry["setup_args"], model.summary_stats
     gene_likelihood = settings["gene_likelihood"]
     if gene_likelihood != "normal" and not arguments.get("is_count_data", True):
@@ -68,6 +55,12 @@ def make_module(model: SAMSVAE, **settings: Any) -> None:
         f"{type(model).__name__} with {stats.n_perturbation} perturbations, "
         + ", ".join(f"{name}={value!r}" for name, value in shown.items())
     )
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name == "background_scale":
+        return checked("spike_scale", value)
+    return value if name == "embedding_posterior" and value == "point" else checked(name, value)
 
 
 def choose_inference(

@@ -2,21 +2,61 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from lightning.pytorch import Trainer as LightningTrainer
 from scvi import REGISTRY_KEYS
+from scvi.dataloaders import DataSplitter
+from scvi.model.base import UnsupervisedTrainingMixin
+from scvi.train import Trainer, TrainingPlan, TrainRunner
+from torch.utils.data import DataLoader
 
+from scvi_sams._arguments import check_names
+from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.matrices import DiskMatrix, is_on_disk
 from scvi_sams.model.read_outs import registered_doses
+from scvi_sams.train import SAMSDataSplitter
 from scvi_sams.train.global_updates import infer_effects
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scvi_sams.model.samsvae import SAMSVAE
 
-__all__ = ["default_epochs", "infer_query", "reference_cells"]
+__all__ = ["check_training_names", "default_epochs", "infer_query", "reference_cells"]
+
+
+def check_training_names(
+    model_class: type[SAMSVAE],
+    kwargs: dict[str, Any],
+    plan_kwargs: dict[str, Any],
+    datasplitter_kwargs: dict[str, Any],
+) -> None:
+    """Raise for an argument that neither ``train`` nor what it hands them to knows."""
+
+    def names(*functions: Callable[..., Any]) -> set[str]:
+        found = {n: p for f in functions for n, p in inspect.signature(f).parameters.items()}
+        return {n for n, p in found.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+    of_plan = names(model_class._training_plan_cls, TrainingPlan) - {"module"}
+    of_trainer = names(
+        model_class.train, UnsupervisedTrainingMixin.train, TrainRunner, Trainer, LightningTrainer
+    )
+    of_splitter = names(SAMSDataSplitter, DataSplitter, DataLoader) | {"drop_dataset_tail"}
+    check_names(plan_kwargs, of_plan, "plan_kwargs")
+    check_names(datasplitter_kwargs, of_splitter, "datasplitter_kwargs")
+    misplaced = [name for name in kwargs if name in of_plan and name not in of_trainer]
+    if misplaced:
+        name = misplaced[0]
+        raise ScreenError(
+            f"train has no {name!r}, but its plan has: plan_kwargs={{{name!r}: {kwargs[name]!r}}}."
+        )
+    check_names(kwargs, of_trainer - {"self"}, "train")
+
 
 _TARGET_STEPS = 3_000  # where the benchmarks stop to gain
 _MIN_EPOCHS = 2

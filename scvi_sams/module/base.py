@@ -113,6 +113,14 @@ class GlobalDraws(NamedTuple):
 _CEILING_MARGIN = 1.25  # a cell may hold more counts per size factor than any that was read
 
 
+_LEAST_VARIATION = 1e-6  # of a float32, relative to its mean
+
+
+def _scale(mean: Tensor, std: Tensor) -> Tensor:
+    """Standard deviations, or one where all cells are the same but for rounding."""
+    return torch.where(std > _LEAST_VARIATION * mean.abs(), std, torch.ones_like(std))
+
+
 class PerturbationVAEModule(HostState, BaseModuleClass):
     """Base of the modules: encoder and decoder of one cell, and what is measured in it.
 
@@ -154,6 +162,10 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
     closed_form: ClosedForm | None
     effects: EffectsPosterior | None
     library_ceiling: Tensor
+    covariate_mean: Tensor
+    covariate_std: Tensor
+    feature_mean: Tensor
+    feature_std: Tensor
 
     def __init__(
         self,
@@ -210,6 +222,11 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
         self.px_r = nn.Parameter(torch.zeros(shape), requires_grad=gene_likelihood != "poisson")
         self.n_training_cells, self.initialized, self.counts_per_cell = 0, False, 0.0
         self.register_buffer("library_ceiling", torch.tensor(1.0))
+        self.register_buffer("covariate_mean", torch.zeros(n_continuous_cov))
+        self.register_buffer("covariate_std", torch.ones(n_continuous_cov))
+        n_features = 0 if self.is_count_model else n_input
+        self.register_buffer("feature_mean", torch.zeros(n_features))
+        self.register_buffer("feature_std", torch.ones(n_features))
 
     @property
     def is_count_model(self) -> bool:
@@ -224,8 +241,9 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
         input_std: Tensor,
         library_mean: Tensor | None = None,
         largest_share: Tensor | None = None,
+        covariates: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Set the scale of the encoder's input and the decoder's bias from training data.
+        """Set the scales of what the networks see and the decoder's bias from training data.
 
         Parameters
         ----------
@@ -237,9 +255,16 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
         library_mean, largest_share
             Mean size factor, and the largest ratio of a cell's counts to its size factor,
             scalars, where size factors are given.
+        covariates
+            Mean and standard deviation of each continuous covariate, where there are any.
         """
+        if covariates is not None:
+            self.covariate_mean.copy_(covariates[0])
+            self.covariate_std.copy_(_scale(*covariates))
         self.encoder.input_mean.copy_(input_mean)
-        self.encoder.input_std.copy_(input_std.clamp(min=1e-3))
+        self.encoder.input_std.copy_(
+            input_std.clamp(min=1e-3) if self.is_count_model else _scale(input_mean, input_std)
+        )
         if self.is_count_model:
             # Relative to the mean gene, a gene that was never seen starts at a ten-thousandth.
             share = mean / mean.mean() + 1e-4
@@ -251,11 +276,22 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
             self.decoder.logits.bias.copy_(log_share)
             self.counts_per_cell = mean.sum().item()
         else:
-            self.decoder.logits.bias.copy_(mean)
+            self.decoder.logits.bias.zero_()
+            self.feature_mean.copy_(mean)
+            self.feature_std.copy_(self.encoder.input_std)
             log_std = self.encoder.input_std.log()
             self.px_r.copy_(log_std if self.px_r.dim() == 1 else log_std.unsqueeze(1))
             self.counts_per_cell = torch.inf
         self.initialized = True
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in ("covariate_mean", "feature_mean"):  # unscaled in 0.1.0, which had them not
+            mean, std = getattr(self, name), name.replace("mean", "std")
+            state_dict.setdefault(prefix + name, torch.zeros_like(mean))
+            state_dict.setdefault(prefix + std, torch.ones_like(mean))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # -- scvi-tools interface ------------------------------------------------------------------
 
@@ -292,6 +328,14 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
     ) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
         if not self.encode_covariates:
             return (), None
+        return self._network_covariates(batch_index, cat_covs, cont_covs)
+
+    def _network_covariates(
+        self, batch_index: Tensor | None, cat_covs: Tensor | None, cont_covs: Tensor | None
+    ) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
+        """Covariates as the networks take them: continuous ones on the scale of training cells."""
+        if cont_covs is not None:
+            cont_covs = (cont_covs - self.covariate_mean) / self.covariate_std
         return network_covariates(batch_index, cat_covs, cont_covs)
 
     def _basal_mean(self, batch_index: Tensor | None, n_cells: int) -> Tensor | float:
@@ -456,11 +500,14 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
         """
         if transform_batch is not None and batch_index is not None:
             batch_index = torch.ones_like(batch_index) * transform_batch
-        categories, cont = network_covariates(batch_index, cat_covs, cont_covs)
+        categories, cont = self._network_covariates(batch_index, cat_covs, cont_covs)
         u = z + self._basal_mean(batch_index, z.shape[-2])
         if side_input is not None:
             u = torch.cat([u, side_input.expand(*u.shape[:-1], side_input.shape[-1])], -1)
         decoded: Decoded = self.decoder(u, *categories, cont=cont)
+        if not self.is_count_model:  # back in the units of the features
+            logits = self.feature_mean + self.feature_std * decoded.logits
+            decoded = decoded._replace(logits=logits)
         if self.use_size_factor_key:
             decoded = decoded._replace(ceiling=self.library_ceiling)
         if gene_effects is not None:

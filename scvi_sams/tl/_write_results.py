@@ -86,12 +86,9 @@ def write_results(
     states = {"": "full"}
     if has_shifts:
         states |= {"_basal": "basal", "_perturbation": "perturbation"}
-    same_genes = adata if genes == list(adata.var_names) else adata[:, genes].copy()
     latent = {
         suffix: model.get_latent_representation(
-            same_genes,
-            representation=representation,  # type: ignore[arg-type]
-            batch_size=batch_size,
+            adata, representation=representation, batch_size=batch_size
         )
         for suffix, representation in states.items()
     }

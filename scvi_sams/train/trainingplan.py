@@ -66,6 +66,7 @@ def initialize_from(dataloader: Any, module: PerturbationVAEModule, n_cells: int
     Where several processes train together, each reads its part of these cells.
     """
     total = input_total = input_squares = library_total = largest_share = torch.zeros(())
+    covariate_total = covariate_squares = torch.zeros(())
     n_read = 0
     n_own_cells = -(-n_cells // n_processes())
     for batch in dataloader:
@@ -79,19 +80,35 @@ def initialize_from(dataloader: Any, module: PerturbationVAEModule, n_cells: int
             library = batch[REGISTRY_KEYS.SIZE_FACTOR_KEY].double().flatten()
             library_total = library_total + library.sum()
             largest_share = torch.maximum(largest_share, (counts.sum(1) / library).max())
+        covariates = batch.get(REGISTRY_KEYS.CONT_COVS_KEY)
+        if covariates is not None:
+            covariate_total = covariate_total + covariates.double().sum(0)
+            covariate_squares = covariate_squares + covariates.double().square().sum(0)
         n_read += len(counts)
         if n_read >= n_own_cells:
             break
     if n_processes() > 1:
         read = total.new_tensor(n_read)
         library_total, largest_share = library_total.to(total), largest_share.to(total)
-        add_over_processes([read, total, input_total, input_squares, library_total])
+        sums = [read, total, input_total, input_squares, library_total]
+        if covariate_total.dim():
+            sums += [covariate_total, covariate_squares]
+        add_over_processes(sums)
         largest_over_processes(largest_share)
         n_read = int(read)
-    input_mean = input_total / n_read
-    variance = (input_squares / n_read - input_mean.square()).clamp(min=0)
-    libraries = (library_total / n_read, largest_share) if module.use_size_factor_key else ()
-    module.initialize(total / n_read, input_mean, variance.sqrt(), *libraries)
+    input_mean, input_std = _mean_and_std(input_total, input_squares, n_read)
+    library_mean, largest = None, None
+    if module.use_size_factor_key:
+        library_mean, largest = library_total / n_read, largest_share
+    scales = None
+    if covariate_total.dim():
+        scales = _mean_and_std(covariate_total, covariate_squares, n_read)
+    module.initialize(total / n_read, input_mean, input_std, library_mean, largest, scales)
+
+
+def _mean_and_std(total: Tensor, squares: Tensor, n_cells: int) -> tuple[Tensor, Tensor]:
+    mean = total / n_cells
+    return mean, (squares / n_cells - mean.square()).clamp(min=0).sqrt()
 
 
 class EpochMeans:
