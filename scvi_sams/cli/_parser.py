@@ -106,8 +106,8 @@ def _add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> Non
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def _add(parser: argparse._ActionsContainer, options: dict[str, str], **rest: Any) -> None:
-    """Add options with their help, and what `_KINDS` says of their values."""
+def _add(parser: Any, options: dict[str, str], **rest: Any) -> None:
+    """Add options to a parser or a group of one, with what `_KINDS` says of their values."""
     for option, text in options.items():
         flag, metavar = option.split()
         parser.add_argument(flag, metavar=metavar, help=text, **{**rest, **_KINDS.get(flag, {})})

@@ -17,6 +17,7 @@ from scvi.data import AnnDataManager
 
 from scvi_sams._exceptions import ScreenError, listed, nearest
 from scvi_sams.data.matrices import is_on_disk
+from scvi_sams.data.tables import layer_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -618,8 +619,8 @@ def _first_fault(block: Any) -> tuple[int, int, float]:
 
 
 def _other_layers(adata: AnnData) -> str:
-    if adata.layers:
-        return f"adata.layers holds {listed(adata.layers)}."
+    if names := layer_names(adata):
+        return f"adata.layers holds {listed(names)}."
     if adata.raw is not None:
         return "adata.layers is empty, but adata.raw may hold them."
     return "adata.layers is empty: reload the counts from the original file."
@@ -629,7 +630,7 @@ def _matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
     """The matrix to be modelled, and what to call it."""
     if layer is not None and layer not in adata.layers:
         raise ScreenError(
-            f"adata.layers has no {layer!r}; it holds {listed(adata.layers) or 'nothing'}."
+            f"adata.layers has no {layer!r}; it holds {listed(layer_names(adata)) or 'nothing'}."
         )
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:

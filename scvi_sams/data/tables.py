@@ -44,12 +44,17 @@ def dense(matrix: Any) -> NDArray[np.float64]:
     return np.asarray(matrix.toarray() if sp.issparse(matrix) else matrix, dtype=np.float64)
 
 
+def layer_names(adata: ad.AnnData) -> list[str]:
+    """Names of the layers. Since anndata 0.13 ``X`` is one of them, of the key None."""
+    return [name for name in adata.layers if name is not None]
+
+
 def profile_frame(table: ProfileTable, name: str, layer: str | None = None) -> pd.DataFrame:
     """Table as a DataFrame in double precision; `name` is what error messages call it."""
     if isinstance(table, ad.AnnData):
         if layer is not None and layer not in table.layers:
             raise ScreenError(
-                f"`{name}` has no layer {layer!r}, only {', '.join(table.layers) or 'X'}."
+                f"`{name}` has no layer {layer!r}, only {', '.join(layer_names(table)) or 'X'}."
             )
         values = dense(table.X if layer is None else table.layers[layer])
         frame = pd.DataFrame(values, index=table.obs_names, columns=table.var_names)
@@ -158,7 +163,9 @@ def log_expression_chunks(
 ) -> Iterator[tuple[slice, Any]]:
     """Chunks of log2(1 + scale x / library), sparse if the counts are, with their rows."""
     if layer is not None and layer not in adata.layers:
-        raise ScreenError(f"There is no layer {layer!r}, only {', '.join(adata.layers) or 'X'}.")
+        raise ScreenError(
+            f"There is no layer {layer!r}, only {', '.join(layer_names(adata)) or 'X'}."
+        )
     matrix = adata.X if layer is None else adata.layers[layer]
     for start in range(0, adata.n_obs, CELLS_PER_CHUNK):
         cells = slice(start, min(start + CELLS_PER_CHUNK, adata.n_obs))

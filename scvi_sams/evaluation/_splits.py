@@ -495,7 +495,7 @@ def split_batches(
                 "and `control`."
             )
         found = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-        is_test &= ~found.is_control[found.codes]
+        is_test = is_test & ~found.is_control[found.codes]
     labels = np.where(is_test, "test", "train").astype(object)
     divide_training(labels, validation_size, validation_rng)
     return _write(call, "split_batches", labels, "batch", held_out)

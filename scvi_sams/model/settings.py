@@ -134,7 +134,7 @@ def named_interactions(
 
 def median_doses(model: SAMSVAE, dose_response: str) -> list[float] | None:
     """Median dose of each perturbation, about which the prior of its EC50 lies; if it has one."""
-    if dose_response != "hill":
+    if checked("dose_response", dose_response) != "hill":
         return None
     medians = [1.0] * len(model.perturbation_names)
     if model.adata is not None:

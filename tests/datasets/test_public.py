@@ -256,7 +256,7 @@ def write_papalexi(path) -> None:
         index=rna.obs_names,
     )
     with h5py.File(path, "w") as handle:
-        write_elem(handle, "mod/rna", rna)
+        write_elem(handle.create_group("mod"), "rna", rna)
         write_elem(handle, "obs", shared.iloc[::-1])
 
 

@@ -85,7 +85,7 @@ class TestIntervals:
         names = {"index": list("ABC"), "columns": [f"g{i}" for i in range(40)]}
         lower, width, error = (rng.uniform(0, 1, size=(3, 40)) for _ in range(3))
         predicted = ad.AnnData(pd.DataFrame(lower, **names))  # its centre plays no part
-        predicted.layers = {"lower": lower, "upper": lower + width}
+        predicted.layers.update(lower=lower, upper=lower + width)
         observed = pd.DataFrame(rng.normal(size=(3, 40)), **names)
         coverage = interval_coverage(predicted, observed, 0.8, pd.DataFrame(error, **names))
         for row, condition in enumerate("ABC"):

@@ -63,7 +63,8 @@ def assert_known_stay(model, extended):
     before, after = model.module.state_dict(), extended.module.state_dict()
     assert before.keys() == after.keys()
     for name, value in before.items():
-        if name.startswith(("closed_form.statistics", "n_training_cells", "effects.frozen")):
+        frozen = ("effects.frozen", "effects.n_frozen")
+        if name.startswith(("closed_form.statistics", "n_training_cells", *frozen)):
             continue  # of the cells in training, not of the model
         new = after[name]
         if new.shape != value.shape:

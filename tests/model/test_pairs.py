@@ -109,8 +109,8 @@ class TestInteractions:
         together = set(fitted.adata.obs["perturbation"])
         assert found.obs["measured"].tolist() == [pair in together for pair in PAIRS]
         probability = found.obs[[f"probability_{name}" for name in PAIR_CLASSES]]
-        np.testing.assert_allclose(probability.sum(1), 1)
-        np.testing.assert_allclose(found.obs["class_probability"], probability.max(1))
+        np.testing.assert_allclose(probability.sum(axis=1), 1)
+        np.testing.assert_allclose(found.obs["class_probability"], probability.max(axis=1))
         assert found.obs["class"].cat.categories.tolist() == list(PAIR_CLASSES)
         assert found.var_names.tolist() == fitted.adata.var_names.tolist()
         everything = PairThresholds(relative_deviation=np.inf)

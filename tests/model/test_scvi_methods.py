@@ -17,11 +17,11 @@ class TestNormalizedExpression:
         assert share.columns.tolist() == any_fitted.adata.var_names.tolist()
         in_panel = counts_per_library(any_fitted)
         tolerance = 1e-4 if in_panel == 1 else 0.25  # of a size factor the total is free
-        np.testing.assert_allclose(share.sum(1), in_panel, rtol=tolerance)
-        assert share.sum(1).mean() == pytest.approx(in_panel, rel=0.05)
+        np.testing.assert_allclose(share.sum(axis=1), in_panel, rtol=tolerance)
+        assert share.sum(axis=1).mean() == pytest.approx(in_panel, rel=0.05)
         scaled = any_fitted.get_normalized_expression(indices=[4, 2], library_size=1e4)
         assert scaled.index.tolist() == any_fitted.adata.obs_names[[4, 2]].tolist()
-        np.testing.assert_allclose(scaled.sum(1), 1e4 * in_panel, rtol=tolerance)
+        np.testing.assert_allclose(scaled.sum(axis=1), 1e4 * in_panel, rtol=tolerance)
 
     def test_follows_the_counts(self, any_fitted):
         counts = any_fitted.adata.layers["counts"].toarray()
