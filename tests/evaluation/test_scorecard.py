@@ -551,7 +551,7 @@ def test_cells_that_were_trained_on_are_refused(model, screen):
         scorecard(model, screen.copy())
     with pytest.raises(ScreenError, match="out of range: .10000."):
         scorecard(model, test_indices=[10_000])
-    with pytest.raises(ValueError, match="positions"):
+    with pytest.raises(ValueError, match="no cell"):
         scorecard(model, test_indices=[])
 
 
