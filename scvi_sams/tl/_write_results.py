@@ -86,9 +86,11 @@ def write_results(
     states = {"": "full"}
     if has_shifts:
         states |= {"_basal": "basal", "_perturbation": "perturbation"}
+    # Genes that the model has not are no obstacle here, as results are written by name.
+    same_genes = adata if set(genes) == set(adata.var_names) else adata[:, genes].copy()
     latent = {
         suffix: model.get_latent_representation(
-            adata, representation=representation, batch_size=batch_size
+            same_genes, representation=representation, batch_size=batch_size
         )
         for suffix, representation in states.items()
     }

@@ -155,7 +155,7 @@ class TestBasal:
             fitted.predict(["P001"], library_size=library_size)
 
     def test_no_cells(self, fitted):
-        with pytest.raises(ScreenError, match="at least one"):
+        with pytest.raises(ScreenError, match="n_samples=0.*>= 1"):
             fitted.predict(["P001"], n_samples=0)
 
     def test_library_size(self, fitted):

@@ -465,16 +465,13 @@ class TestOtherScreens:
 
     def test_fewer_genes(self, fitted, tmp_path):
         fitted.save(str(tmp_path / "model"))
-        with (
-            pytest.warns(UserWarning, match="var_names"),
-            pytest.raises(ValueError, match="lacks 30"),
-        ):
+        with pytest.raises(ScreenError, match="lacks 30: 'gene_51'"):
             _load(tmp_path / "model", fitted.adata[:, :50].copy())
 
     def test_permuted_genes(self, fitted, tmp_path):
         fitted.save(str(tmp_path / "model"))
-        with pytest.warns(UserWarning, match="var_names"):
-            _load(tmp_path / "model", fitted.adata[:, ::-1].copy())
+        loaded = _load(tmp_path / "model", fitted.adata[:, ::-1].copy())
+        assert list(loaded.adata.var_names) == list(fitted.get_var_names())
 
     def test_unknown_perturbation(self, fitted, tmp_path):
         fitted.save(str(tmp_path / "model"))
