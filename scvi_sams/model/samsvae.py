@@ -67,10 +67,12 @@ from scvi_sams.model.settings import (
     target_genes,
 )
 from scvi_sams.model.training import (
+    changed_settings,
     check_training_names,
     default_epochs,
     infer_query,
     reference_cells,
+    streamed_reference_cells,
 )
 from scvi_sams.module import SAMSVAEModule
 from scvi_sams.module.doses import Doses
@@ -437,7 +439,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         batch_size = checked("batch_size", batch_size) or scvi.settings.batch_size
         early_stopping = checked("early_stopping", early_stopping)
         kwargs = {name: checked(name, value) for name, value in kwargs.items()}
-        plan_kwargs = {name: checked(name, value) for name, value in (plan_kwargs or {}).items()}
+        plan_kwargs = changed_settings(kwargs.pop("plan_config", None)) | (plan_kwargs or {})
+        plan_kwargs = {name: checked(name, value) for name, value in plan_kwargs.items()}
         datasplitter_kwargs = datasplitter_kwargs or {}
         check_training_names(type(self), kwargs, plan_kwargs, datasplitter_kwargs)
         if self.adata is not None:
@@ -471,7 +474,12 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             datasplitter_kwargs={"data_placement": data_placement, **datasplitter_kwargs},
             **kwargs,
         )
-        self.reference_cells_ = reference_cells(self)
+        if self.adata is not None:
+            self.reference_cells_ = reference_cells(self)
+        else:
+            cells = kwargs["datamodule"].train_dataloader()
+            is_counts = self.module.is_count_model
+            self.reference_cells_ = streamed_reference_cells(cells, is_counts)
 
     @classmethod
     def load_query_data(

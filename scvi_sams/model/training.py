@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from lightning.pytorch import Trainer as LightningTrainer
 from scvi import REGISTRY_KEYS
 from scvi.dataloaders import DataSplitter
@@ -16,6 +18,7 @@ from scvi.train import Trainer, TrainingPlan, TrainRunner
 from torch.utils.data import DataLoader
 
 from scvi_sams._arguments import check_names
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.matrices import DiskMatrix, is_on_disk
 from scvi_sams.model.read_outs import registered_doses
@@ -23,11 +26,20 @@ from scvi_sams.train import SAMSDataSplitter
 from scvi_sams.train.global_updates import infer_effects
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor
 
     from scvi_sams.model.samsvae import SAMSVAE
 
-__all__ = ["check_training_names", "default_epochs", "infer_query", "reference_cells"]
+__all__ = [
+    "changed_settings",
+    "check_training_names",
+    "default_epochs",
+    "infer_query",
+    "reference_cells",
+    "streamed_reference_cells",
+]
 
 
 def check_training_names(
@@ -58,12 +70,31 @@ def check_training_names(
     check_names(kwargs, of_trainer - {"self"}, "train")
 
 
+def changed_settings(config: Any) -> dict[str, Any]:
+    """Settings of a plan, without the defaults of a config that scvi-tools wrote for its plans.
+
+    Its ``TrainingPlanConfig`` passes on every field, of which Adam's epsilon and the number of
+    epochs of the warm-up would spoil a fit here.
+    """
+    if config is None or isinstance(config, Mapping):
+        return dict(config or {})
+    defaults = type(config)().to_kwargs()
+    given = config.to_kwargs()
+    return {name: v for name, v in given.items() if name not in defaults or v != defaults[name]}
+
+
 _TARGET_STEPS = 3_000  # where the benchmarks stop to gain
 _MIN_EPOCHS = 2
 _MAX_EPOCHS = 80  # small screens are overfitted beyond
 _QUERY_STEPS = 600  # of new perturbations alone, where they need gradients
 _QUERY_PASSES = 5  # where they need none
 _MAX_REFERENCE_CELLS = 2_000
+_COVARIATES = (
+    REGISTRY_KEYS.SIZE_FACTOR_KEY,
+    REGISTRY_KEYS.BATCH_KEY,
+    REGISTRY_KEYS.CAT_COVS_KEY,
+    REGISTRY_KEYS.CONT_COVS_KEY,
+)
 
 
 def default_epochs(
@@ -75,8 +106,12 @@ def default_epochs(
 ) -> int:
     """Passes over the training cells that make the usual number of steps."""
     indices = datasplitter_kwargs.get("external_indexing")
-    n_cells = math.ceil((train_size or 0.9) * model.adata.n_obs)
-    n_cells = n_cells if indices is None else len(indices[0])
+    if indices is not None:
+        n_cells = len(indices[0])
+    elif model.adata is not None:
+        n_cells = math.ceil((train_size or 0.9) * model.adata.n_obs)
+    else:
+        raise ScreenError("The model has no AnnData to count the cells of: give max_epochs.")
     n_steps = _QUERY_STEPS if learns_effects_only else _TARGET_STEPS
     n_epochs = math.ceil(n_steps / math.ceil(n_cells / batch_size))
     return int(np.clip(n_epochs, _MIN_EPOCHS, _MAX_EPOCHS))
@@ -112,12 +147,7 @@ def reference_cells(model: SAMSVAE) -> dict[str, np.ndarray]:
         indices = np.random.default_rng(0).choice(indices, _MAX_REFERENCE_CELLS, replace=False)
     indices = np.sort(indices)
     kept = {}
-    for key in (
-        REGISTRY_KEYS.SIZE_FACTOR_KEY,
-        REGISTRY_KEYS.BATCH_KEY,
-        REGISTRY_KEYS.CAT_COVS_KEY,
-        REGISTRY_KEYS.CONT_COVS_KEY,
-    ):
+    for key in _COVARIATES:
         if key in manager.data_registry:
             values = manager.get_from_registry(key)
             values = values.to_numpy() if isinstance(values, pd.DataFrame) else values
@@ -130,3 +160,27 @@ def reference_cells(model: SAMSVAE) -> dict[str, np.ndarray]:
             library = np.asarray(rows.sum(1)).reshape(-1, 1)
         kept[REGISTRY_KEYS.SIZE_FACTOR_KEY] = library
     return kept
+
+
+def streamed_reference_cells(
+    dataloader: Iterable[dict[str, Tensor]], is_count_model: bool
+) -> dict[str, np.ndarray]:
+    """The same of the first cells that a data module gives, where there is no AnnData."""
+    parts: dict[str, list[np.ndarray]] = {}
+    n_read, n_controls, control_parts = 0, 0, []
+    for tensors in dataloader:
+        x = tensors[REGISTRY_KEYS.X_KEY]
+        x = x if x.layout == torch.strided else x.to_dense()
+        rows = {key: tensors[key] for key in _COVARIATES if tensors.get(key) is not None}
+        library = x.sum(1, keepdim=True) if is_count_model else torch.ones_like(x[:, :1])
+        rows.setdefault(REGISTRY_KEYS.SIZE_FACTOR_KEY, library)
+        for key, values in rows.items():
+            parts.setdefault(key, []).append(values.cpu().numpy())
+        control_parts.append((tensors[SAMS_REGISTRY_KEYS.DOSE_KEY] <= 0).all(1).cpu().numpy())
+        n_controls += int(control_parts[-1].sum())
+        n_read += len(x)
+        if n_controls >= _MAX_REFERENCE_CELLS or n_read >= 10 * _MAX_REFERENCE_CELLS:
+            break
+    is_control = np.concatenate(control_parts)
+    kept = np.flatnonzero(is_control if is_control.any() else ~is_control)[:_MAX_REFERENCE_CELLS]
+    return {key: np.concatenate(values)[kept] for key, values in parts.items()}
