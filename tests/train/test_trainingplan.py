@@ -329,6 +329,15 @@ class TestDivergence:
         ),
     )
 
+    def test_values_that_are_not_finite_at_the_end_are_not_kept_in_silence(self, make_model):
+        def spoil(trainer, plan, *_):
+            if trainer.global_step == trainer.estimated_stepping_batches:
+                plan.module.px_r.data.fill_(math.nan)
+
+        model = make_model()
+        with pytest.raises(TrainingDivergedError, match="px_r hold values that are not finite"):
+            train(model, max_epochs=1, callbacks=[LambdaCallback(on_train_batch_end=spoil)])
+
     @pytest.mark.parametrize(("name", "change", "term"), TERMS)
     def test_one_bad_step_is_mended(self, make_model, at_step, name, change, term):
         model = make_model()
