@@ -75,6 +75,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!scvi_sams\b).*"),
     ("py:.*", r"scvi_sams(\.\w+)*\._.*"),  # what is private has no page
+    # Nor have the files of the packages for developers: a reference says where to look.
+    ("py:.*", r"scvi_sams\.(data|module|train|model)\.[a-z_]+\.\w.*"),
 ]
 if os.environ.get("SCVI_SAMS_DOCS_INTERSPHINX") == "1":
     extensions.append("sphinx.ext.intersphinx")

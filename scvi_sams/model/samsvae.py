@@ -952,7 +952,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
     ) -> Counterfactual:
         """Draw one population of cells, to be put under any condition.
 
-        The functions of :mod:`scvi_sams.tl` that compare conditions make one by default, with the
+        The functions of ``scvi_sams.tl`` that compare conditions make one by default, with the
         defaults below; give them this one for other cells, another batch or another seed.
 
         Parameters

@@ -32,7 +32,7 @@ class ConditionalVAEModule(PerturbationVAEModule):
     n_input, n_perturbations
         Number of genes and of perturbations.
     **kwargs
-        Arguments of :class:`~scvi_sams.module.PerturbationVAEModule`.
+        Arguments of :class:`~scvi_sams.module.base.PerturbationVAEModule`.
     """
 
     def __init__(self, n_input: int, n_perturbations: int, **kwargs: Any) -> None:

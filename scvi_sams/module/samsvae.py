@@ -76,7 +76,7 @@ class SAMSVAEModule(PerturbationVAEModule):
         Gene that each perturbation targets (:class:`~scvi_sams.module.doses.DirectEffects`),
         ``-1`` for none; ``None`` for no direct effects.
     **kwargs
-        Arguments of :class:`~scvi_sams.module.PerturbationVAEModule`.
+        Arguments of :class:`~scvi_sams.module.base.PerturbationVAEModule`.
     """
 
     effects: EffectsPosterior
