@@ -97,12 +97,12 @@ ARGUMENTS: dict[str, _Kind] = {
     "check_val_every_n_epoch": _COUNT_OR_NONE,
     "data_placement": _words("auto", "device", "host", "disk"),
     # of the training plan
-    "lr": _POSITIVE,
+    "lr": _NOT_NEGATIVE,
     "global_lr_factor": _NOT_NEGATIVE,
     "eps": _POSITIVE,
     "weight_decay": _NOT_NEGATIVE,
     "kl_warmup_fraction": _SHARE_OR_NONE,
-    "mask_warmup_fraction": _SHARE_OR_NONE,
+    "mask_warmup_fraction": _Kind(float, least=0, optional=True),  # above 1: never on
     "min_kl_weight": _NOT_NEGATIVE,
     "max_kl_weight": _NOT_NEGATIVE,
     "n_epochs_kl_warmup": _COUNT_OR_NONE,

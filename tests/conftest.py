@@ -28,6 +28,8 @@ def _seeded_module():
 @pytest.fixture(autouse=True)
 def _reproducible_and_quiet():
     """Seed every test alike, whatever ran before it, and leave no figure open."""
+    # scvi-tools lengthens it at each seed; after some thousands no process can be started.
+    os.environ.pop("XLA_FLAGS", None)
     scvi.settings.seed = 0
     scvi.settings.verbosity = logging.ERROR
     yield

@@ -67,7 +67,7 @@ def check_training_names(
         raise ScreenError(
             f"train has no {name!r}, but its plan has: plan_kwargs={{{name!r}: {kwargs[name]!r}}}."
         )
-    check_names(kwargs, of_trainer - {"self"}, "train")
+    check_names(kwargs, of_trainer - {"self"} | {"ckpt_path"}, "train")  # which the runner takes
 
 
 def changed_settings(config: Any) -> dict[str, Any]:

@@ -60,5 +60,6 @@ def test_papalexi(papalexi_path, tmp_path):
 
 def test_norman(norman_path, tmp_path):
     adata = anndata.read_h5ad(norman_path)
-    SAMSVAE.setup_anndata(adata, perturbation_key="perturbation", control="control")
+    with pytest.warns(UserWarning, match="no cell has apart from each other"):
+        SAMSVAE.setup_anndata(adata, perturbation_key="perturbation", control="control")
     _run(adata, ["KLF1", "KLF1+MAP2K6", "KLF1+SGK1"], tmp_path)
