@@ -15,7 +15,7 @@ from scvi_sams._arguments import checked
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data import Conditions
 from scvi_sams.data.loader import cells_of
-from scvi_sams.model.read_outs import field_state, registered_doses
+from scvi_sams.model.read_outs import controls_of, field_state
 from scvi_sams.module.base import CellPopulation
 from scvi_sams.module.doses import Doses
 from scvi_sams.module.likelihood import expected_expression, expected_log_normalized_expression
@@ -258,7 +258,7 @@ def _population(
         raise ScreenError(
             f"basal={basal!r} is unknown; use 'prior', 'control', an AnnData or indices."
         )
-    controls = np.flatnonzero(registered_doses(model).getnnz(axis=1) == 0)
+    controls = np.flatnonzero(controls_of(model))
     if model.train_indices is not None:
         controls = np.intersect1d(controls, model.train_indices)
     if len(controls) == 0:

@@ -21,14 +21,14 @@ from scvi_sams._arguments import checked
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, unknown_perturbations
 from scvi_sams.data import Conditions
-from scvi_sams.data.field import PerturbationField, registered_conditions, registered_dosage
+from scvi_sams.data.field import PerturbationField, registered_conditions
 from scvi_sams.data.loader import cells_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from anndata import AnnData
-    from scipy import sparse
+    from numpy.typing import NDArray
 
     from scvi_sams.data import ConditionsLike
     from scvi_sams.model.samsvae import SAMSVAE
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_level",
     "delimiter_of",
+    "controls_of",
     "field_state",
     "inclusion_and_slab",
     "latent_names",
@@ -49,7 +50,6 @@ __all__ = [
     "parse_distinct",
     "perturbation_table",
     "provenance",
-    "registered_doses",
     "require_effects",
     "require_part",
 ]
@@ -63,9 +63,10 @@ def field_state(model: SAMSVAE, registry_key: str) -> dict[str, Any]:
     return model.registry["field_registries"][registry_key]["state_registry"]
 
 
-def registered_doses(model: SAMSVAE) -> sparse.csr_matrix:
-    """Doses of the cells of a model, cells x perturbations."""
-    return registered_dosage(model.adata_manager)
+def controls_of(model: SAMSVAE) -> NDArray[np.bool_]:
+    """Whether each cell of a model is a control, from its registered doses as they are."""
+    doses = model.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.DOSE_KEY)
+    return np.asarray(~(doses > 0).any(axis=1))
 
 
 def pairs_together(model: SAMSVAE) -> list[tuple[int, int]]:

@@ -10,7 +10,8 @@ from scvi import REGISTRY_KEYS
 from scvi_sams._arguments import checked
 from scvi_sams._exceptions import ScreenError, unknown_perturbations
 from scvi_sams.data import Conditions
-from scvi_sams.model.read_outs import field_state, pairs_together, registered_doses
+from scvi_sams.data.field import registered_dosage
+from scvi_sams.model.read_outs import field_state, pairs_together
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -138,7 +139,7 @@ def median_doses(model: SAMSVAE, dose_response: str) -> list[float] | None:
         return None
     medians = [1.0] * len(model.perturbation_names)
     if model.adata is not None:
-        dosage = registered_doses(model).tocsc()
+        dosage = registered_dosage(model.adata_manager).tocsc()
         for column in range(dosage.shape[1]):
             doses = dosage.data[dosage.indptr[column] : dosage.indptr[column + 1]]
             if len(doses):

@@ -21,7 +21,7 @@ from scvi_sams._arguments import check_names
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.matrices import DiskMatrix, is_on_disk
-from scvi_sams.model.read_outs import registered_doses
+from scvi_sams.model.read_outs import controls_of
 from scvi_sams.train import SAMSDataSplitter
 from scvi_sams.train.global_updates import infer_effects
 
@@ -140,8 +140,7 @@ def reference_cells(model: SAMSVAE) -> dict[str, np.ndarray]:
     """
     train_indices = np.asarray(model.train_indices)
     manager = model.adata_manager
-    is_control = registered_doses(model).getnnz(axis=1) == 0
-    controls = train_indices[is_control[train_indices]]
+    controls = train_indices[controls_of(model)[train_indices]]
     indices = controls if len(controls) else train_indices
     if len(indices) > _MAX_REFERENCE_CELLS:
         indices = np.random.default_rng(0).choice(indices, _MAX_REFERENCE_CELLS, replace=False)
