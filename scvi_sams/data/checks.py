@@ -84,6 +84,14 @@ class ScreenManager(AnnDataManager):
             key = self.data_registry[REGISTRY_KEYS.CONT_COVS_KEY].attr_key
             adata.obsm[key] = adata.obsm[key].astype(np.float32)
 
+    def get_from_registry(self, registry_key: str) -> Any:
+        """What is registered under a key, tables as arrays.
+
+        Of a table, scvi-tools' data set would give torch rows that pandas 3 lets nobody write to.
+        """
+        values = super().get_from_registry(registry_key)
+        return values.to_numpy() if isinstance(values, pd.DataFrame) else values
+
 
 def check_adata(adata: Any) -> None:
     """Check that what was given is an AnnData.

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from lightning.pytorch import Trainer as LightningTrainer
 from scvi import REGISTRY_KEYS
@@ -149,7 +148,6 @@ def reference_cells(model: SAMSVAE) -> dict[str, np.ndarray]:
     for key in _COVARIATES:
         if key in manager.data_registry:
             values = manager.get_from_registry(key)
-            values = values.to_numpy() if isinstance(values, pd.DataFrame) else values
             kept[key] = np.asarray(values)[indices].reshape(len(indices), -1)
     if REGISTRY_KEYS.SIZE_FACTOR_KEY not in kept:
         library = np.ones((len(indices), 1), dtype=np.float32)

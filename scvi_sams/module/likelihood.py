@@ -288,6 +288,9 @@ def expected_log_normalized(
         else:
             transform_log = transform_log.log1p_().mul_(-inverse_dispersion)
         total.add_(transform_log.expm1_(), alpha=-_STEP * math.exp(-node))
+    # Below the last node the integrand is linear, so that the nodes left out are a geometric
+    # series. Where they begin depends on what is computed together, and the result must not.
+    total.addcmul_(mean, rate, value=_STEP * nodes[-1] / math.expm1(_STEP))
     return total / math.log(2)
 
 

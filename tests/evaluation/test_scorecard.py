@@ -482,7 +482,7 @@ def test_other_cells_can_be_given(model):
 
 def test_conditions_of_few_cells_are_left_out_and_said(halves, observed):
     held_out, training = halves
-    few = (held_out.obs["perturbation"] == "P001").to_numpy()
+    few = (held_out.obs["perturbation"] == "P001").to_numpy(copy=True)
     few[np.flatnonzero(few)[:3]] = False
     card = score_predictions({"a": observed}, held_out[~few].copy(), training, *KEYS)
     assert "P001" not in set(card.per_condition["condition"])

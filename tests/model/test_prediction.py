@@ -323,8 +323,8 @@ class TestAverageTreatmentEffect:
         monkeypatch.setattr(counterfactual, "MAX_DECODED_ELEMENTS", 3 * 10 * 80)
         chunked = _seeded(any_fitted.get_average_treatment_effect, **arguments)
         # Sums of other lengths, in single precision.
-        np.testing.assert_allclose(chunked.X, whole.X, atol=5e-5)
-        np.testing.assert_allclose(chunked.layers["upper"], whole.layers["upper"], atol=5e-5)
+        np.testing.assert_allclose(chunked.X, whole.X, atol=1e-5)
+        np.testing.assert_allclose(chunked.layers["upper"], whole.layers["upper"], atol=1e-5)
 
     def test_batch_and_basal(self, fitted_covariates):
         method = fitted_covariates.get_average_treatment_effect

@@ -472,6 +472,14 @@ class TestExpectedLogNormalized:
                 )
                 assert actual[cell, gene].item() == pytest.approx(expected, rel=2e-3)
 
+    def test_does_not_depend_on_what_is_computed_together(self):
+        mean = torch.tensor([[0.01, 3.0, 400.0]], dtype=torch.float64)
+        theta, library = torch.full((3,), 0.5).double(), torch.full((1, 1), 3e3).double()
+        together = expected_log_normalized(mean, theta, library)[0]
+        for gene, value in enumerate(together):
+            alone = expected_log_normalized(mean[:, [gene]], theta[[gene]], library)
+            assert alone.item() == pytest.approx(value.item(), abs=1e-6)
+
     def test_matches_monte_carlo_with_draws_in_front(self):
         mean = torch.tensor([[[0.5, 3.0]], [[8.0, 60.0]]])
         theta, library = torch.tensor([0.8, 5.0]), torch.tensor([[5_000.0]])
