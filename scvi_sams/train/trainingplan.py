@@ -511,15 +511,38 @@ class SAMSTrainingPlan(TrainingPlan):
             "warm_start": self._warm_start,
             "gradient_norm": float(self.clipping.mean_norm),
             "guard": self.guard.state_dict(),
+            "random_state": torch.get_rng_state(),
+            "training_cells": self._training_cells(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on where the checkpoint was written."""
+        """Go on where the checkpoint was written, with the random numbers that came next there.
+
+        A checkpoint of the end of an epoch thus leads, on a CPU, to the bits of the unbroken fit.
+        """
         state = checkpoint["sams_training"]
         self.n_restarts = state["n_restarts"]
         self._warm_start = state["warm_start"]
         self.clipping.mean_norm = state["gradient_norm"]
         self.guard.load_state_dict(state["guard"])
+        then, now = state.get("training_cells"), self._training_cells()
+        if then is not None and now is not None and not torch.equal(then, now):
+            warnings.warn(
+                f"{int((~torch.isin(now, then)).sum())} of {len(now)} training cells are not those "
+                "of the checkpoint: what was trained on then is held out now. Set "
+                "scvi.settings.seed to what it was then, or give the cells "
+                "(datasplitter_kwargs={'external_indexing': [...]}).",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+        # Those of 0.1.0 have none; several processes would all draw the noise of the first.
+        if "random_state" in state and n_processes() == 1:
+            torch.set_rng_state(state["random_state"])
+
+    def _training_cells(self) -> Tensor | None:
+        """Positions of the training cells, unless the minibatches come from elsewhere."""
+        indices = getattr(getattr(self.trainer, "datamodule", None), "train_idx", None)
+        return None if indices is None else torch.as_tensor(indices).sort().values
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:

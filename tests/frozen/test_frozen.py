@@ -22,8 +22,8 @@ from ._members import (
 # of two means is read out, that digit is of the means, hence the absolute part.
 SAME_WEIGHTS = {"rtol": 1e-5, "atol": 1e-6}
 SAME_WEIGHTS_ELSEWHERE = {"rtol": 1e-5, "atol": 1e-5}
-# Since 0.1.0 the quadrature of expected log counts no longer leaves out a tail of up to 1e-4 / log(2)
-# of each of two means, which depended on what was computed together.
+# Since 0.1.0 the quadrature of expected log counts no longer leaves out a tail, of up to
+# 1e-4 / log(2) of each of two means, which depended on what was computed together.
 BY_QUADRATURE = {"treatment_effect", "treatment_effect_std", "gene_programs", "pair_interactions"}
 QUADRATURE = 3e-4
 # The seventh digit of each of some hundred steps adds up.

@@ -454,21 +454,38 @@ class TestCheckpoints:
             scvi.settings.logging_dir = folder
         assert list(tmp_path.rglob("model.pt"))
 
-    @pytest.mark.parametrize("engine", ["closed_form", "gradient"])
-    def test_resumes_where_it_was(self, make_model, tmp_path, engine):
-        path = tmp_path / "half.ckpt"
-        whole = make_model(global_inference=engine)
-        train(whole, 10, callbacks=[SaveAfter(5, path)])
-        resumed = make_model(seed=7, global_inference=engine)
-        train(resumed, 10, ckpt_path=path)
+    @pytest.mark.parametrize(
+        ("engine", "plan"),
+        [
+            ("closed_form", {}),
+            ("gradient", {}),
+            ("closed_form", {"reduce_lr_on_plateau": True, "lr_patience": 1}),
+        ],
+    )
+    # Before the masks are on, between two updates, and after.
+    @pytest.mark.parametrize("n_epochs", [2, 5, 8])
+    def test_resumes_bit_for_bit(self, make_model, tmp_path, engine, plan, n_epochs):
+        path, arguments = tmp_path / "part.ckpt", {"global_inference": engine, "dropout_rate": 0.1}
+        whole = make_model(**arguments)
+        train(whole, 10, callbacks=[SaveAfter(n_epochs, path)], plan_kwargs=plan)
+        resumed = make_model(**arguments)
+        torch.randn(7)  # another place of the stream of random numbers
+        train(resumed, 10, ckpt_path=path, plan_kwargs=plan)
         assert resumed.trainer.global_step == whole.trainer.global_step
-        assert len(history(resumed, "train_loss")) == 5
-        np.testing.assert_allclose(history(resumed, "kl_weight"), history(whole, "kl_weight")[5:])
-        assert (history(resumed, "kl_mask") > 0).all()
-        difference = history(resumed, "elbo_train") - history(whole, "elbo_train")[5:]
-        assert np.abs(difference).max() < 3
+        for name in ("train_loss", "elbo_train", "elbo_validation", "kl_weight", "kl_mask"):
+            unbroken = history(whole, name)[n_epochs:]
+            np.testing.assert_array_equal(history(resumed, name), unbroken, err_msg=name)
+        for key, value in state(whole).items():
+            assert torch.equal(value, state(resumed)[key]), key
         lr = [m.trainer.optimizers[0].param_groups[0]["lr"] for m in (whole, resumed)]
-        assert lr[0] == pytest.approx(lr[1])
+        assert lr[0] == lr[1]
+
+    def test_other_training_cells_are_told(self, make_model, tmp_path):
+        path = tmp_path / "part.ckpt"
+        train(make_model(), 2, callbacks=[SaveAfter(1, path)])
+        other = make_model(seed=7)
+        with pytest.warns(UserWarning, match="of 360 training cells are not those of the check"):
+            train(other, 2, ckpt_path=path)
 
     def test_a_second_training_resumes_without_a_warm_up(self, make_model, tmp_path):
         path = tmp_path / "half.ckpt"
