@@ -117,6 +117,17 @@ def _start_new_batches(module: PerturbationVAEModule) -> None:
         basal_mean[~seen] = basal_mean[seen].mean(0)
 
 
+# Tensors of effects and statistics with a row for each perturbation and pair. By name, as others
+# may have as many rows by chance (a rotation of as many latents), and `given` is right as made.
+ROW_TENSORS = frozenset(
+    {
+        *("mask_logits", "slab_mean", "slab_log_variance", "code"),
+        *("spike_mean", "spike_variance", "selection_penalty"),
+        *("linear", "others", "curvature", "n_together", "weight", "n_occurrences"),
+    }
+)
+
+
 @torch.no_grad()
 def _align_pair_rows(module: PerturbationVAEModule, n_known: int) -> None:
     """Bring the effects of pairs after all perturbations; scvi-tools appends new ones last."""
@@ -133,8 +144,8 @@ def _align_pair_rows(module: PerturbationVAEModule, n_known: int) -> None:
     if module.closed_form is not None:
         parts.append(module.closed_form.statistics)
     for part in parts:
-        for tensor in [*part.parameters(), *part.buffers()]:
-            if tensor.dim() > 0 and len(tensor) == effects.n_rows:
+        for name, tensor in [*part.named_parameters(), *part.named_buffers()]:
+            if name in ROW_TENSORS:
                 tensor.copy_(tensor[order])
 
 

@@ -594,9 +594,11 @@ class CorrelatedEmbeddings(EffectsPosterior):
         """Moments over the masks of the other latents; the prior where a mask is never on."""
         on = torch.sigmoid(self.mask_logits)
         first, spread = self.moments()
-        known = on > 1e-2  # below, the draws say nothing of an effect given that it is there
-        mean = torch.where(known, first / on, 0.0)
-        variance = (spread + first.square()) / on - mean.square()
+        ranks = torch.arange(self.n_moment_draws).to(on).view(-1, 1, 1)
+        share = ((ranks + 0.5) / self.n_moment_draws < on).to(on.dtype).mean(0)  # of the draws
+        known = share > 0  # else the draws say nothing of an effect given that it is there
+        mean = torch.where(known, first / share, 0.0)
+        variance = (spread + first.square()) / share - mean.square()
         return mean, torch.where(known, variance, self.embedding_variance).clamp(min=0)
 
     def _kl_embedding(self, rows: Tensor | slice, on: Tensor) -> Tensor:

@@ -528,8 +528,8 @@ class SAMSTrainingPlan(TrainingPlan):
         then, now = state.get("training_cells"), self._training_cells()
         if then is not None and now is not None and not torch.equal(then, now):
             warnings.warn(
-                f"{int((~torch.isin(now, then)).sum())} of {len(now)} training cells are not those "
-                "of the checkpoint: what was trained on then is held out now. Set "
+                f"{int((~torch.isin(now, then)).sum())} of {len(now)} training cells are not "
+                "those of the checkpoint: what was trained on then is held out now. Set "
                 "scvi.settings.seed to what it was then, or give the cells "
                 "(datasplitter_kwargs={'external_indexing': [...]}).",
                 UserWarning,

@@ -10,6 +10,9 @@ import torch
 
 from scvi_sams import SAMSVAE, ConditionalVAE, UnknownPerturbationError, tl
 from scvi_sams.evaluation import effect_correlation
+from scvi_sams.model.query import ROW_TENSORS
+from scvi_sams.module.posteriors import POSTERIORS, MaskPrior
+from scvi_sams.module.statistics import RunningStatistics
 
 from ._members import MEMBERS, fit_member, read_outs, tiny_screen
 from ._simulations import fit_recovery, recovery_screen, true_effects
@@ -92,6 +95,40 @@ def extended(request):
     found = load_query(query, model)
     found.train(max_epochs=4, batch_size=64, **QUIET)
     return model, found
+
+
+class TestRowsOfPairs:
+    """scvi-tools appends rows of new perturbations after those of pairs; they go before."""
+
+    @pytest.mark.parametrize("family", POSTERIORS)
+    def test_are_told_by_name(self, family):
+        effects = POSTERIORS[family](MaskPrior(11, 3, n_pairs=2))
+        statistics = RunningStatistics(13, 3)
+        rows = {
+            name
+            for part in (effects, statistics)
+            for name, tensor in part.state_dict().items()
+            if tensor.dim() and len(tensor) == 13
+        }
+        assert rows - {"frozen"} <= ROW_TENSORS
+        assert {"slab_mean", "linear"} <= rows
+
+    @pytest.mark.parametrize("n_latent", [5, 8])
+    def test_what_is_as_large_stays(self, n_latent):
+        """Eight rows in the query, of six perturbations and two pairs: as many as latents."""
+        model, query = fit_reference("interactions", n_latent=n_latent)
+        turned = torch.linalg.qr(torch.randn(n_latent, n_latent)).Q
+        model.module.effects.rotation.copy_(turned)
+        extended = load_query(query, model)
+        assert extended.module.effects.n_rows == 8
+        assert torch.equal(extended.module.effects.rotation, turned)
+        extended.is_trained_ = True
+        assert_known_stay(model, extended)
+
+    def test_masks_that_are_given_stay_given(self):
+        model, query = fit_reference("interactions", mask_prior=1.0)
+        given = load_query(query, model).module.effects.mask_prior.given.flatten()
+        assert given.tolist() == [True] * 6 + [False] * 2
 
 
 class TestTraining:

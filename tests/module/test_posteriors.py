@@ -503,6 +503,17 @@ class TestCorrelated:
         torch.testing.assert_close(found_variance, second - first.square(), atol=0.03, rtol=0.03)
 
     @torch.no_grad()
+    @pytest.mark.parametrize("probability", [0.009, 0.02, 0.3, 0.97])
+    def test_moments_given_one_mask_are_over_the_draws_where_it_is_on(self, effects, probability):
+        """A network that masks do not matter to says the free moments, at any probability."""
+        torch.nn.init.zeros_(effects.to_moments.weight)
+        torch.nn.init.zeros_(effects.to_moments.bias)
+        effects.mask_logits.fill_(math.log(probability / (1 - probability)))
+        mean, variance = effects.slab_moments()
+        torch.testing.assert_close(mean, effects.slab_mean)
+        torch.testing.assert_close(variance, effects.slab_log_variance.exp())
+
+    @torch.no_grad()
     def test_a_mask_that_is_never_on_says_the_prior(self, effects):
         effects.mask_logits[1, 2] = -12
         mean, variance = effects.slab_moments()
