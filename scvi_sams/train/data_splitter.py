@@ -238,6 +238,8 @@ class SAMSDataSplitter(DataSplitter):
         else:
             order = (RandomSampler if shuffle else SequentialSampler)(dataset)  # type: ignore[arg-type]
             sampler = BatchSampler(order, batch_size=batch_size, drop_last=drop_last)
+        if not shuffle:  # a loader draws a seed for workers, which must not move the fit's stream
+            kwargs["generator"] = torch.Generator()
         return DataLoader(dataset, sampler=sampler, batch_size=None, **kwargs)
 
 

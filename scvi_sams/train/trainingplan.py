@@ -364,6 +364,15 @@ class SAMSTrainingPlan(TrainingPlan):
         self._epoch_means.offer(output)
         return output.loss
 
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Validate with draws of its own, so that how often it is done does not change the fit.
+
+        They are the same in every epoch, which the bounds of epochs can thus be compared by.
+        """
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(batch_idx)
+            super().validation_step(batch, batch_idx)
+
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, LossOutput]:
         """Run the module and add the divergences of the global latents to its loss."""
         inference_outputs, generative_outputs, local = super().forward(*args, **kwargs)

@@ -6,10 +6,14 @@ import tarfile
 
 import numpy as np
 import pytest
+from scvi.train import TrainingPlan
+
+from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan
 
 from ._members import (
     CHECKPOINTS_FILE,
     MEMBERS,
+    READ_OUTS,
     READ_OUTS_FILE,
     all_figures,
     arithmetic,
@@ -26,6 +30,9 @@ SAME_WEIGHTS_ELSEWHERE = {"rtol": 1e-5, "atol": 1e-5}
 # 1e-4 / log(2) of each of two means, which depended on what was computed together.
 BY_QUADRATURE = {"treatment_effect", "treatment_effect_std", "gene_programs", "pair_interactions"}
 QUADRATURE = 3e-4
+# Nor are moments of correlated embeddings, given a mask, divided by its probability any more, but
+# by the share of draws in which it is on: read-outs of them by member.
+MENDED = {"correlated_embedding": {"mechanisms"}}
 # The seventh digit of each of some hundred steps adds up.
 SAME_FIT = {"rtol": 1e-4, "atol": 1e-4}
 HISTORY = {"train_loss", "elbo_train", "elbo_validation"}
@@ -81,7 +88,8 @@ def test_screen(frozen):
 @pytest.mark.parametrize("name", MEMBERS)
 def test_saved_model(name, checkpoints, frozen, same_arithmetic):
     tolerance = SAME_WEIGHTS if same_arithmetic else SAME_WEIGHTS_ELSEWHERE
-    assert_as_frozen(name, load(name, checkpoints), frozen, tolerance)
+    model, kept = load(name, checkpoints), set(READ_OUTS) - MENDED.get(name, set())
+    assert_as_frozen(name, model, frozen, tolerance, kept)
 
 
 # Since 0.1.0 the step of a perturbation follows from its own cells, not from the one cell with the
@@ -90,6 +98,21 @@ def test_saved_model(name, checkpoints, frozen, same_arithmetic):
 OTHER_STEPS = {"interactions", "covariates", "normal"}
 
 
+@pytest.fixture
+def validation_of_0_1_0(monkeypatch):
+    """Validation drew from the stream of training, which it no longer does."""
+    own = SAMSDataSplitter.val_dataloader
+
+    def val_dataloader(splitter):
+        loader = own(splitter)
+        loader.generator = None
+        return loader
+
+    monkeypatch.setattr(SAMSDataSplitter, "val_dataloader", val_dataloader)
+    monkeypatch.setattr(SAMSTrainingPlan, "validation_step", TrainingPlan.validation_step)
+
+
+@pytest.mark.usefixtures("validation_of_0_1_0")
 @pytest.mark.parametrize("name", [name for name in MEMBERS if name not in OTHER_STEPS])
 def test_fit_from_seed(name, checkpoints, frozen):
     """Losses agree; latents that no perturbation uses are turned by the rounding of sums."""

@@ -509,6 +509,17 @@ class TestSeeds:
             assert torch.equal(value, state(second)[key]), key
         assert first.history["elbo_train"].equals(second.history["elbo_train"])
 
+    @pytest.mark.parametrize("placement", ["device", "host"])
+    def test_validation_does_not_change_the_fit(self, make_model, placement):
+        often, never = make_model(dropout_rate=0.1), make_model(dropout_rate=0.1)
+        for model, every in ((often, 1), (never, None)):
+            scvi.settings.seed = 3
+            train(model, 3, check_val_every_n_epoch=every, data_placement=placement)
+        for key, value in state(often).items():
+            assert torch.equal(value, state(never)[key]), key
+        assert "elbo_validation" in often.history
+        assert "elbo_validation" not in never.history
+
     def test_another_seed_another_model(self, make_model):
         models = [make_model(seed=seed) for seed in (3, 4)]
         for model in models:
