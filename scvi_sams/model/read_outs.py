@@ -6,6 +6,7 @@ import functools
 import inspect
 import platform
 from collections import Counter
+from collections.abc import Iterator, Sized
 from importlib.metadata import version
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,11 @@ import pandas as pd
 import scvi
 import torch
 from scvi import REGISTRY_KEYS
+from scvi.dataloaders import AnnDataLoader
 from scvi.utils import track
+from torch.utils.data import DataLoader
 
-from scvi_sams._arguments import checked
+from scvi_sams._arguments import check_names, checked
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, unknown_perturbations
 from scvi_sams.data import Conditions
@@ -25,7 +28,7 @@ from scvi_sams.data.field import PerturbationField, registered_conditions
 from scvi_sams.data.loader import cells_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -43,6 +46,7 @@ __all__ = [
     "latent_names",
     "latent_representation",
     "log_importance_weights",
+    "minibatches",
     "of_cells",
     "pair_table",
     "pairs_together",
@@ -215,14 +219,39 @@ def of_cells(method: Callable[..., Any]) -> Any:
         given = asked.arguments
         for name, value in given.items():
             given[name] = checked(name, value)
-        if given.get("dataloader") is None:
-            model._check_if_trained(warn=False)
+        model._check_if_trained(warn=False)
+        if given.get("dataloader") is not None:
+            twice = [n for n in ("adata", "indices") if given.get(n) is not None]
+            if twice:
+                raise ScreenError(
+                    f"{' and '.join(twice)} beside dataloader, whose minibatches are all that is "
+                    "read: give one or the other."
+                )
+        else:
             given["adata"] = adata = model._validate_anndata(given.get("adata"))
             if given.get("indices") is not None:
                 given["indices"] = cells_of(adata, given["indices"])
         return method(*asked.args, **asked.kwargs)
 
     return checked_method
+
+
+def minibatches(
+    model: SAMSVAE,
+    adata: AnnData | None,
+    indices: Sequence[int] | None,
+    batch_size: int | None,
+    dataloader: Iterable[dict[str, torch.Tensor]] | None,
+    data_loader_kwargs: dict[str, Any],
+) -> Iterable[dict[str, torch.Tensor]]:
+    """Minibatches of cells that :func:`of_cells` has checked, or those that were given."""
+    known = {n for f in (DataLoader, AnnDataLoader) for n in inspect.signature(f).parameters}
+    check_names(data_loader_kwargs, known - {"args", "kwargs", "sampler"}, "the data loader")
+    if dataloader is not None:
+        return dataloader
+    return model._make_data_loader(
+        adata, indices=indices, batch_size=batch_size, **data_loader_kwargs
+    )
 
 
 @torch.inference_mode()
@@ -249,23 +278,18 @@ def latent_representation(
 
 @torch.inference_mode()
 def log_importance_weights(
-    model: SAMSVAE,
-    adata: AnnData | None,
-    indices: Sequence[int] | None,
-    n_particles: int,
-    batch_size: int | None,
+    model: SAMSVAE, loader: Iterable[dict[str, torch.Tensor]], n_particles: int
 ) -> torch.Tensor:
     """Weights of cells under draws of what all cells share, particles x cells, on the CPU."""
-    model._check_if_trained(warn=False)
-    adata = model._validate_anndata(adata)
-    loader = model._make_data_loader(adata, indices=indices, batch_size=batch_size)
+    batches = list(loader) if isinstance(loader, Iterator) else loader  # as they may be read twice
+    n_batches = len(batches) if isinstance(batches, Sized) else 0
     module = model.module
     n_held = max(1, MAX_EFFECT_ELEMENTS // module.n_global_elements)
     chunks = []
     for start in range(0, n_particles, n_held):
         draws = module.sample_globals(min(n_held, n_particles - start))
         cells = []
-        for tensors in track(loader, description="Importance weights", disable=len(loader) < 50):
+        for tensors in track(batches, description="Importance weights", disable=n_batches < 50):
             n_cells, n_genes = tensors[REGISTRY_KEYS.X_KEY].shape
             n_at_once = max(1, MAX_WEIGHT_ELEMENTS // (n_cells * n_genes))
             parts = [

@@ -6,6 +6,7 @@ import math
 import os
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
 import pandas as pd
 import scvi
 import torch
@@ -54,6 +55,7 @@ from scvi_sams.model.read_outs import (
     latent_names,
     latent_representation,
     log_importance_weights,
+    minibatches,
     of_cells,
     parse_conditions,
     perturbation_table,
@@ -80,9 +82,8 @@ from scvi_sams.module.posteriors import CorrelatedEmbeddings
 from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    import numpy as np
     from anndata import AnnData
 
     from scvi_sams.data import ConditionsLike
@@ -771,11 +772,13 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         self,
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
-        representation: Literal["full", "basal", "perturbation"] = "full",
         give_mean: bool = True,
+        mc_samples: int = 5_000,
         batch_size: int | None = None,
         return_dist: bool = False,
-        dataloader: Any = None,
+        dataloader: Iterable[dict[str, Any]] | None = None,
+        *,
+        representation: Literal["full", "basal", "perturbation"] = "full",
         **data_loader_kwargs: Any,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Latent state of cells.
@@ -786,18 +789,21 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Cells; those the model was set up with by default.
         indices
             Which of them; all by default.
-        representation
-            ``"full"``: the state, basal plus shift. ``"basal"``: what the cell would be without
-            its perturbations. ``"perturbation"``: the shift alone, which depends on the cell's
-            perturbations only, not on its counts. A model without shifts has only one state.
         give_mean
             Posterior means; otherwise one draw (of the full state only).
+        mc_samples
+            Taken as scvi-tools' models take it, for those without a mean in closed form; this one
+            has no need of it.
         batch_size
             Cells in a minibatch.
         return_dist
             Return means and variances (of the full state only).
         dataloader
-            Minibatches to use in place of ``adata``.
+            Minibatches to use in place of ``adata`` and ``indices``.
+        representation
+            ``"full"``: the state, basal plus shift. ``"basal"``: what the cell would be without
+            its perturbations. ``"perturbation"``: the shift alone, which depends on the cell's
+            perturbations only, not on its counts. A model without shifts has only one state.
         **data_loader_kwargs
             Further arguments of the data loader.
 
@@ -826,15 +832,10 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             raise ValueError(
                 "return_dist=True and give_mean=False are for representation='full' only."
             )
-        self._check_if_trained(warn=False)
-        if dataloader is None:
-            adata = self._validate_anndata(adata)
-            dataloader = self._make_data_loader(
-                adata, indices=indices, batch_size=batch_size, **data_loader_kwargs
-            )
+        loader = minibatches(self, adata, indices, batch_size, dataloader, data_loader_kwargs)
         if representation == "perturbation":
             require_effects(self, "get_latent_representation(representation='perturbation')")
-        return latent_representation(self, dataloader, representation, give_mean, return_dist)
+        return latent_representation(self, loader, representation, give_mean, return_dist)
 
     @of_cells
     def get_iwelbo(
@@ -844,6 +845,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         n_particles: int = 100,
         batch_size: int | None = None,
         return_mean: bool = True,
+        dataloader: Iterable[dict[str, Any]] | None = None,
+        data_loader_kwargs: dict[str, Any] | None = None,
     ) -> float | np.ndarray:
         r"""Importance-weighted bound on the log-likelihood of cells.
 
@@ -867,6 +870,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Cells in a minibatch.
         return_mean
             Return the mean over cells.
+        dataloader, data_loader_kwargs
+            Minibatches to use in place of ``adata`` and ``indices``, or arguments of the loader
+            that gives them.
 
         Returns
         -------
@@ -882,19 +888,24 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         --------
         >>> model.get_iwelbo(indices=model.validation_indices)  # doctest: +SKIP
         """
-        log_weights = log_importance_weights(self, adata, indices, n_particles, batch_size)
+        kwargs = data_loader_kwargs or {}
+        loader = minibatches(self, adata, indices, batch_size, dataloader, kwargs)
+        log_weights = log_importance_weights(self, loader, n_particles)
         bound = (torch.logsumexp(log_weights, 0) - math.log(n_particles)).numpy()
-        return float(bound.mean()) if return_mean else bound
+        return np.float64(bound.mean()) if return_mean else bound
 
     @of_cells
     def get_elbo(
         self,
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
-        n_samples: int = 10,
         batch_size: int | None = None,
-        include_global: bool = True,
+        dataloader: Iterable[dict[str, Any]] | None = None,
         return_mean: bool = True,
+        data_loader_kwargs: dict[str, Any] | None = None,
+        *,
+        n_samples: int = 10,
+        include_global: bool = True,
     ) -> float | np.ndarray:
         """Evidence lower bound of cells.
 
@@ -907,14 +918,18 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Cells; those the model was set up with by default.
         indices
             Which of them; all by default.
-        n_samples
-            Draws of all latents that the expectation is estimated from.
         batch_size
             Cells in a minibatch.
-        include_global
-            Whether to subtract the global divergences.
+        dataloader
+            Minibatches to use in place of ``adata`` and ``indices``.
         return_mean
             Return the mean over cells.
+        data_loader_kwargs
+            Further arguments of the data loader.
+        n_samples
+            Draws of all latents that the expectation is estimated from.
+        include_global
+            Whether to subtract the global divergences.
 
         Returns
         -------
@@ -931,13 +946,15 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         --------
         >>> model.get_elbo()  # doctest: +SKIP
         """
-        bound = log_importance_weights(self, adata, indices, n_samples, batch_size).mean(0).numpy()
+        kwargs = data_loader_kwargs or {}
+        loader = minibatches(self, adata, indices, batch_size, dataloader, kwargs)
+        bound = log_importance_weights(self, loader, n_samples).mean(0).numpy()
         if include_global:
             with torch.no_grad():
                 divergences = self.module.global_divergences().values()
             n_cells = max(1, self.module.n_training_cells)
             bound = bound - float(sum(divergences)) / n_cells
-        return float(bound.mean()) if return_mean else bound
+        return np.float64(bound.mean()) if return_mean else bound
 
     # -- conditions, measured or not --------------------------------------------------------------
 
