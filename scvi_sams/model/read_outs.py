@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader
 
 from scvi_sams._arguments import check_names, checked
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams._exceptions import ScreenError, unknown_perturbations
+from scvi_sams._exceptions import ScreenError, listed, nearest, unknown_perturbations
 from scvi_sams.data import Conditions
 from scvi_sams.data.field import PerturbationField, registered_conditions
 from scvi_sams.data.loader import cells_of
+from scvi_sams.data.matrices import is_on_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -48,6 +49,7 @@ __all__ = [
     "log_importance_weights",
     "minibatches",
     "of_cells",
+    "of_groups",
     "pair_table",
     "pairs_together",
     "parse_conditions",
@@ -231,9 +233,55 @@ def of_cells(method: Callable[..., Any]) -> Any:
             given["adata"] = adata = model._validate_anndata(given.get("adata"))
             if given.get("indices") is not None:
                 given["indices"] = cells_of(adata, given["indices"])
+            for gene in given.get("gene_list") or ():
+                _check_key("gene_list: the model has no", gene, adata.var_names)
         return method(*asked.args, **asked.kwargs)
 
     return checked_method
+
+
+def of_groups(method: Callable[..., Any]) -> Any:
+    """Have scvi-tools' comparison of groups of cells take them as all methods do."""
+
+    @functools.wraps(method)
+    def checked_method(model: SAMSVAE, *args: Any, **kwargs: Any) -> Any:
+        asked = inspect.signature(method).bind(model, *args, **kwargs)
+        given = asked.arguments
+        model._check_if_trained(warn=False)
+        given["adata"] = adata = model._validate_anndata(given.get("adata"))
+        weights, by = given.get("weights"), given.get("groupby")
+        if weights not in (None, "uniform"):
+            raise NotImplementedError(
+                f"weights={weights!r}: scvi-tools' weights need a bound that draws masks and "
+                "effects for each cell anew. Leave weights='uniform', or see "
+                "scvi_sams.tl.differential_expression for conditions."
+            )
+        if by is not None:
+            _check_key("adata.obs has no column", by, adata.obs)
+            for name in ("group1", "group2"):
+                groups = given.get(name)
+                for group in [groups] if isinstance(groups, str) else groups or ():
+                    _check_key(f"{name}: adata.obs[{by!r}] has no", group, set(adata.obs[by]))
+        for name in ("idx1", "idx2"):
+            if given.get(name) is not None and not isinstance(given[name], str):
+                given[name] = cells_of(adata, given[name])
+        counts = model.get_anndata_manager(adata).get_from_registry(REGISTRY_KEYS.X_KEY)
+        if is_on_disk(counts) and given.get("all_stats", True):
+            raise ScreenError(
+                "Statistics of raw counts are not computed from disk: give all_stats=False, or "
+                "`adata.to_memory()`."
+            )
+        return method(*asked.args, **asked.kwargs)
+
+    return checked_method
+
+
+def _check_key(lacks: str, key: Any, known: Iterable[Any]) -> None:
+    if key not in known:
+        names = [str(name) for name in known]
+        close = nearest(str(key), names)
+        hint = f"The nearest is {listed(close)}" if close else f"There are {listed(names)}"
+        raise ScreenError(f"{lacks} {key!r}. {hint}.")
 
 
 def minibatches(

@@ -25,6 +25,7 @@ from scvi.model.base import (
     UnsupervisedTrainingMixin,
     VAEMixin,
 )
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
 
 from scvi_sams._arguments import checked
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
@@ -33,6 +34,7 @@ from scvi_sams.data.checks import (
     ScreenManager,
     check_adata,
     check_confounding,
+    check_covariates,
     check_doses,
     check_unchanged,
     genes_of,
@@ -57,6 +59,7 @@ from scvi_sams.model.read_outs import (
     log_importance_weights,
     minibatches,
     of_cells,
+    of_groups,
     parse_conditions,
     perturbation_table,
     require_effects,
@@ -193,6 +196,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
     posterior_predictive_sample = of_cells(RNASeqMixin.posterior_predictive_sample)
     get_feature_correlation_matrix = of_cells(RNASeqMixin.get_feature_correlation_matrix)
     get_reconstruction_error = of_cells(VAEMixin.get_reconstruction_error)
+    differential_expression = of_groups(RNASeqMixin.differential_expression)
 
     def __init__(
         self,
@@ -838,6 +842,44 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         return latent_representation(self, loader, representation, give_mean, return_dist)
 
     @of_cells
+    def get_aggregated_posterior(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        dof: float | None = 3.0,
+    ) -> MixtureSameFamily:
+        """Mixture of the posteriors of cells, as ``differential_abundance`` takes it for a sample.
+
+        Parameters
+        ----------
+        adata
+            Cells; those the model was set up with by default.
+        indices
+            Which of them; all by default.
+        batch_size
+            Cells in a minibatch.
+        dof
+            Degrees of freedom of Student's t in place of the normal; ``None`` for the normal.
+
+        Returns
+        -------
+        torch.distributions.MixtureSameFamily
+            Over latent states. Its scales are standard deviations (scvi-tools' are variances).
+
+        Examples
+        --------
+        >>> model.get_aggregated_posterior(indices=controls).log_prob(states)  # doctest: +SKIP
+        """
+        moments = self.get_latent_representation(
+            adata, indices, batch_size=batch_size, return_dist=True
+        )
+        mean, variance = (torch.as_tensor(moment, device=self.device) for moment in moments)
+        scale = variance.sqrt()
+        cells = Normal(mean, scale) if dof is None else StudentT(dof, mean, scale)
+        return MixtureSameFamily(Categorical(torch.ones_like(mean[:, 0])), Independent(cells, 1))
+
+    @of_cells
     def get_iwelbo(
         self,
         adata: AnnData | None = None,
@@ -1142,6 +1184,49 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         raise NotImplementedError(
             f"{type(self).__name__} has no latent library size: it takes the sum of the counts, "
             "or the column given as size_factor_key in setup_anndata."
+        )
+
+    def differential_abundance(
+        self,
+        adata: AnnData | None = None,
+        sample_key: str | None = None,
+        batch_size: int = 128,
+        num_cells_posterior: int | None = None,
+        dof: float | None = None,
+    ) -> None:
+        """Log densities of all cells among those of each sample, see scvi-tools.
+
+        They go to ``adata.obsm["da_log_probs"]``, cells x samples.
+
+        Parameters
+        ----------
+        adata
+            Cells; those the model was set up with by default.
+        sample_key
+            Column of ``adata.obs`` with the samples.
+        batch_size
+            Cells in a minibatch.
+        num_cells_posterior
+            Most cells of a sample to compare with, drawn by numpy.
+        dof
+            As in :meth:`get_aggregated_posterior`.
+
+        Raises
+        ------
+        ScreenError
+            If there is no such column, or a cell has no sample.
+
+        Examples
+        --------
+        >>> model.differential_abundance(sample_key="perturbation")  # doctest: +SKIP
+        """
+        self._check_if_trained(warn=False)
+        adata = self._validate_anndata(adata)
+        if sample_key is None:
+            raise ScreenError("sample_key is missing: name the column of adata.obs with samples.")
+        check_covariates(adata, categorical=[sample_key])
+        super().differential_abundance(
+            adata, sample_key, checked("batch_size", batch_size), num_cells_posterior, dof
         )
 
     def get_marginal_ll(self, *args: Any, **kwargs: Any) -> float | np.ndarray:
