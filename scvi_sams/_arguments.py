@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,7 @@ from scvi_sams._exceptions import ScreenError, listed, nearest
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ARGUMENTS", "check_names", "checked"]
+__all__ = ["ARGUMENTS", "check_names", "checked", "settings_of"]
 
 
 class _Kind(NamedTuple):
@@ -124,6 +125,13 @@ ARGUMENTS: dict[str, _Kind] = {
     "return_mean": _FLAG,
     "return_dist": _FLAG,
     "include_global": _FLAG,
+    "representation": _words("full", "basal", "perturbation"),
+    "fdr": _Kind(float, above=0, below=1),
+    "delta": _NOT_NEGATIVE,
+    "pseudocount": _POSITIVE,
+    "by": _words("effect", "mask"),
+    "metric": _words("euclidean", "cosine"),
+    "include_null": _FLAG,
     "credible_level": _Kind(float, above=0, below=1),
     "library_size": _Kind(float, above=0, words=("latent",), optional=True),
     "seed": _Kind(int, least=0, optional=True),
@@ -177,6 +185,15 @@ def _within(number: float, kind: _Kind) -> bool:
         and (kind.below is None or number < kind.below)
         and (kind.most is None or number <= kind.most)
     )
+
+
+def settings_of(name: str, value: Any) -> dict[str, Any]:
+    """Arguments that are handed on, as a dict of them; none for ``None``."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ScreenError(f"{name}={value!r} cannot be used: give a dict, as {{'lr': 0.002}}.")
+    return {argument: checked(argument, given) for argument, given in value.items()}
 
 
 _ELSEWHERE = {"learning_rate": "lr", "epochs": "max_epochs", "n_epochs": "max_epochs"}

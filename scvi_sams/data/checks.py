@@ -424,6 +424,11 @@ def check_covariates(
                 f"{without.size} cells without a {kind} in adata.obs[{key!r}]: "
                 f"{listed(adata.obs_names[without])}. Fill in what is missing, or drop the cells."
             )
+        if len({isinstance(value, str) for value in column.unique()}) > 1:
+            raise ScreenError(
+                f"adata.obs[{key!r}] mixes text and other values, of which no {kind} is made: "
+                f"make text of all, `adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`."
+            )
     for key in continuous or ():
         column = _column(adata, key, "continuous covariate")
         if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
@@ -610,11 +615,14 @@ def _blocks(matrix: Any) -> Iterator[tuple[slice, slice, Any]]:
         yield cells, genes, matrix[cells, genes]
 
 
+_LARGEST = np.finfo(np.float32).max
+
+
 def _are_counts(values: NDArray[Any]) -> bool:
     if values.size == 0 or values.dtype.kind in "bu":
         return True
-    # NaN fails both comparisons.
-    in_range = values.min() >= 0 and values.max() < np.inf
+    # NaN fails both comparisons; what is larger is infinite to the networks.
+    in_range = values.min() >= 0 and values.max() <= _LARGEST
     return bool(in_range and (values.dtype.kind == "i" or (np.rint(values) == values).all()))
 
 
@@ -622,7 +630,7 @@ def _first_fault(block: Any) -> tuple[int, int, float]:
     """Find row, column and value of the first entry, in storage order, that is no count."""
     entries = sparse.coo_array(block)
     values = entries.data
-    index = np.argmin((values >= 0) & (values < np.inf) & (np.rint(values) == values))
+    index = np.argmin((values >= 0) & (values <= _LARGEST) & (np.rint(values) == values))
     return int(entries.row[index]), int(entries.col[index]), float(values[index])
 
 

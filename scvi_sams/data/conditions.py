@@ -332,6 +332,10 @@ class Conditions:
         else:
             one = isinstance(conditions, str | Mapping | Integral | np.bool_)
             several: Any = [conditions] if one else conditions
+            if not isinstance(several, Iterable):
+                raise ScreenError(
+                    f"conditions={conditions!r} cannot be used: give labels, as 'A'."
+                )
             known = {*controls, *names}
             asked = [_read_condition(c, known, controls, delimiter) for c in several]
             if not asked:

@@ -42,6 +42,7 @@ MAX_DECODED_ELEMENTS = 20_000_000  # of one tensor (draws, cells, genes)
 @contextmanager
 def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     """Draw from a seed and leave all generators as they were; from torch's stream without one."""
+    seed = checked("seed", seed)
     if seed is None:
         yield
         return

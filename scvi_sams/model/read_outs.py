@@ -6,7 +6,7 @@ import functools
 import inspect
 import platform
 from collections import Counter
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from importlib.metadata import version
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from scvi_sams.data.loader import cells_of
 from scvi_sams.data.matrices import is_on_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -233,8 +233,8 @@ def of_cells(method: Callable[..., Any]) -> Any:
             given["adata"] = adata = model._validate_anndata(given.get("adata"))
             if given.get("indices") is not None:
                 given["indices"] = cells_of(adata, given["indices"])
-            for gene in given.get("gene_list") or ():
-                _check_key("gene_list: the model has no", gene, adata.var_names)
+            if given.get("gene_list") is not None:
+                given["gene_list"] = _genes(given["gene_list"], adata.var_names)
         return method(*asked.args, **asked.kwargs)
 
     return checked_method
@@ -276,9 +276,19 @@ def of_groups(method: Callable[..., Any]) -> Any:
     return checked_method
 
 
+def _genes(asked: Any, known: pd.Index) -> list[str]:
+    """Names of genes that somebody asked for."""
+    if isinstance(asked, str):
+        asked = [asked]
+    if not isinstance(asked, Iterable) or not (genes := list(map(str, asked))):
+        raise ScreenError(f"gene_list={asked!r} names no gene: give names of the model's genes.")
+    for gene in genes:
+        _check_key("gene_list: the model has no", gene, known)
+    return genes
+
+
 def _check_key(lacks: str, key: Any, known: Iterable[Any]) -> None:
-    if key not in known:
-        names = [str(name) for name in known]
+    if str(key) not in (names := [str(name) for name in known]):
         close = nearest(str(key), names)
         hint = f"The nearest is {listed(close)}" if close else f"There are {listed(names)}"
         raise ScreenError(f"{lacks} {key!r}. {hint}.")

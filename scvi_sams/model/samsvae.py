@@ -27,7 +27,7 @@ from scvi.model.base import (
 )
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
 
-from scvi_sams._arguments import checked
+from scvi_sams._arguments import checked, settings_of
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.checks import (
@@ -444,9 +444,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         batch_size = checked("batch_size", batch_size) or scvi.settings.batch_size
         early_stopping = checked("early_stopping", early_stopping)
         kwargs = {name: checked(name, value) for name, value in kwargs.items()}
-        plan_kwargs = changed_settings(kwargs.pop("plan_config", None)) | (plan_kwargs or {})
-        plan_kwargs = {name: checked(name, value) for name, value in plan_kwargs.items()}
-        datasplitter_kwargs = datasplitter_kwargs or {}
+        config = changed_settings(kwargs.pop("plan_config", None))
+        plan_kwargs = settings_of("plan_kwargs", config) | settings_of("plan_kwargs", plan_kwargs)
+        datasplitter_kwargs = settings_of("datasplitter_kwargs", datasplitter_kwargs)
         check_training_names(type(self), kwargs, plan_kwargs, datasplitter_kwargs)
         if self.adata is not None:
             self._validate_anndata()
@@ -827,11 +827,6 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         --------
         >>> adata.obsm["X_sams"] = model.get_latent_representation()  # doctest: +SKIP
         """
-        if representation not in {"full", "basal", "perturbation"}:
-            raise ValueError(
-                f"representation={representation!r} is unknown; use 'full', 'basal' or "
-                "'perturbation'."
-            )
         if representation != "full" and (return_dist or not give_mean):
             raise ValueError(
                 "return_dist=True and give_mean=False are for representation='full' only."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from scvi_sams.data.field import registered_dosage
 from scvi_sams.model.read_outs import field_state, pairs_together
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from scvi_sams.model.samsvae import SAMSVAE
 
@@ -70,6 +71,8 @@ def choose_inference(
     embedding_posterior: str,
 ) -> Literal["closed_form", "gradient"]:
     """The engine of masks and effects, closed form where the posteriors have it."""
+    basal_posterior = checked("basal_posterior", basal_posterior)
+    embedding_posterior = _checked("embedding_posterior", embedding_posterior)
     has_closed_form = (
         basal_posterior in {"correlated", "residual"} and embedding_posterior == "spike_and_slab"
     )
@@ -101,6 +104,11 @@ def target_genes(
             "direct_effects=True, but no perturbation is named like a gene of adata.var_names; "
             "give a dict of perturbations to genes."
         )
+    if not isinstance(direct_effects, Mapping):
+        raise ScreenError(
+            f"direct_effects={direct_effects!r} cannot be used: give True, False, None or a dict "
+            "of perturbations to genes."
+        )
     target_of = {str(name): str(gene) for name, gene in direct_effects.items()}
     if unknown := [name for name in target_of if name not in names]:
         raise unknown_perturbations(unknown, names)
@@ -117,6 +125,11 @@ def named_interactions(
 ) -> list[tuple[str, str]]:
     """Names of the pairs that get an interaction."""
     names = model.perturbation_names
+    given: Any = interactions  # by anybody
+    if isinstance(given, str) or not isinstance(given, bool | Collection):
+        raise ScreenError(
+            f"interactions={interactions!r} cannot be used: give True, False or pairs of names."
+        )
     if interactions is False or (interactions is not True and len(interactions) == 0):
         return []
     if interactions is True:
@@ -128,7 +141,12 @@ def named_interactions(
                 "interactions=True, but no cell has two perturbations; leave it out."
             )
         return [(names[a], names[b]) for a, b in pairs]
-    pairs_given = [(str(a), str(b)) for a, b in interactions]
+    pairs_given: list[tuple[str, str]] = []
+    for pair in given:
+        if isinstance(pair, str) or not isinstance(pair, Collection) or len(pair) != 2:
+            raise ScreenError(f"interactions holds {pair!r}: give pairs of two names.")
+        first, second = map(str, pair)
+        pairs_given.append((first, second))
     Conditions.from_request([{a: 1.0, b: 1.0} for a, b in pairs_given], names)
     return pairs_given
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scvi_sams._arguments import checked
 from scvi_sams.model.prediction import compared_means
 from scvi_sams.model.read_outs import provenance, require_effects
 from scvi_sams.tl.summaries import differential_expression_table
@@ -98,8 +99,7 @@ def differential_expression(
     >>> table.query("`is_de_fdr_0.05` and lfc_mean > 1")  # doctest: +SKIP
     """
     require_effects(model, "differential_expression")
-    if not 0 < pseudocount < np.inf:
-        raise ValueError(f"pseudocount={pseudocount!r} must be positive and finite.")
+    pseudocount = checked("pseudocount", pseudocount)
     # Refused before the work, not after it.
     differential_expression_table(np.zeros((1, 1)), ["gene"], delta, fdr, credible_level)
     cells = model.counterfactual() if counterfactual is None else counterfactual

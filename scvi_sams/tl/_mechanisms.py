@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from scvi_sams._arguments import checked
 from scvi_sams._exceptions import ScreenError, unknown_perturbations
 from scvi_sams.model.read_outs import inclusion_and_slab
 from scvi_sams.tl._control_null import null_perturbations
@@ -115,7 +117,7 @@ def mechanisms(
     >>> model.train()  # doctest: +SKIP
     >>> scvi_sams.tl.mechanisms(model, fdr=0.1).query("called")  # doctest: +SKIP
     """
-    _check_rate(fdr)
+    fdr = checked("fdr", fdr)
     probability, log_odds, slab_mean, slab_std = inclusion_and_slab(model, "mechanisms")
     null = _null_names(model.perturbation_names, null)
     is_null = probability.index.isin(null)
@@ -195,7 +197,7 @@ def active_perturbations(
     --------
     >>> scvi_sams.tl.active_perturbations(model, fdr=0.1).query("called")  # doctest: +SKIP
     """
-    _check_rate(fdr)
+    fdr = checked("fdr", fdr)
     probability, log_odds, _, _ = inclusion_and_slab(model, "active_perturbations")
     is_null = probability.index.isin(_null_names(model.perturbation_names, null))
     further = _null_log_odds(null_tables)
@@ -223,7 +225,9 @@ def _null_names(names: list[str], null: Sequence[str] | None) -> list[str]:
     """Names of the null perturbations, those of ``add_control_null`` by default."""
     if null is None:
         return null_perturbations(names)
-    null = [null] if isinstance(null, str) else list(null)
+    if not isinstance(null, str | Iterable):
+        raise ScreenError(f"null={null!r} cannot be used: give names of perturbations.")
+    null = [null] if isinstance(null, str) else list(map(str, null))
     if unknown := [name for name in null if name not in names]:
         raise unknown_perturbations(unknown, names)
     return null
@@ -262,8 +266,3 @@ def _null_log_odds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
             )
         rows.append(null.pivot(index="perturbation", columns="latent", values="log_odds"))
     return pd.concat(rows) if rows else None
-
-
-def _check_rate(fdr: float) -> None:
-    if not 0 < fdr < 1:
-        raise ValueError(f"fdr={fdr!r} must be between 0 and 1.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from scvi_sams._arguments import checked
 from scvi_sams.model.read_outs import provenance, require_effects
 from scvi_sams.tl._control_null import null_perturbations
 from scvi_sams.tl._mechanisms import mechanisms
@@ -66,12 +67,12 @@ def perturbation_distance(
     >>> distance = scvi_sams.tl.perturbation_distance(model)  # doctest: +SKIP
     >>> distance["STAT1"].nsmallest(5)  # doctest: +SKIP
     """
+    checked("by", by)
+    checked("metric", metric)
     if by == "mask":
         table = mechanisms(model, fdr)
         called = table.pivot(index="perturbation", columns="latent", values="called")
         return mask_distance(called.loc[pd.unique(table["perturbation"])])
-    if by != "effect":
-        raise ValueError(f"by={by!r} is unknown; use 'effect' or 'mask'.")
     sparse_effects = require_effects(model, "perturbation_distance").sparse
     effect = model.get_perturbation_effect()
     if sparse_effects:

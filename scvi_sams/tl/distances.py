@@ -13,6 +13,7 @@ from scipy import sparse
 from scipy.spatial.distance import pdist, squareform
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from scvi_sams._arguments import checked
 from scvi_sams._exceptions import ScreenError
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ def effect_distance(
     perturbation without any effect is at cosine distance 1 of those with one, and at 0 of others
     without.
     """
-    if metric not in {"euclidean", "cosine"}:
-        raise ValueError(f"metric={metric!r} is unknown; use 'euclidean' or 'cosine'.")
+    checked("metric", metric)
     values = effect.to_numpy(np.float64)
     if not np.isfinite(values).all():
         raise ScreenError("The effects hold values that are not finite.")

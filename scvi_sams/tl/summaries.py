@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
+from scvi_sams._arguments import checked
 from scvi_sams.model.read_outs import check_level
 from scvi_sams.tl.error_rates import bayesian_q_value
 
@@ -78,10 +79,7 @@ def differential_expression_table(
             f"lfc of shape {draws.shape} must be draws x genes, with one draw or more of "
             f"{len(genes)} genes."
         )
-    if not 0 <= delta < np.inf:
-        raise ValueError(f"delta={delta!r} must be 0 or more.")
-    if not 0 < fdr < 1:
-        raise ValueError(f"fdr={fdr!r} must be between 0 and 1.")
+    delta, fdr = checked("delta", delta), checked("fdr", fdr)
     summary = summarize_effects(draws, credible_level)
     proba_de = (np.abs(draws) >= delta).mean(axis=0)
     other_sign = np.minimum((draws <= 0).mean(axis=0), (draws >= 0).mean(axis=0))

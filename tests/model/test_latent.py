@@ -63,7 +63,7 @@ class TestCells:
         np.testing.assert_allclose(draws.var(0), variance[0], rtol=0.15)
 
     def test_errors(self, fitted):
-        with pytest.raises(ValueError, match="'shift' is unknown"):
+        with pytest.raises(ValueError, match="representation='shift' cannot be used"):
             fitted.get_latent_representation(representation="shift")
         for arguments in ({"return_dist": True}, {"give_mean": False}):
             with pytest.raises(ValueError, match="representation='full'"):
