@@ -16,7 +16,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
 from scvi_sams._exceptions import ScreenError, listed, nearest
-from scvi_sams.data.matrices import is_on_disk
+from scvi_sams.data.matrices import DiskMatrix, is_on_disk
 from scvi_sams.data.tables import layer_names
 
 if TYPE_CHECKING:
@@ -211,23 +211,24 @@ def in_order_of(adata: AnnData, genes: Sequence[str]) -> AnnData:
     return copy
 
 
-_N_LOOKED_AT = 128  # cells, spread over the screen
+# Cells, spread over the screen. What is done to counts in place is done to all; of those on disk
+# each costs a chunk.
+_N_LOOKED_AT, _N_LOOKED_AT_ON_DISK = 128, 16
 
 
 def check_unchanged(manager: AnnDataManager) -> None:
     """Check in some cells that registered counts are counts still.
 
-    They are not if the AnnData was normalised in place since.
+    They are not if the AnnData, or the file that it reads, was normalised since.
     """
     asked = manager.registry["setup_args"]
     if not asked.get("is_count_data", True):
         return
     counts = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-    if is_on_disk(counts):  # where scanpy does not change them
-        return
-    step = max(1, len(manager.adata) // _N_LOOKED_AT)
+    on_disk = is_on_disk(counts)
+    step = max(1, len(manager.adata) // (_N_LOOKED_AT_ON_DISK if on_disk else _N_LOOKED_AT))
     cells = np.arange(0, len(manager.adata), step)
-    rows = counts[cells]
+    rows = (DiskMatrix(counts) if on_disk else counts)[cells]
     values = rows.data if sparse.issparse(rows) else np.asarray(rows)
     if not _are_counts(np.asarray(values)):
         _, source = _matrix(manager.adata, asked.get("layer"))

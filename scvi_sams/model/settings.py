@@ -142,7 +142,8 @@ def named_interactions(
             )
         return [(names[a], names[b]) for a, b in pairs]
     pairs_given: list[tuple[str, str]] = []
-    for pair in given:
+    pair: Any
+    for pair in interactions:
         if isinstance(pair, str) or not isinstance(pair, Collection) or len(pair) != 2:
             raise ScreenError(f"interactions holds {pair!r}: give pairs of two names.")
         first, second = map(str, pair)

@@ -8,8 +8,9 @@ import anndata
 import numpy as np
 import pytest
 import scvi
+import zarr
 
-from scvi_sams import SAMSVAE
+from scvi_sams import SAMSVAE, ScreenError
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams.data import loader
 from scvi_sams.data.loader import PoolSampler
@@ -97,7 +98,39 @@ def test_reads_few_pieces(on_disk, monkeypatch):
         lambda self, index: sizes.append(len(index)) or rows(self, index),
     )
     on_disk.get_latent_representation(batch_size=10)
-    assert sizes == [120] * 5
+    assert sizes == [17] + [120] * 5  # a look at whether they are counts still, then all
+
+
+@pytest.mark.filterwarnings("ignore:.*zarr v[23]")  # formats that anndata will write by default
+@pytest.mark.parametrize("storage", ["h5ad", "zarr"])
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_counts_changed_on_disk(in_memory, tmp_path, storage, kind):
+    """By another program, in the file that the model reads."""
+    adata = in_memory.adata.copy()
+    if kind == "dense":
+        adata.X = adata.X.toarray()
+    if storage == "h5ad":
+        adata.write_h5ad(tmp_path / "screen.h5ad")
+        adata = anndata.read_h5ad(tmp_path / "screen.h5ad", backed="r+")
+        stored = adata.file["X"]
+    else:
+        store = zarr.open_group(tmp_path / "screen.zarr", mode="w")
+        anndata.io.write_elem(store, "X", adata.X)
+        stored = store["X"]
+        adata.X = stored if kind == "dense" else anndata.io.sparse_dataset(stored)
+    model = SAMSVAE.load(_saved(in_memory, tmp_path), adata, accelerator="cpu")
+    model.get_latent_representation(indices=[1])
+    values = stored if kind == "dense" else stored["data"]
+    values[...] = np.log1p(values[...])
+    with pytest.raises(ScreenError, match=r"adata.X held counts when it was set up.*changed"):
+        model.get_latent_representation(indices=[1])
+    if storage == "h5ad":
+        adata.file.close()
+
+
+def _saved(model, folder):
+    model.save(folder / "model")
+    return folder / "model"
 
 
 def test_trains(on_disk):

@@ -288,6 +288,21 @@ class TestCode:
             _ = model.model
         assert not touched.exists()
 
+    def test_metadata_of_the_hub_need_no_reader_of_scvi_tools(self, fitted, tmp_path):
+        """Theirs unpickles, which the user guide says, and finds what can be said without."""
+        pytest.importorskip("huggingface_hub", reason="scvi.hub needs huggingface_hub")
+        from scvi.hub import HubMetadata
+
+        fitted.save(tmp_path / "model")
+        said = HubMetadata(scvi.__version__, "0", "SAMSVAE", model_parent_module="scvi_sams")
+        read = HubMetadata.from_dir(
+            str(tmp_path / "model"), anndata_version="0", model_parent_module="scvi_sams"
+        )
+        assert said == read
+        registry = SAMSVAE.load_registry(tmp_path / "model")
+        assert registry["scvi_version"] == scvi.__version__
+        assert registry["model_name"] == "SAMSVAE"
+
     def test_is_run_if_trusted(self, crafted):
         folder, touched = crafted
         SAMSVAE.load(folder, adata=False, accelerator="cpu", trusted=True)
