@@ -1,4 +1,4 @@
-"""What becomes of a model whose file is damaged, or whose process is killed while it saves."""
+"""What becomes of cases that went wrong, of damaged files, and of processes that are killed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import multiprocessing
 import shutil
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import torch
 from scvi.model.base import BaseModelClass
 
 from benchmarks._common import parser, prepare, print_table
+from benchmarks._fault_cases import CASES, Bench, what_happens
 from scvi_sams import SAMSVAE, ScreenError
 from scvi_sams.datasets import simulated_screen
 
@@ -27,7 +27,7 @@ __all__ = ["damaged_copies", "kills", "main", "save_a_model"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark: damaged files, then kills."""
+    """Run the benchmark: cases, damaged files, then kills."""
     arguments = parser(__doc__)
     arguments.add_argument("--damaged", type=int, default=60, help="copies of a file")
     arguments.add_argument("--kills", type=int, default=40)
@@ -35,6 +35,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--seed", type=int, default=0)
     arguments = arguments.parse_args(argv)
     prepare(arguments)
+    bench = Bench()
+    rows = [
+        {"id": number, "case": title, "now": what_happens(number, bench)}
+        for number, (title, _) in CASES.items()
+    ]
+    print_table("Cases that went wrong", rows, arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_a_model(folder / "model", n_hidden=arguments.hidden)
@@ -118,9 +124,7 @@ def damaged_copies(
 
 def _outcome(copy: Path, load: Callable[[Path], SAMSVAE], expected: list[Any]) -> str:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            fingerprint = _fingerprint(load(copy))
+        fingerprint = _fingerprint(load(copy))
     except ScreenError as error:
         named = f"{copy / 'model.pt'} is damaged" in str(error)
         return "refused by name" if named else "another error"
