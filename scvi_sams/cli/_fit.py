@@ -6,7 +6,6 @@ __all__ = ["fit"]
 
 import json
 import platform
-import signal
 import sys
 import time
 from contextlib import redirect_stdout
@@ -138,32 +137,13 @@ def fit(args: argparse.Namespace) -> None:
         print_report(mask, effect, ate, summary, args.output)
 
 
-class _Training(Callback):
-    """Stop at Ctrl-C with what was learned, and say a line after every tenth of the epochs."""
-
-    def __init__(self, says_epochs: bool) -> None:
-        self.says_epochs = says_epochs
-        self.stopped_in: str | None = None
-
-    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        """Take over Ctrl-C; the second one is not held up."""
-
-        def stop(*_: object) -> None:
-            signal.signal(signal.SIGINT, self.before)
-            self.stopped_in = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
-            trainer.should_stop = True
-
-        self.before = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, stop)
-
-    def teardown(self, *_: Any, **__: Any) -> None:
-        """Give Ctrl-C back."""
-        signal.signal(signal.SIGINT, self.before)
+class _Progress(Callback):
+    """Say a line after every tenth of the epochs."""
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         """Say the epoch, if its turn has come."""
         n_epochs, done = trainer.max_epochs or 1, trainer.current_epoch + 1
-        if self.says_epochs and done * _N_LINES // n_epochs > (done - 1) * _N_LINES // n_epochs:
+        if done * _N_LINES // n_epochs > (done - 1) * _N_LINES // n_epochs:
             say(f"Training: epoch {done} of {n_epochs}")
 
 
@@ -173,20 +153,19 @@ def _train(
     """Train and save the model at once: whatever fails from here on, it is there."""
     interactive = sys.stderr.isatty()
     scvi.settings.progress_bar_style = "tqdm" if interactive else "rich"  # rich: quiet in a log
-    training = _Training(says_epochs=not interactive)
     nobody = np.array([], dtype=int)
     model.train(
         max_epochs=args.max_epochs,
         accelerator=args.accelerator,
         enable_progress_bar=interactive,
-        callbacks=[training],
+        callbacks=[] if interactive else [_Progress()],
         datasplitter_kwargs={
             "external_indexing": [np.flatnonzero(~held_out), nobody, np.flatnonzero(held_out)]
         },
     )
     model.save(str(folder / "model"))
-    if training.stopped_in is not None:
-        raise KeyboardInterrupt(f"interrupted in {training.stopped_in}")
+    if model.stopped_in is not None:
+        raise KeyboardInterrupt(f"interrupted in {model.stopped_in}")
 
 
 def _latent(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -78,14 +79,16 @@ from scvi_sams.model.training import (
     infer_query,
     reference_cells,
     streamed_reference_cells,
+    tell_of_interruption,
 )
 from scvi_sams.module import SAMSVAEModule
 from scvi_sams.module.doses import Doses
 from scvi_sams.module.posteriors import CorrelatedEmbeddings
 from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan
+from scvi_sams.train.interruption import Interruption
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
@@ -189,6 +192,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
     _data_splitter_cls = SAMSDataSplitter
     _training_plan_cls = SAMSTrainingPlan
     _reordered: AnnData | None = None
+    stopped_in: str | None = None  # where Ctrl-C ended the last training, in words
 
     # scvi-tools' methods of given cells, with arguments and cells checked as in our own.
     get_normalized_expression = of_cells(RNASeqMixin.get_normalized_expression)
@@ -425,6 +429,11 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             ``accelerator``, ``devices``, ``check_val_every_n_epoch``, ``enable_checkpointing``,
             ``gradient_clip_val``, ``precision``, ``ckpt_path`` or ``callbacks``.
 
+        Warns
+        -----
+        UserWarning
+            If Ctrl-C ended training early: what was learned is kept, and may be used.
+
         Raises
         ------
         ScreenError
@@ -470,15 +479,22 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         if plan_kwargs.get("reduce_lr_on_plateau"):
             plan_kwargs.setdefault("lr_patience", max(1, min(_MAX_LR_PATIENCE, n_checks // 10)))
         self.module.train()  # scvi-tools leaves a module that was trained before as for reading
-        super().train(
-            max_epochs=max_epochs,
-            train_size=train_size,
-            batch_size=batch_size,
-            early_stopping=early_stopping,
-            plan_kwargs=plan_kwargs,
-            datasplitter_kwargs={"data_placement": data_placement, **datasplitter_kwargs},
-            **kwargs,
-        )
+        callbacks = kwargs.pop("callbacks", None) or []
+        callbacks = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+        with Interruption() as interruption:
+            super().train(
+                max_epochs=max_epochs,
+                train_size=train_size,
+                batch_size=batch_size,
+                early_stopping=early_stopping,
+                plan_kwargs=plan_kwargs,
+                datasplitter_kwargs={"data_placement": data_placement, **datasplitter_kwargs},
+                callbacks=[*callbacks, interruption],
+                **kwargs,
+            )
+        self.stopped_in = interruption.stopped_in
+        if self.stopped_in is not None:
+            tell_of_interruption(self, self.stopped_in)
         if self.adata is not None:
             self.reference_cells_ = reference_cells(self)
         else:

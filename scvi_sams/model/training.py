@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scvi
 import torch
 from lightning.pytorch import Trainer as LightningTrainer
 from scvi import REGISTRY_KEYS
@@ -38,6 +40,7 @@ __all__ = [
     "infer_query",
     "reference_cells",
     "streamed_reference_cells",
+    "tell_of_interruption",
 ]
 
 
@@ -130,6 +133,19 @@ def infer_query(model: SAMSVAE, n_passes: int | None, batch_size: int) -> None:
     model.test_indices_ = np.array([], dtype=int)
     model.history_ = {}
     model.is_trained_ = True
+
+
+def tell_of_interruption(model: SAMSVAE, stopped_in: str) -> None:
+    """Warn that training ended before its schedules did."""
+    effects = model.module.effects
+    is_early = effects is not None and not effects.masks_on
+    masks = " The masks were not on yet: all effects are zero." if is_early else ""
+    warnings.warn(
+        f"Training was interrupted in {stopped_in}. What was learned until then is kept, and the "
+        f"model can be used, saved or trained on.{masks}",
+        UserWarning,
+        stacklevel=scvi.settings.warnings_stacklevel,
+    )
 
 
 def reference_cells(model: SAMSVAE) -> dict[str, np.ndarray]:
