@@ -24,6 +24,7 @@ from scvi_sams._arguments import check_names, checked
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed, nearest, unknown_perturbations
 from scvi_sams.data import Conditions
+from scvi_sams.data.checks import check_covariates
 from scvi_sams.data.field import PerturbationField, registered_conditions
 from scvi_sams.data.loader import cells_of
 from scvi_sams.data.matrices import is_on_disk
@@ -50,6 +51,7 @@ __all__ = [
     "minibatches",
     "of_cells",
     "of_groups",
+    "of_samples",
     "pair_table",
     "pairs_together",
     "parse_conditions",
@@ -271,6 +273,25 @@ def of_groups(method: Callable[..., Any]) -> Any:
                 "Statistics of raw counts are not computed from disk: give all_stats=False, or "
                 "`adata.to_memory()`."
             )
+        return method(*asked.args, **asked.kwargs)
+
+    return checked_method
+
+
+def of_samples(method: Callable[..., Any]) -> Any:
+    """Have scvi-tools' comparison of samples refuse those that are not there."""
+
+    @functools.wraps(method)
+    def checked_method(model: SAMSVAE, *args: Any, **kwargs: Any) -> Any:
+        asked = inspect.signature(method).bind(model, *args, **kwargs)
+        given = asked.arguments
+        model._check_if_trained(warn=False)
+        if (key := given.get("sample_key")) is None:
+            raise ScreenError("sample_key is missing: name the column of adata.obs with samples.")
+        for name in ("adata", "adata_sub"):  # the second is of scvi-tools 1.5
+            if name == "adata" or given.get(name) is not None:
+                given[name] = adata = model._validate_anndata(given.get(name))
+                check_covariates(adata, categorical=[key])
         return method(*asked.args, **asked.kwargs)
 
     return checked_method

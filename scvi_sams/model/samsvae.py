@@ -35,7 +35,6 @@ from scvi_sams.data.checks import (
     ScreenManager,
     check_adata,
     check_confounding,
-    check_covariates,
     check_doses,
     check_unchanged,
     genes_of,
@@ -61,6 +60,7 @@ from scvi_sams.model.read_outs import (
     minibatches,
     of_cells,
     of_groups,
+    of_samples,
     parse_conditions,
     perturbation_table,
     require_effects,
@@ -201,6 +201,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
     get_feature_correlation_matrix = of_cells(RNASeqMixin.get_feature_correlation_matrix)
     get_reconstruction_error = of_cells(VAEMixin.get_reconstruction_error)
     differential_expression = of_groups(RNASeqMixin.differential_expression)
+    differential_abundance = of_samples(VAEMixin.differential_abundance)
 
     def __init__(
         self,
@@ -1195,49 +1196,6 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         raise NotImplementedError(
             f"{type(self).__name__} has no latent library size: it takes the sum of the counts, "
             "or the column given as size_factor_key in setup_anndata."
-        )
-
-    def differential_abundance(
-        self,
-        adata: AnnData | None = None,
-        sample_key: str | None = None,
-        batch_size: int = 128,
-        num_cells_posterior: int | None = None,
-        dof: float | None = None,
-    ) -> None:
-        """Log densities of all cells among those of each sample, see scvi-tools.
-
-        They go to ``adata.obsm["da_log_probs"]``, cells x samples.
-
-        Parameters
-        ----------
-        adata
-            Cells; those the model was set up with by default.
-        sample_key
-            Column of ``adata.obs`` with the samples.
-        batch_size
-            Cells in a minibatch.
-        num_cells_posterior
-            Most cells of a sample to compare with, drawn by numpy.
-        dof
-            As in :meth:`get_aggregated_posterior`.
-
-        Raises
-        ------
-        ScreenError
-            If there is no such column, or a cell has no sample.
-
-        Examples
-        --------
-        >>> model.differential_abundance(sample_key="perturbation")  # doctest: +SKIP
-        """
-        self._check_if_trained(warn=False)
-        adata = self._validate_anndata(adata)
-        if sample_key is None:
-            raise ScreenError("sample_key is missing: name the column of adata.obs with samples.")
-        check_covariates(adata, categorical=[sample_key])
-        super().differential_abundance(
-            adata, sample_key, checked("batch_size", batch_size), num_cells_posterior, dof
         )
 
     def get_marginal_ll(self, *args: Any, **kwargs: Any) -> float | np.ndarray:
