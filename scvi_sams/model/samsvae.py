@@ -159,8 +159,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         the data, or ``0`` for the paper's exact zero. Closed-form inference only.
     mask_evidence_cells
         Evidence for a mask saturates at this many cells, so that masks call effects that are
-        large, not merely detectable. ``None`` for the exact posterior. Fewer give cleaner masks.
-        Closed-form inference only.
+        large, not merely detectable; at 30, if that is fewer, while the networks train. ``None``
+        for the exact posterior. Fewer give cleaner masks. Closed-form inference only.
     dose_response
         ``"linear"``: the shift is proportional to the dose. ``"hill"``: it saturates, with EC50
         and slope learned for each perturbation.
@@ -226,7 +226,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         mask_prior_shared_by: Literal["all", "latent", "perturbation"] = "all",
         embedding_scale: float = 1.0,
         spike_scale: float | Literal["learned"] = "learned",
-        mask_evidence_cells: float | None = 30.0,
+        mask_evidence_cells: float | None = 100.0,
         dose_response: Literal["linear", "hill"] = "linear",
         interactions: bool | Sequence[tuple[str, str]] = False,
         interaction_prior: float = 0.002,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from scvi_sams._compat import HostState
 from scvi_sams.module.posteriors import SpikeSlab
+from scvi_sams.module.rotation import SparseEvidence, procrustes, sparse_rotation
 from scvi_sams.module.statistics import RunningStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from torch import Tensor
 
@@ -26,9 +27,10 @@ __all__ = [
     "ClosedForm",
     "learned_background_variance",
     "one_thread",
-    "procrustes",
+    "ScaleMixture",
+    "safe_step",
+    "scale_mixture",
     "selection_penalty",
-    "sparse_rotation",
     "spike_slab",
 ]
 
@@ -55,12 +57,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-# Of the root mean square effect: at first only effects that stand out pull the axes towards them,
-# at last those of half the typical size too, below which there is mostly noise.
-_THRESHOLDS = (1.5, 1.05, 0.75, 0.5)
-_N_STARTS, _N_ITERATIONS = 16, 100
-_MOST_LATENTS_AT_FULL_EFFORT = 64  # a second of one core, and no more beyond
-_MAX_START_ROWS = 2_000  # enough to find the basin of a rotation
 _MAX_LOGIT = 12.0  # inclusion probabilities stay off 0 and 1, so that a mask can change its mind
 
 
@@ -204,121 +200,106 @@ def learned_background_variance(
     )
 
 
-def procrustes(cross: Tensor) -> Tensor:
-    """Orthogonal matrix closest to ``cross``: the maximiser of ``trace(A.T @ cross)``.
+class ScaleMixture(NamedTuple):
+    """Posterior of effects outside the masks, each of shape ``(n_rows, n_latent)``.
 
-    Parameters
-    ----------
-    cross
-        Shape ``(n_latent, n_latent)``.
-
-    Returns
-    -------
-    Shape ``(n_latent, n_latent)``.
+    The scales are the first axis of ``responsibility``; ``divergence`` is that of the posterior
+    from the prior, in nats.
     """
-    left, _, right = torch.linalg.svd(cross)
-    return left @ right
+
+    mean: Tensor
+    variance: Tensor
+    responsibility: Tensor
+    divergence: Tensor
 
 
-def sparse_rotation(
-    effects: Tensor,
-    *,
-    n_starts: int | None = None,
-    max_iterations: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Rotation that makes a matrix of effects sparse.
+def scale_mixture(
+    score: Tensor, curvature: Tensor, variances: Tensor, weights: Tensor
+) -> ScaleMixture:
+    r"""Posterior of effects whose prior is a mixture of centred normals.
 
-    From several starts: quartimax (the rotation of greatest sum of fourth powers, by fixed-point
-    steps), whose smooth criterion finds the basin, then Procrustes rotation towards the rotated
-    effects with the small ones set to zero, under a falling threshold. Quartimax alone is biased
-    where the effects of several latents overlap. The start of least absolute sum is kept. Starts
-    are compared on the strongest 2,000 perturbations; the best one is then refined on all.
+    Every component is conjugate to the quadratic log-likelihood, so that the posterior is a
+    mixture of normals: adaptive shrinkage (Stephens 2017).
 
     Parameters
     ----------
-    effects
-        Shape ``(n_perturbations, n_latent)``.
-    n_starts
-        Number of starts; the first is the identity, the others are random. By default 16, fewer
-        beyond 64 latents: each step is a singular value decomposition, whose cost grows with the
-        cube of their number.
-    max_iterations
-        Most steps of each stage of a start; by default 100, fewer where one start is left.
-    generator
-        Source of the random starts.
-
-    Returns
-    -------
-    Orthogonal matrix, shape ``(n_latent, n_latent)``.
+    score, curvature
+        As in :func:`spike_slab`, shape ``(n_rows, n_latent)``.
+    variances, weights
+        Of the components, shape ``(n_scales,)``; a variance may be zero.
 
     Examples
     --------
-    >>> rotation = sparse_rotation(torch.eye(3))
-    >>> torch.allclose(rotation @ rotation.T, torch.eye(3), atol=1e-5)
-    True
+    >>> posterior = scale_mixture(
+    ...     torch.tensor([[10.0]]), torch.tensor([[4.0]]), torch.tensor([0.0, 1.0]), torch.ones(2)
+    ... )
+    >>> posterior.mean
+    tensor([[1.9998]])
     """
-    n_latent = effects.shape[1]
-    starts_worth = _N_STARTS * min(1.0, (_MOST_LATENTS_AT_FULL_EFFORT / n_latent) ** 3)
-    n_starts = max(1, round(starts_worth)) if n_starts is None else n_starts
-    if max_iterations is None:
-        max_iterations = max(5, round(_N_ITERATIONS * min(1.0, starts_worth)))
-    identity = torch.eye(n_latent, dtype=effects.dtype, device=effects.device)
-    everything, n_kept = effects, min(_MAX_START_ROWS, len(effects))
-    if n_kept < len(effects):
-        effects = effects[effects.square().sum(1).topk(n_kept).indices.sort().values]
-    scale = effects.square().mean().sqrt()
-    best, least = identity, math.inf
-    for start in range(n_starts):
-        rotation = identity
-        if start > 0:
-            # Drawn where the generator lives, so that a seed means the same on every device.
-            noise = torch.randn(n_latent, n_latent, generator=generator, dtype=effects.dtype)
-            rotation = torch.linalg.qr(noise.to(effects.device))[0]
-        rotation = _rotate_towards(effects, rotation, _cube, max_iterations)
-        for factor in _THRESHOLDS:
-            keep_large = partial(_keep_large, threshold=factor * scale)
-            rotation = _rotate_towards(effects, rotation, keep_large, max_iterations)
-        absolute = (effects @ rotation).abs().sum().item()
-        if absolute < least:
-            best, least = rotation, absolute
-    if n_kept < len(everything):
-        threshold = _THRESHOLDS[-1] * everything.square().mean().sqrt()
-        keep_large = partial(_keep_large, threshold=threshold)
-        best = _rotate_towards(everything, best, keep_large, max_iterations)
-    return best
+    variances, weights = variances[:, None, None], weights[:, None, None]
+    shrunk = variances / (1 + variances * curvature)  # posterior variance of each component
+    evidence = 0.5 * (shrunk * score.square() - torch.log1p(variances * curvature))
+    log_joint = weights.clamp(min=1e-30).log() + evidence
+    log_evidence = log_joint.logsumexp(0)
+    responsibility = (log_joint - log_evidence).exp()
+    mean = (responsibility * shrunk).sum(0) * score
+    second = (responsibility * (shrunk + (shrunk * score).square())).sum(0)
+    expected_log_likelihood = score * mean - 0.5 * curvature * second
+    return ScaleMixture(
+        mean,
+        (second - mean.square()).clamp(min=0),
+        responsibility,
+        (expected_log_likelihood - log_evidence).clamp(min=0),
+    )
 
 
-def _cube(rotated: Tensor) -> Tensor:
-    return rotated**3
+def safe_step(curvature: Tensor, rotation: Tensor, n_iterations: int = 8) -> Tensor:
+    """Largest share of the way to their optima that all effects of a perturbation may go at once.
 
+    Among the latents the curvature has entries off its diagonal where the networks use some
+    coordinates and not others. Simultaneous steps converge below twice the inverse of the largest
+    eigenvalue of the curvature scaled to a unit diagonal, which power iterations find.
 
-def _keep_large(rotated: Tensor, threshold: Tensor) -> Tensor:
-    return rotated * (rotated.abs() > threshold)
+    Parameters
+    ----------
+    curvature
+        In the networks' coordinates, where it is diagonal, shape ``(n_rows, n_latent)``.
+    rotation
+        Axes of the latents in rows.
+    n_iterations
+        Power iterations.
 
+    Returns
+    -------
+    Shape ``(n_rows, 1)``, at most one.
 
-def _rotate_towards(
-    effects: Tensor,
-    rotation: Tensor,
-    target: Callable[[Tensor], Tensor],
-    max_iterations: int,
-    tolerance: float = 1e-4,
-) -> Tensor:
-    """Repeat the Procrustes rotation of effects towards a function of the rotated effects."""
-    for _ in range(max_iterations):
-        previous, rotation = rotation, procrustes(effects.T @ target(effects @ rotation))
-        if (rotation - previous).abs().max() < tolerance:
-            break
-    return rotation
+    Examples
+    --------
+    >>> safe_step(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8], [0.8, -0.6]]))
+    tensor([[0.5000]])
+    """
+    scale = (curvature @ rotation.T.square()).clamp(min=1e-12).rsqrt()
+    vector = torch.ones_like(curvature) + 1e-3 * torch.arange(curvature.shape[1]).to(curvature)
+    for _ in range(n_iterations):
+        vector = F.normalize(vector, dim=1)
+        vector = scale * ((((scale * vector) @ rotation) * curvature) @ rotation.T)
+    return 1 / vector.norm(dim=1, keepdim=True).clamp(min=1.0)
 
 
 _MAX_STEP = 0.7  # of an update towards its optimum: the networks have not yet answered the last
 _MAX_RELATIVE_WEIGHT = 2.0  # a perturbation with very many cells must not set the rotation alone
 _SWITCH_ON_LOGIT = 8.0  # masks start on and are pruned
 _SWITCH_ON_SWEEPS = 15
+_RENEW_SWEEPS = 8  # from masks that are on, after the latents were turned
+_FINAL_SWEEPS = 30
+_LEAST_GAIN = 1.0  # nats that other axes must be worth
+_N_RANDOM_STARTS = 2  # of the last search, when there is time
+_NULL_EFFECTS = 10.0  # effects of exactly zero that the prior of the background's scales counts
+# While the networks train. What is called later may be weaker: it cannot bend them any more.
+_TRAINING_EVIDENCE_CELLS = 30.0
 
 
-class ClosedForm(nn.Module):
+class ClosedForm(HostState, nn.Module):
     """Coordinate ascent over masks, effects and rotation, from sufficient statistics of the cells.
 
     The statistics are in the networks' coordinates; the effects are turned to them and back here
@@ -333,9 +314,16 @@ class ClosedForm(nn.Module):
     mask_evidence_cells
         Evidence for a mask saturates at this many cells; ``None`` for no limit. An effect must
         stand out from a background of standard deviation ``mask_evidence_cells ** -0.5`` (in
-        units of the basal standard deviation) to be called a mechanism.
+        units of the basal standard deviation) to be called a mechanism. While networks train, at
+        30 if that is fewer, so that they straighten what is weak rather than to call it.
+
+    Attributes
+    ----------
+    settled
+        Whether the networks are trained, see :meth:`settle`.
     """
 
+    host_state = ("settled",)
     basal_mean: Tensor
 
     def __init__(
@@ -344,10 +332,11 @@ class ClosedForm(nn.Module):
         n_latent: int,
         *,
         n_batch: int = 1,
-        mask_evidence_cells: float | None = 30.0,
+        mask_evidence_cells: float | None = 100.0,
     ) -> None:
         super().__init__()
-        self.mask_floor_variance = 1 / mask_evidence_cells if mask_evidence_cells else 0.0
+        self.mask_evidence_cells = mask_evidence_cells
+        self.settled = False
         self.statistics = RunningStatistics(n_rows, n_latent, n_batch)
         self.register_buffer("basal_mean", torch.zeros(n_batch, n_latent))
 
@@ -423,59 +412,125 @@ class ClosedForm(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         """Start the masks after the warm-up: rotate dense shifts to sparse ones, then prune."""
-        score, curvature, mean = self._problem(effects, n_training_cells)
-        shifts = (score + curvature * effects.to_network(mean)) / (
-            curvature + 1 / effects.embedding_variance
-        )
+        score, curvature = self._at_zero(effects, n_training_cells)
+        shifts = score / (curvature + 1 / effects.embedding_variance)
         if effects.sparse:
             weight = curvature.mean(1, keepdim=True)
             weight = (weight / weight.mean()).sqrt().clamp(max=_MAX_RELATIVE_WEIGHT)
             rotation = sparse_rotation(shifts * weight, generator=generator)
-            effects.rotation.copy_(rotation.T)
-            shifts = shifts @ rotation
-        effects.slab_mean.copy_(shifts)
-        effects.set_mask_logits(_SWITCH_ON_LOGIT)
-        effects.masks_on = True
-        self.update(effects, n_training_cells, n_sweeps=_SWITCH_ON_SWEEPS)
+            evidence = self._evidence(effects, score, curvature)
+            effects.rotation.copy_(evidence.search([rotation.T, evidence.principal_axes()]))
+        self._renew_masks(effects, shifts, n_training_cells, _SWITCH_ON_SWEEPS)
+
+    def resume(self, effects: SpikeAndSlab) -> None:
+        """Take back what :meth:`settle` did, as networks will move again; not those of a query."""
+        if not effects.is_query:
+            self.settled = effects.has_mixture = False
 
     @torch.no_grad()
     @one_thread()
-    def update(self, effects: SpikeAndSlab, n_training_cells: int, n_sweeps: int = 1) -> None:
+    def settle(
+        self,
+        effects: SpikeAndSlab,
+        n_training_cells: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Once the networks are trained: the axes anew, what masks and background say, the order.
+
+        Masks are read at all the evidence that they may have, and the background, a normal while
+        the networks straighten what it would take up, becomes a mixture of scales.
+        """
+        if not effects.masks_on or effects.is_frozen:
+            return
+        if effects.sparse and not effects.is_query:
+            score, curvature = self._at_zero(effects, n_training_cells)
+            evidence = self._evidence(effects, score, curvature)
+            starts = [effects.rotation, evidence.principal_axes()]
+            rotation = evidence.search(starts, _N_RANDOM_STARTS, generator)
+            if evidence.total(rotation) > evidence.total(effects.rotation) + _LEAST_GAIN:
+                shifts = score / (curvature + 1 / effects.embedding_variance)
+                effects.rotation.copy_(rotation)
+                self._renew_masks(effects, shifts, n_training_cells, _RENEW_SWEEPS)
+            effects.start_mixture()
+        self.settled = True
+        self.update(effects, n_training_cells, _FINAL_SWEEPS, align=False)
+        effects.order_latents()
+
+    def _renew_masks(
+        self, effects: SpikeAndSlab, shifts: Tensor, n_training_cells: int, n_sweeps: int
+    ) -> None:
+        """Start from dense shifts with all masks on, and prune."""
+        effects.slab_mean.copy_(shifts @ effects.rotation.T)
+        effects.set_mask_logits(_SWITCH_ON_LOGIT)
+        effects.masks_on = True
+        self.update(effects, n_training_cells, n_sweeps, align=False)
+
+    def _evidence(self, effects: SpikeAndSlab, score: Tensor, curvature: Tensor) -> SparseEvidence:
+        """Evidence of perturbations for axes, with masks as they are judged in training."""
+        n = effects.n_perturbations
+        log_on, log_off = effects.mask_prior.log_probabilities(slice(n))
+        return SparseEvidence(
+            score[:n],
+            curvature[:n],
+            (log_on - log_off).mean().item(),
+            effects.embedding_variance,
+            self._floor(in_training=True),
+        )
+
+    def _floor(self, in_training: bool) -> float:
+        """Variance of the effects that count as background when masks are judged."""
+        if self.mask_evidence_cells is None:
+            return 0.0
+        n_cells = self.mask_evidence_cells
+        return 1 / (min(n_cells, _TRAINING_EVIDENCE_CELLS) if in_training else n_cells)
+
+    @torch.no_grad()
+    @one_thread()
+    def update(
+        self, effects: SpikeAndSlab, n_training_cells: int, n_sweeps: int = 1, align: bool = True
+    ) -> None:
         """Sweep over rotation, masks and effects, a step towards the optimum of each.
 
-        All perturbations move at once, so those of cells with several take smaller steps. The
-        rotation stays if the effects are dense, where it means nothing, or some are frozen.
+        All latents of all perturbations move at once, which bounds the steps, and those of
+        perturbations that share cells more. The rotation stays without `align`, if the effects are
+        dense, where it means nothing, or some are frozen.
         """
         is_free = effects.sparse and not effects.is_query
+        floor = self._floor(in_training=not self.settled)
         n_together = self.statistics.n_together
-        step = torch.where(n_together > 2, 1 / n_together, _MAX_STEP)
+        most = torch.where(n_together > 2, 1 / n_together, _MAX_STEP)
         for _ in range(n_sweeps):
-            if is_free:
+            if is_free and align:
                 _align_rotation(effects, *self._problem(effects, n_training_cells))
             score, curvature, mean = self._problem(effects, n_training_cells)
+            step = torch.minimum(most, safe_step(curvature, effects.rotation))
             curvature = curvature @ effects.rotation.T.square()
+            score = score @ effects.rotation.T + curvature * mean
             log_on, log_off = effects.mask_prior.log_probabilities()
             posterior = spike_slab(
-                score @ effects.rotation.T + curvature * mean,
+                score,
                 curvature,
                 mask_prior_logit=log_on - log_off,
                 embedding_variance=effects.embedding_variance,
-                background_variance=effects.prior_background(),
-                mask_floor_variance=self.mask_floor_variance,
+                # What masks mean does not depend on the scales that a mixture finds.
+                background_variance=0.0 if effects.has_mixture else effects.prior_background(),
+                mask_floor_variance=floor,
             )
+            if effects.has_mixture:
+                posterior = _under_mixture(effects, posterior, score, curvature)
             effects.assign(posterior, step)
-            if self.mask_floor_variance > 0:
+            if floor > 0:
                 penalty = selection_penalty(
                     effects.mask_log_odds(),
                     curvature,
                     embedding_variance=effects.embedding_variance,
-                    mask_floor_variance=self.mask_floor_variance,
+                    mask_floor_variance=floor,
                 )
                 effects.selection_penalty.copy_(
                     torch.where(effects.frozen, effects.selection_penalty, penalty)
                 )
             effects.update_mask_prior()
-            if effects.learns_background and is_free:
+            if effects.learns_background and is_free and not effects.has_mixture:
                 of_perturbations = effects.parameters_of(slice(effects.n_perturbations))
                 effects.background_variance.copy_(learned_background_variance(of_perturbations))
 
@@ -488,6 +543,35 @@ class ClosedForm(nn.Module):
             effects.to_network(mean), n_training_cells
         )
         return score, curvature, mean
+
+    def _at_zero(self, effects: SpikeAndSlab, n_training_cells: int) -> tuple[Tensor, Tensor]:
+        """Score, at no effect of the perturbation itself, and curvature, networks' coordinates."""
+        score, curvature, mean = self._problem(effects, n_training_cells)
+        return score + curvature * effects.to_network(mean), curvature
+
+
+def _under_mixture(
+    effects: SpikeAndSlab, posterior: SpikeSlab, score: Tensor, curvature: Tensor
+) -> SpikeSlab:
+    """Effects outside the masks under a mixture of scales; a step of EM for its weights."""
+    n = effects.n_perturbations  # pairs have no background
+    score, curvature = score[:n], curvature[:n]
+    variances, weights = effects.background_scales.square(), effects.background_weights
+    if not effects.is_query:
+        found = scale_mixture(score, curvature, variances, weights)
+        off = torch.sigmoid(-posterior.mask_logits[:n])
+        count = (found.responsibility * off).sum((1, 2))
+        count[0] += _NULL_EFFECTS
+        weights.copy_(count / count.sum())
+        effects.background_variance.copy_(weights @ variances)
+    found = scale_mixture(score, curvature, variances, weights)
+    kept = effects.frozen[:n]
+    divergence = effects.spike_divergence
+    divergence[:n] = torch.where(kept, divergence[:n], found.divergence)
+    return posterior._replace(
+        spike_mean=torch.cat([found.mean, posterior.spike_mean[n:]]),
+        spike_variance=torch.cat([found.variance, posterior.spike_variance[n:]]),
+    )
 
 
 def _align_rotation(effects: SpikeAndSlab, score: Tensor, curvature: Tensor, mean: Tensor) -> None:

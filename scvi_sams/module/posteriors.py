@@ -38,6 +38,7 @@ __all__ = [
 GIVEN_LOGIT = 40.0  # of a mask that is given: its probability is exactly one in any precision
 _LEAST_LOG = -1e6  # stands in for the logarithm of zero, which has no product with zero
 _RELAXATION_TEMPERATURE = 0.5
+_BACKGROUND_SCALES = (0.0, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0)  # of the basal standard deviation
 _N_CODE = 100  # width of the network that the correlated posterior shares
 
 
@@ -220,6 +221,13 @@ class MaskPrior(nn.Module):
         on = mask_probability.sum(axes, keepdim=True)
         self.posterior_a.copy_(self.a + on)
         self.posterior_b.copy_(self.b + self.n_shared - on)
+
+    @torch.no_grad()
+    def order_latents(self, order: Tensor) -> None:
+        """Put latents in another order."""
+        if self.shared_by == "latent" and self.fixed is None:
+            self.posterior_a.copy_(self.posterior_a[:, order])
+            self.posterior_b.copy_(self.posterior_b[:, order])
 
     def kl_masks(self, mask_logits: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """Divergence of masks from the prior, expected over it, shape ``(n_rows, n_latent)``."""
@@ -643,9 +651,13 @@ class SpikeAndSlab(EffectsPosterior):
         posterior itself, so that one fit gives both clean masks and full effects.
     """
 
+    host_state: ClassVar[tuple[str, ...]] = ("masks_on", "n_frozen", "has_mixture")
     spike_mean: Tensor
     spike_variance: Tensor
+    spike_divergence: Tensor
     background_variance: Tensor
+    background_scales: Tensor
+    background_weights: Tensor
     selection_penalty: Tensor
 
     def __init__(
@@ -664,6 +676,47 @@ class SpikeAndSlab(EffectsPosterior):
         variance = initial**2 if self.has_background else 0.0
         self.register_buffer("background_variance", torch.tensor(variance))
         self.register_buffer("selection_penalty", torch.zeros_like(self.slab_mean))
+        self.has_mixture = False
+        # A mixture of scales takes the place of the normal background at the end of training.
+        self.register_buffer("spike_divergence", torch.zeros_like(self.slab_mean))
+        self.register_buffer("background_scales", torch.tensor(_BACKGROUND_SCALES))
+        self.register_buffer("background_weights", torch.zeros(len(_BACKGROUND_SCALES)))
+
+    @torch.no_grad()
+    def start_mixture(self) -> None:
+        """Let a mixture of scales, all as likely, take the place of a background that is learned.
+
+        Unlike one normal it shrinks what is noise and leaves what is weak and real.
+        """
+        if self.learns_background:
+            self.background_weights.fill_(1 / len(self.background_weights))
+            self.has_mixture = True
+
+    @torch.no_grad()
+    def order_latents(self) -> None:
+        """Put latents in the order of their share of the effects, the strongest of each positive.
+
+        Which comes first, and which end of it is up, means nothing: the rotation turns with them
+        and all that is in the networks' coordinates stays as it is.
+        """
+        if self.is_query or not self.sparse:
+            return
+        effect = (self.mask_probability() * self.slab_mean)[: self.n_perturbations]
+        order = effect.square().sum(0).argsort(descending=True, stable=True)
+        strongest = effect.gather(0, effect.abs().argmax(0, keepdim=True))[0, order]
+        sign = torch.where(strongest < 0, -1.0, 1.0)
+        for field in (
+            self.mask_logits,
+            self.slab_log_variance,
+            self.spike_variance,
+            self.spike_divergence,
+            self.selection_penalty,
+        ):
+            field.copy_(field[:, order])
+        for field in (self.slab_mean, self.spike_mean):
+            field.copy_(field[:, order] * sign)
+        self.rotation.copy_(self.rotation[order] * sign.unsqueeze(1))
+        self.mask_prior.order_latents(order)
 
     def prior_background(self) -> Tensor:
         """Prior variance of the background, broadcasts to ``(n_rows, n_latent)``."""
@@ -706,6 +759,9 @@ class SpikeAndSlab(EffectsPosterior):
         mean, variance = self.slab_mean[rows], self.slab_log_variance[rows].exp()
         if not self.has_background:
             return on * kl_centred_normal(mean, variance, self.embedding_variance)
+        if self.has_mixture:
+            kl_slab = kl_centred_normal(mean, variance, self.embedding_variance)
+            return on * kl_slab + (1 - on) * self.spike_divergence[rows]
         background = self.prior_background()[rows]
         kl_slab = kl_centred_normal(mean, variance, self.embedding_variance + background)
         spike = self.spike_mean[rows], self.spike_variance[rows]

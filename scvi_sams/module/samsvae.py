@@ -93,7 +93,7 @@ class SAMSVAEModule(PerturbationVAEModule):
         mask_prior_shared_by: MaskPriorSharing = "all",
         embedding_scale: float = 1.0,
         background_scale: float | Literal["learned"] = "learned",
-        mask_evidence_cells: float | None = 30.0,
+        mask_evidence_cells: float | None = 100.0,
         reference_doses: Sequence[float] | None = None,
         interactions: Sequence[tuple[int, int]] = (),
         interaction_prior: float = 0.002,
@@ -413,6 +413,12 @@ def _upgrade_state(
         weight = state[prefix + "closed_form.statistics.weight"]
         together = torch.full_like(weight, largest.item())
         state[prefix + "closed_form.statistics.n_together"] = together
+    if module.closed_form is not None:
+        state[prefix + "closed_form.settled"] = state[prefix + "effects.masks_on"].bool()
+    if isinstance(module.effects, SpikeAndSlab):
+        for name in ("spike_divergence", "background_scales", "background_weights"):
+            state[prefix + f"effects.{name}"] = getattr(module.effects, name)
+        state[prefix + "effects.has_mixture"] = torch.tensor(False)
     known = module.state_dict().keys()
     for key in [k for k in state if k.startswith(prefix + "effects.")]:
         if key[len(prefix) :] not in known:  # families used to keep the fields of all

@@ -88,6 +88,15 @@ class GlobalUpdates:
                 closed_form.update(solved, module.n_training_cells)
         equalise_globals(module)
 
+    def finish(self) -> None:
+        """Settle masks, effects and the order of latents, once the networks are trained."""
+        module = self.module
+        if module.closed_form is not None:
+            solved: SpikeAndSlab = module.effects  # type: ignore[assignment]
+            generator = torch.Generator().manual_seed(self.seed)
+            module.closed_form.settle(solved, module.n_training_cells, generator)
+            equalise_globals(module)
+
 
 @torch.no_grad()
 def infer_effects(module: PerturbationVAEModule, dataloader: Any, n_passes: int) -> None:

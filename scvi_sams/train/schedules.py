@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["cosine_learning_rate", "default_warmups", "linear_warmup", "share_done"]
+__all__ = [
+    "cosine_learning_rate",
+    "default_pulse",
+    "default_warmups",
+    "linear_warmup",
+    "pulse",
+    "share_done",
+]
 
 
 _SHALLOW = 1_000  # counts a cell
@@ -41,6 +48,27 @@ def default_warmups(counts_per_cell: float, is_closed_form: bool) -> tuple[float
     """
     divergence, mask = (0.8, 0.4) if counts_per_cell < _SHALLOW else (0.4, 0.5)
     return divergence, mask if is_closed_form else 0.0
+
+
+def default_pulse(counts_per_cell: float, is_closed_form: bool) -> float:
+    """Height of the pulse of the weight on the divergence of the basal state.
+
+    :class:`~scvi_sams.train.SAMSTrainingPlan` says what it is for. In shallow cells, and where
+    features have no counts to tell how sure they are, it would prune what is real.
+
+    Parameters
+    ----------
+    counts_per_cell
+        Mean library size; infinite for features.
+    is_closed_form
+        Whether the closed-form engine trains the masks.
+
+    Examples
+    --------
+    >>> default_pulse(8_000.0, is_closed_form=True)
+    6.0
+    """
+    return 6.0 if is_closed_form and _SHALLOW <= counts_per_cell < math.inf else 1.0
 
 
 def linear_warmup(progress: float, duration: float, start: float = 0.0) -> float:
@@ -90,3 +118,28 @@ def cosine_learning_rate(
     progress = min(1.0, step / max(n_steps, 1))
     half_cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return rise * (final_factor + (1 - final_factor) * half_cosine)
+
+
+def pulse(progress: float, start: float, height: float, duration: float = 0.3) -> float:
+    """Factor that jumps to a height, stays for half of the duration and returns to one.
+
+    Parameters
+    ----------
+    progress
+        Share of training done, from 0 to 1.
+    start
+        Where it begins.
+    height
+        The factor at its peak.
+    duration
+        Share of training that it takes.
+
+    Examples
+    --------
+    >>> [round(pulse(share, 0.5, 6.0), 2) for share in (0.4, 0.5, 0.65, 0.725, 0.8)]
+    [1.0, 6.0, 6.0, 3.5, 1.0]
+    """
+    done = (progress - start) / duration
+    if not 0 <= done < 1:
+        return 1.0
+    return 1 + (height - 1) * min(1.0, 2 * (1 - done))

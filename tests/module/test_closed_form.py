@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,16 +15,20 @@ from scvi_sams.module.closed_form import (
     ClosedForm,
     learned_background_variance,
     one_thread,
-    procrustes,
+    safe_step,
+    scale_mixture,
     selection_penalty,
-    sparse_rotation,
     spike_slab,
 )
 from scvi_sams.module.networks import Potential
-from scvi_sams.module.posteriors import MaskPrior, SpikeAndSlab, SpikeSlab
+from scvi_sams.module.posteriors import SpikeSlab
 from scvi_sams.module.statistics import RunningStatistics
 
+from ._effects import make_effects, match_columns, random_rotation, sparse_matrix
 from .minibatches import padded
+
+if TYPE_CHECKING:
+    from scvi_sams.module.posteriors import SpikeAndSlab
 
 PRIOR_LOGIT = -1.3
 EMBEDDING_VARIANCE = 0.8
@@ -163,49 +168,6 @@ class TestLearnedBackgroundVariance:
         assert variance.item() == pytest.approx(truth, rel=0.1)
 
 
-class TestProcrustes:
-    def test_is_orthogonal_and_maximises_the_trace(self):
-        cross = torch.randn(5, 5, dtype=torch.float64)
-        closest = procrustes(cross)
-        identity = torch.eye(5, dtype=torch.float64)
-        torch.testing.assert_close(closest @ closest.T, identity)
-        best = torch.trace(closest.T @ cross)
-        torch.testing.assert_close(best, torch.linalg.svdvals(cross).sum())
-        for size in (1e-3, 0.1, 1.0):
-            skew = size * torch.randn(50, 5, 5, dtype=torch.float64)
-            others = closest @ torch.matrix_exp(skew - skew.mT)
-            assert ((others.mT @ cross).diagonal(dim1=1, dim2=2).sum(1) <= best).all()
-
-    def test_recovers_a_rotation(self):
-        rotation = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0]
-        points = torch.randn(40, 6, dtype=torch.float64)
-        torch.testing.assert_close(procrustes(points.T @ (points @ rotation)), rotation)
-
-
-def random_rotation(n: int) -> torch.Tensor:
-    return torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0]
-
-
-def sparse_matrix(n_rows: int, n_columns: int) -> torch.Tensor:
-    """One entry in ten is not zero, and one more in every row."""
-    matrix = torch.randn(n_rows, n_columns, dtype=torch.float64)
-    matrix = matrix.sign() * (0.7 + matrix.abs())
-    matrix *= torch.rand(n_rows, n_columns) < 0.1
-    place = torch.arange(n_rows)
-    matrix[place, place % n_columns] = 1.5
-    return matrix
-
-
-def match_columns(columns: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Cosine of each true column with the column found for it, none of which serves twice."""
-    cosine = torch.nn.functional.normalize(truth, dim=0).T @ torch.nn.functional.normalize(
-        columns, dim=0
-    )
-    best = cosine.abs().argmax(1)
-    assert len(best.unique()) == truth.shape[1]
-    return cosine.abs().amax(1)
-
-
 class TestSelectionPenalty:
     def test_is_the_evidence_of_noise_turned_into_one_latent(self):
         """By simulation: a free rotation puts all noise of a perturbation on one latent."""
@@ -243,44 +205,6 @@ class TestSelectionPenalty:
         assert penalty[1, 0] > 0.5
         assert penalty[0, 1] > 0.5
         assert penalty[2].max() < 0.01
-
-
-class TestSparseRotation:
-    def test_undoes_a_rotation_of_effects_on_one_latent_each(self):
-        truth = torch.zeros(30, 6, dtype=torch.float64)
-        truth[torch.arange(30), torch.arange(30) % 6] = torch.randn(30, dtype=torch.float64)
-        hidden = truth @ random_rotation(6)
-        rotation = sparse_rotation(hidden, generator=torch.Generator().manual_seed(0))
-        assert match_columns(hidden @ rotation, truth).min() > 0.9999
-
-    def test_undoes_a_rotation_of_overlapping_effects(self):
-        """Not to the last digit: the sum of fourth powers likes large entries too much."""
-        truth = sparse_matrix(500, 6)
-        hidden = truth @ random_rotation(6)
-        rotation = sparse_rotation(hidden, generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(rotation @ rotation.T, torch.eye(6, dtype=torch.float64))
-        assert (hidden @ rotation).pow(4).sum() > 1.5 * hidden.pow(4).sum()
-        assert match_columns(hidden @ rotation, truth).min() > 0.96
-
-    def test_is_reproducible_and_leaves_the_global_stream_alone(self):
-        matrix = torch.randn(30, 5)
-        state = torch.get_rng_state()
-        first, second = (
-            sparse_rotation(matrix, generator=torch.Generator().manual_seed(3)) for _ in range(2)
-        )
-        assert torch.equal(first, second)
-        assert torch.equal(state, torch.get_rng_state())
-
-    def test_matrix_of_zeros(self):
-        rotation = sparse_rotation(torch.zeros(4, 3))
-        torch.testing.assert_close(rotation @ rotation.T, torch.eye(3))
-
-
-def make_effects(
-    n_perturbations: int, n_latent: int, mask_prior: float = 0.02, **kwargs
-) -> SpikeAndSlab:
-    prior = MaskPrior(n_perturbations, n_latent, mask_prior)
-    return SpikeAndSlab(prior, **({"trainable": False, "background_scale": "learned"} | kwargs))
 
 
 class Screen:
@@ -523,29 +447,120 @@ class TestSteps:
         torch.testing.assert_close(*found)
 
 
-class TestRotationOfManyPerturbations:
-    def test_the_starts_see_the_strongest_and_the_end_sees_all(self):
-        generator = torch.Generator().manual_seed(0)
-        on = torch.rand(2_500, 8, generator=generator) < 0.2
-        effects = on * torch.randn(2_500, 8, generator=generator)
-        hidden = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0]
-        rotation = sparse_rotation(effects @ hidden, generator=generator)
-        # The rotation is found, up to the order and sign of the latents.
-        overlap = (hidden @ rotation).abs()
-        torch.testing.assert_close(overlap.max(0).values, torch.ones(8), atol=2e-3, rtol=0)
+class TestSafeStep:
+    def test_is_the_inverse_of_the_largest_eigenvalue(self):
+        curvature = torch.rand(6, 5, dtype=torch.float64) ** 4
+        rotation = random_rotation(5)
+        step = safe_step(curvature, rotation, n_iterations=300)
+        for row in range(6):
+            full = (rotation * curvature[row]) @ rotation.T
+            scale = full.diagonal().rsqrt()
+            largest = torch.linalg.eigvalsh(scale[:, None] * full * scale).max()
+            assert step[row].item() == pytest.approx(1 / largest.item(), rel=1e-6)
+
+    def test_a_diagonal_curvature_goes_all_the_way(self):
+        step = safe_step(torch.rand(3, 4) + 0.1, torch.eye(4))
+        torch.testing.assert_close(step, torch.ones(3, 1), rtol=1e-5, atol=0)
+
+    def test_updates_converge_where_fixed_steps_explode(self):
+        """One coordinate of the networks carries everything, seen from forty latents."""
+        torch.manual_seed(3)
+        rotation = random_rotation(40)
+        curvature = torch.full((1, 40), 1e-3, dtype=torch.float64)
+        curvature[0, 0] = 100.0
+        full = (rotation * curvature[0]) @ rotation.T + torch.eye(40, dtype=torch.float64)
+        score = full @ torch.ones(40, dtype=torch.float64)
+
+        def solve(step: float, n_steps: int) -> torch.Tensor:
+            x = torch.zeros(40, dtype=torch.float64)
+            for _ in range(n_steps):
+                x = x + step * (score - full @ x) / full.diagonal()
+            return x
+
+        step = safe_step(curvature, rotation).item()
+        assert (solve(step, 5_000) - 1).abs().max() < 1e-2
+        assert (solve(0.7, 20) - 1).abs().max() > 1e3
 
 
-@pytest.mark.parametrize("n_latent", [64, 200, 400])
-def test_rotation_of_many_latents_is_orthogonal_and_takes_a_bounded_number_of_steps(
-    n_latent, monkeypatch
-):
-    steps = []
-    svd = torch.linalg.svd
-    monkeypatch.setattr(torch.linalg, "svd", lambda x: steps.append(len(x)) or svd(x))
-    rotation = sparse_rotation(torch.randn(30, n_latent), generator=torch.Generator())
-    identity = torch.eye(n_latent)
-    torch.testing.assert_close(rotation @ rotation.T, identity, atol=1e-3, rtol=0)
-    assert sum(step**3 for step in steps) <= 1.5 * 16 * 500 * 64**3
+class TestScaleMixture:
+    @pytest.mark.parametrize(("score", "curvature"), LIKELIHOODS)
+    def test_is_the_exact_posterior(self, score, curvature):
+        variances, weights = tensor(0.01, 0.3, 2.0), tensor(0.5, 0.3, 0.2)
+        found = scale_mixture(tensor([score]), tensor([curvature]), variances, weights)
+        parts = [integrate(score, curvature, v) for v in variances.tolist()]
+        joint = [w * part[0] for w, part in zip(weights.tolist(), parts, strict=True)]
+        evidence = sum(joint)
+        mean = sum(j * part[1] for j, part in zip(joint, parts, strict=True)) / evidence
+        second = (
+            sum(j * (part[2] + part[1] ** 2) for j, part in zip(joint, parts, strict=True))
+            / evidence
+        )
+        assert found.mean.item() == pytest.approx(mean)
+        assert found.variance.item() == pytest.approx(second - mean**2)
+        expected = score * mean - 0.5 * curvature * second - math.log(evidence)
+        assert found.divergence.item() == pytest.approx(expected, abs=1e-9)
+
+    def test_of_one_scale_is_the_normal_background(self):
+        score, curvature = tensor([3.0, -1.0]), tensor([5.0, 2.0])
+        found = scale_mixture(score, curvature, tensor(0.2), tensor(1.0))
+        normal = spike_slab(
+            score,
+            curvature,
+            mask_prior_logit=0.0,
+            embedding_variance=1.0,
+            background_variance=0.2,
+        )
+        torch.testing.assert_close(found.mean, normal.spike_mean)
+        torch.testing.assert_close(found.variance, normal.spike_variance)
+
+
+class TestSettle:
+    @pytest.fixture
+    def settled(self):
+        torch.manual_seed(0)
+        screen = Screen(n_perturbations=30, n_cells=6_000)
+        screen.effects = make_effects(30, 4, background_scale="learned").double()
+        screen.closed_form = ClosedForm(30, 4, mask_evidence_cells=30).double()
+        weak = 0.3 * torch.randn(30, 4, dtype=torch.float64)
+        weak *= torch.rand_like(weak) < 0.15  # what one normal would shrink with the rest
+        screen.weak = weak @ screen.hidden_rotation
+        location = screen.potential.location + screen.dosage @ screen.weak
+        screen.potential = screen.potential._replace(location=location)
+        screen.observe()
+        screen.closed_form.switch_on(screen.effects, screen.n_cells)
+        screen.closed_form.update(screen.effects, screen.n_cells, n_sweeps=30)
+        screen.before = screen.effects.moments()[0] @ screen.effects.rotation
+        screen.closed_form.settle(screen.effects, screen.n_cells, torch.Generator())
+        return screen
+
+    def test_latents_are_in_order_and_upright(self, settled):
+        effects = settled.effects
+        reported = effects.mask_probability() * effects.slab_mean
+        share = reported.square().sum(0)
+        assert (share[:-1] >= share[1:]).all()
+        assert (reported.max(0).values >= -reported.min(0).values).all()
+
+    def test_the_order_leaves_all_else_as_it_is(self, settled):
+        effects = settled.effects
+        before = effects.to_network(effects.moments()[0]), effects.kl()
+        effects.slab_mean[:, 0] *= 0.1  # another order than before
+        shown = effects.to_network(effects.moments()[0])
+        divergence = sum(effects.kl().values())
+        effects.order_latents()
+        assert not torch.allclose(before[0], shown)
+        torch.testing.assert_close(effects.to_network(effects.moments()[0]), shown)
+        torch.testing.assert_close(sum(effects.kl().values()), divergence)
+
+    def test_the_mixture_keeps_what_is_weak(self, settled):
+        truth = settled.truth @ settled.hidden_rotation + settled.weak
+        after = settled.effects.moments()[0] @ settled.effects.rotation
+        errors = [(effects - truth).square().mean().item() for effects in (settled.before, after)]
+        assert errors[1] < 0.9 * errors[0]
+
+    def test_networks_that_move_again_take_it_back(self, settled):
+        settled.closed_form.resume(settled.effects)
+        assert not settled.closed_form.settled
+        assert not settled.effects.has_mixture
 
 
 class TestThreads:
