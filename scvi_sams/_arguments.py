@@ -74,6 +74,7 @@ ARGUMENTS: dict[str, _Kind] = {
     "n_layers": _COUNT,
     "dropout_rate": _Kind(float, least=0, below=1),
     "encode_covariates": _FLAG,
+    "gene_effects": _FLAG,
     "gene_likelihood": _words("nb", "zinb", "poisson", "normal"),
     "dispersion": _words("gene", "gene-batch"),
     "global_inference": _words("closed_form", "gradient", optional=True),

@@ -78,6 +78,8 @@ class Counterfactual:
         Seed of all draws; ``None`` for torch's own stream.
     random_state
         State of the generators after the draw of the cells.
+    gene_effects
+        Whether conditions have the effects on single genes that latents leave over.
 
     Examples
     --------
@@ -93,6 +95,7 @@ class Counterfactual:
     cell_names: list[str] | None
     seed: int | None
     random_state: list[torch.Tensor]
+    gene_effects: bool = True
 
     @property
     def n_cells(self) -> int:
@@ -133,7 +136,8 @@ class Counterfactual:
         named = np.unique(np.concatenate([asked.index[asked.dose > 0] for asked in conditions]))
         used = torch.as_tensor(named, dtype=torch.long, device=self.device)
         with self.random():
-            return self.module.sample_globals(n_samples, used)
+            draws = self.module.sample_globals(n_samples, used)
+        return draws if self.gene_effects else draws._replace(residual=None)
 
     @torch.inference_mode()
     def decode(
@@ -205,6 +209,7 @@ def draw_cells(
     batch: str | None,
     library_size: float | None,
     seed: int | None,
+    gene_effects: bool = True,
 ) -> Counterfactual:
     """See ``SAMSVAE.counterfactual``."""
     n_cells, seed = checked("n_cells", n_cells), checked("seed", seed)
@@ -226,7 +231,9 @@ def draw_cells(
     if library_size is not None:
         library = torch.full_like(population.library, library_size)
         population = population._replace(library=library)
-    return Counterfactual(model.module, model.perturbation_names, population, names, seed, state)
+    return Counterfactual(
+        model.module, model.perturbation_names, population, names, seed, state, gene_effects
+    )
 
 
 def batch_names(model: SAMSVAE) -> list[str]:

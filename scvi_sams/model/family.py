@@ -35,6 +35,7 @@ _CPA_EFFECTS = (
     "embedding_scale",
     "dose_response",
     "direct_effects",
+    "gene_effects",
 )
 
 
@@ -53,9 +54,9 @@ class CPAVAE(SAMSVAE):
     **kwargs
         ``n_latent``, ``n_hidden``, ``n_layers``, ``dropout_rate``, ``encode_covariates``,
         ``gene_likelihood``, ``dispersion``, ``global_inference``, ``basal_posterior``,
-        ``embedding_posterior``, ``embedding_scale``, ``dose_response`` and ``direct_effects`` of
-        :class:`SAMSVAE`. Without masks the embedding posteriors ``"mean_field"`` and
-        ``"spike_and_slab"`` are the same; only the latter has closed-form inference.
+        ``embedding_posterior``, ``embedding_scale``, ``dose_response``, ``direct_effects`` and
+        ``gene_effects`` of :class:`SAMSVAE`. Without masks the embedding posteriors
+        ``"mean_field"`` and ``"spike_and_slab"`` are the same; only the latter has closed-form inference.
 
     Examples
     --------
@@ -130,6 +131,7 @@ class SVAEPlus(SAMSVAE):
             mask_prior=(1.0, float(n_latent)) if mask_prior is None else mask_prior,
             mask_prior_shared_by="perturbation",
             direct_effects=False,
+            gene_effects=False,
             **kwargs,
         )
         self.init_params_ = self._get_init_params(locals())

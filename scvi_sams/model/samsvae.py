@@ -48,6 +48,7 @@ from scvi_sams.data.field import (
 )
 from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model.counterfactual import draw_cells
+from scvi_sams.model.gene_effects import fit_gene_effects, gene_effects_table
 from scvi_sams.model.model_file import load_model, read_model_file, save_model
 from scvi_sams.model.prediction import average_treatment_effect, effect_scale, predict
 from scvi_sams.model.query import added_perturbations, start_query
@@ -70,6 +71,7 @@ from scvi_sams.model.settings import (
     make_module,
     median_doses,
     named_interactions,
+    named_targets,
     target_genes,
 )
 from scvi_sams.model.training import (
@@ -172,8 +174,14 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
     direct_effects
         Give each perturbation a log fold change on its own gene beside the latent shift, so that
         the knock-down of the target need not pass through shared latents. By default where its
-        name is a gene; ``True`` demands that one is, a dict says which gene each perturbation
-        targets, ``False`` is the paper's model.
+        name is a gene; ``True`` demands that one is. Where names of perturbations are not those of
+        genes, say which gene each targets: a dict, the obs column of cells that has it, or the key
+        of a dict in ``adata.uns``. ``False`` is the paper's model.
+    gene_effects
+        After training, learn for each perturbation and gene what the latents leave over of its
+        effect, and give it to every prediction (:meth:`get_gene_effects`). It takes counts and 50
+        control cells; ``gene_effects_absent_`` says what else stood against it. ``False`` is the
+        paper's model.
 
     Examples
     --------
@@ -193,6 +201,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
     _training_plan_cls = SAMSTrainingPlan
     _reordered: AnnData | None = None
     stopped_in: str | None = None  # where Ctrl-C ended the last training, in words
+    gene_effects_absent_: str | None = None
 
     # scvi-tools' methods of given cells, with arguments and cells checked as in our own.
     get_normalized_expression = of_cells(RNASeqMixin.get_normalized_expression)
@@ -230,11 +239,13 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         dose_response: Literal["linear", "hill"] = "linear",
         interactions: bool | Sequence[tuple[str, str]] = False,
         interaction_prior: float = 0.002,
-        direct_effects: bool | Mapping[str, str] | None = None,
+        direct_effects: bool | str | Mapping[str, str] | None = None,
+        gene_effects: bool = True,
     ) -> None:
         super().__init__(adata, registry)
-        # What is saved is the pairs themselves: another AnnData may have others.
+        # What is saved is pairs and targets themselves: another AnnData may have others.
         interactions = named_interactions(self, interactions)
+        direct_effects = named_targets(self, direct_effects)
         make_module(
             self,
             n_latent=n_latent,
@@ -258,6 +269,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             interactions=[tuple(map(self.perturbation_names.index, p)) for p in interactions],
             interaction_prior=interaction_prior,
             targets=target_genes(self, direct_effects),
+            direct_effects=direct_effects is not False,
+            gene_effects=gene_effects,
         )
         self.init_params_ = self._get_init_params(locals())
 
@@ -465,6 +478,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         if learns_effects_only and not needs_gradients:
             infer_query(self, max_epochs, batch_size)
             self.reference_cells_ = reference_cells(self)
+            self.gene_effects_absent_ = fit_gene_effects(self)
             return
         if max_epochs is None:
             max_epochs = default_epochs(
@@ -502,6 +516,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             cells = kwargs["datamodule"].train_dataloader()
             is_counts = self.module.is_count_model
             self.reference_cells_ = streamed_reference_cells(cells, is_counts)
+        self.gene_effects_absent_ = fit_gene_effects(self)
 
     @classmethod
     def load_query_data(
@@ -786,6 +801,52 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             shift.cpu().numpy(), index=asked.cell_labels, columns=latent_names(self)
         )
 
+    def get_gene_effects(
+        self,
+        perturbations: Sequence[str] | None = None,
+        n_samples: int = 25,
+        *,
+        seed: int | None = 0,
+    ) -> pd.DataFrame:
+        """Effects of perturbations on single genes: all of them, and what latents leave over.
+
+        What the latents say of a perturbation is compared with the mean of its training cells
+        against controls, and the difference is shrunk (Stephens 2017). All predictions contain it,
+        unless they are made from ``counterfactual(gene_effects=False)``.
+
+        Parameters
+        ----------
+        perturbations
+            Names of perturbations; all by default.
+        n_samples
+            Draws of masks and effects, for the whole effects.
+        seed
+            Seed of their draws.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each perturbation and gene, by rising ``lfsr``, at dose one:
+            ``perturbation``, ``gene``, ``log2_fold_change`` and ``sd`` (mean and standard deviation of the whole
+            effect), ``residual_log2_fold_change`` and ``residual_sd`` (of what latents and direct
+            effects leave over), ``lfsr`` (probability that what they leave over is zero or of the
+            other sign, an error that takes no account of genes being correlated) and ``is_target``
+            (whether the gene is the perturbation's own target).
+
+        Raises
+        ------
+        ScreenError
+            If a name is not that of a perturbation.
+        NotImplementedError
+            If the model has no such effects; the message says why.
+
+        Examples
+        --------
+        >>> table = model.get_gene_effects()  # doctest: +SKIP
+        >>> table.query("lfsr < 0.05 and not is_target")  # doctest: +SKIP
+        """
+        return gene_effects_table(self, perturbations, n_samples, seed)
+
     # -- cells ------------------------------------------------------------------------------------
 
     @of_cells
@@ -1020,6 +1081,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         library_size: float | None = None,
         *,
         seed: int | None = 0,
+        gene_effects: bool = True,
     ) -> Counterfactual:
         """Draw one population of cells, to be put under any condition.
 
@@ -1035,6 +1097,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         seed
             Seed of the cells, and of what is drawn for them later; ``None`` for torch's own
             stream of random numbers.
+        gene_effects
+            Whether conditions have the effects on single genes of :meth:`get_gene_effects`;
+            without them they are what latents alone say.
 
         Returns
         -------
@@ -1054,7 +1119,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         ... )  # doctest: +SKIP
         """
         self._check_if_trained(warn=False)
-        return draw_cells(self, basal, n_cells, batch, library_size, seed)
+        return draw_cells(self, basal, n_cells, batch, library_size, seed, gene_effects)
 
     def predict(
         self,

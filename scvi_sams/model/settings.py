@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 from scvi import REGISTRY_KEYS
 
 from scvi_sams._arguments import checked
-from scvi_sams._exceptions import ScreenError, unknown_perturbations
+from scvi_sams._exceptions import ScreenError, listed, unknown_perturbations
 from scvi_sams.data import Conditions
-from scvi_sams.data.field import registered_dosage
+from scvi_sams.data.field import registered_conditions, registered_dosage
 from scvi_sams.model.read_outs import field_state, pairs_together
 
 if TYPE_CHECKING:
@@ -22,11 +24,19 @@ if TYPE_CHECKING:
 __all__ = [
     "choose_inference",
     "make_module",
+    "NO_TARGETS",
     "median_doses",
     "named_interactions",
+    "named_targets",
     "target_genes",
 ]
 
+logger = logging.getLogger(__name__)
+
+NO_TARGETS = (
+    "No perturbation is named like a gene, so that none has an effect of its own on its target: "
+    "say which gene each targets by direct_effects, a dict, an obs column or a key of uns."
+)
 _NOT_SHOWN = {"targets", "interactions", "reference_doses"}
 
 
@@ -86,23 +96,80 @@ def choose_inference(
     return global_inference or ("closed_form" if has_closed_form else "gradient")
 
 
+def named_targets(
+    model: SAMSVAE, direct_effects: bool | str | Mapping[str, str] | None
+) -> bool | dict[str, str] | None:
+    """Genes that perturbations target, by name, where a column or an entry of uns says them."""
+    if not isinstance(direct_effects, str):
+        return direct_effects if isinstance(direct_effects, bool | None) else dict(direct_effects)
+    adata, key = model.adata, direct_effects
+    if adata is None:
+        raise ScreenError(f"direct_effects={key!r} needs the AnnData; give a dict instead.")
+    if key in adata.uns:
+        table = adata.uns[key]
+        if not hasattr(table, "items") or hasattr(table, "columns"):
+            raise ScreenError(
+                f"adata.uns[{key!r}] is a {type(table).__name__}: it must be a dict, or a Series, "
+                "of the gene that each perturbation targets."
+            )
+        known = set(model.perturbation_names)  # a library may hold guides that no cell has
+        targets = {str(k): str(v) for k, v in table.items() if str(k) in known and pd.notna(v)}
+    elif key in adata.obs:
+        targets = _targets_of_cells(model, key)
+    else:
+        raise ScreenError(
+            f"direct_effects={key!r} is neither a column of adata.obs nor a key of adata.uns."
+        )
+    genes = set(map(str, model.get_var_names()))
+    # Of a panel of genes most targets are not measured, which is no error, as a typing slip is.
+    measured = {name: gene for name, gene in targets.items() if gene in genes}
+    if not measured:
+        raise ScreenError(
+            f"direct_effects={key!r} names no gene of adata.var_names "
+            f"(but {listed(sorted(set(targets.values()))) or 'nothing'}): give genes by the names "
+            "that they have there, or leave it out."
+        )
+    return measured
+
+
+def _targets_of_cells(model: SAMSVAE, key: str) -> dict[str, str]:
+    """The value of an obs column in the cells that have a perturbation and no other."""
+    conditions = registered_conditions(model.adata_manager)
+    alone = np.flatnonzero((conditions.dose > 0).sum(1) == 1)
+    place = pd.Series(conditions.index[alone, 0], index=alone)
+    column = model.adata.obs[key]
+    pairs = pd.DataFrame({"row": conditions.codes, "gene": column.to_numpy(object)}).dropna()
+    pairs = pairs[pairs["row"].isin(place.index)]
+    pairs = pairs.assign(row=place[pairs["row"]].to_numpy(), gene=pairs["gene"].astype(str))
+    pairs = pairs.drop_duplicates().sort_values(["row", "gene"])
+    names = model.perturbation_names
+    if (twice := pairs["row"].duplicated(keep=False)).any():
+        row = int(pairs["row"][twice].iloc[0])
+        genes = pairs["gene"][pairs["row"] == row]
+        raise ScreenError(
+            f"adata.obs[{key!r}] names {listed(genes)} for cells of {names[row]!r}: a "
+            "perturbation has one target."
+        )
+    return {names[row]: gene for row, gene in zip(pairs["row"], pairs["gene"], strict=True)}
+
+
 def target_genes(
     model: SAMSVAE, direct_effects: bool | Mapping[str, str] | None
 ) -> list[int] | None:
     """Index of the gene that each perturbation targets, -1 for none; ``None`` if none does."""
-    if direct_effects is False:
-        return None
     genes = {str(gene): index for index, gene in enumerate(model.get_var_names())}
     names = model.perturbation_names
-    if direct_effects is None or direct_effects is True:
+    if direct_effects is None or isinstance(direct_effects, bool):
         targets = [genes.get(name, -1) for name in names]
         if max(targets) >= 0:
             return targets
-        if direct_effects is None:
+        if not direct_effects:
+            if direct_effects is None:
+                logger.info(NO_TARGETS)
             return None
         raise ScreenError(
             "direct_effects=True, but no perturbation is named like a gene of adata.var_names; "
-            "give a dict of perturbations to genes."
+            "give a dict of perturbations to genes, or the obs column or uns key that has them."
         )
     if not isinstance(direct_effects, Mapping):
         raise ScreenError(

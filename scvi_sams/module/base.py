@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from scvi_sams.module.closed_form import ClosedForm
     from scvi_sams.module.doses import Doses, GeneEffects
+    from scvi_sams.module.gene_effects import ResidualDraws, ResidualEffects
     from scvi_sams.module.likelihood import Dispersion, GeneLikelihood, Observation
     from scvi_sams.module.networks import BasalPosterior, Decoded
     from scvi_sams.module.posteriors import EffectsPosterior
@@ -78,6 +79,8 @@ class GlobalDraws(NamedTuple):
         Log fold changes of target genes, shape ``(n_samples, n_perturbations)``.
     hill
         Parameters of dose responses, each of shape ``(n_samples, n_perturbations)``.
+    residual
+        Draws of the effects on single genes that latents leave over; ``None`` to leave them out.
     """
 
     n_samples: int
@@ -85,6 +88,7 @@ class GlobalDraws(NamedTuple):
     rows: Tensor | None = None
     direct: Tensor | None = None
     hill: HillDraws | None = None
+    residual: ResidualDraws | None = None
 
     def shift(self, doses: Doses) -> Tensor:
         """Shifts of cells, shape ``(n_samples, n_cells, n_latent)``."""
@@ -107,6 +111,7 @@ class GlobalDraws(NamedTuple):
             self.rows,
             None if self.direct is None else self.direct[kept],
             None if self.hill is None else HillDraws(*(field[kept] for field in self.hill)),
+            None if self.residual is None else self.residual.subset(start, stop),
         )
 
 
@@ -161,6 +166,7 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
     n_dispersion_cells = 8
     closed_form: ClosedForm | None
     effects: EffectsPosterior | None
+    gene_effects: ResidualEffects | None
     library_ceiling: Tensor
     covariate_mean: Tensor
     covariate_std: Tensor
@@ -187,7 +193,7 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
         use_size_factor_key: bool = False,
     ) -> None:
         super().__init__()
-        self.closed_form, self.effects = None, None
+        self.closed_form, self.effects, self.gene_effects = None, None, None
         self.n_latent = n_latent
         self.n_perturbations = n_perturbations
         self.n_batch = n_batch
@@ -469,6 +475,7 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
         cont_covs: Tensor | None = None,
         gene_effects: GeneEffects | None = None,
         side_input: Tensor | None = None,
+        log_fold_change: Tensor | None = None,
         transform_batch: int | Tensor | None = None,
         give_distribution: bool = True,
     ) -> dict[str, Any]:
@@ -487,6 +494,9 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
             Log fold changes of single genes to add.
         side_input
             Doses that the decoder sees, shape ``(n_cells, n_perturbations)``.
+        log_fold_change
+            Log fold changes of all genes to add, shape ``(..., n_cells, n_genes)`` or one that
+            broadcasts to it.
         transform_batch
             Decode all cells as if they came from this batch.
         give_distribution
@@ -512,6 +522,8 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
             decoded = decoded._replace(ceiling=self.library_ceiling)
         if gene_effects is not None:
             decoded = decoded._replace(logits=add_gene_effects(decoded.logits, gene_effects))
+        if log_fold_change is not None:
+            decoded = decoded._replace(logits=decoded.logits + log_fold_change)
         log_dispersion = self._log_dispersion(batch_index)
         outputs = {"decoded": decoded, "log_dispersion": log_dispersion}
         if give_distribution:

@@ -397,7 +397,7 @@ def expected_expression(distribution: Observation) -> Tensor:
 
 
 def expected_log_normalized_expression(
-    distribution: Observation, library: Tensor, target: float = 1e4
+    distribution: Observation, library: Tensor, target: float = 1e4, fold_change: float = 1.0
 ) -> Tensor:
     """Expectation of ``log2(1 + target * x / library)``, without sampling counts.
 
@@ -409,14 +409,17 @@ def expected_log_normalized_expression(
         Library size or size factor, shape ``(n_cells, 1)``.
     target
         What counts are scaled to.
+    fold_change
+        Multiplies the means of the counts; the library stays.
 
     Returns
     -------
     Shape ``(..., n_cells, n_genes)``.
     """
     if isinstance(distribution, Poisson):
-        return expected_log_normalized(distribution.rate, None, library, target)
-    expected = expected_log_normalized(distribution.mu, distribution.theta, library, target)
+        return expected_log_normalized(distribution.rate * fold_change, None, library, target)
+    mean = distribution.mu * fold_change
+    expected = expected_log_normalized(mean, distribution.theta, library, target)
     if isinstance(distribution, ZeroInflatedNegativeBinomial):
         return expected * (1 - distribution.zi_probs)
     return expected

@@ -17,6 +17,7 @@ from scvi_sams.module.doses import (
     PairInteractions,
     additive_shift,
 )
+from scvi_sams.module.gene_effects import ResidualEffects
 from scvi_sams.module.networks import Potential
 from scvi_sams.module.posteriors import GIVEN_LOGIT, POSTERIORS, MaskPrior, SpikeAndSlab
 
@@ -73,8 +74,13 @@ class SAMSVAEModule(PerturbationVAEModule):
         Pairs with an effect of their own (:class:`~scvi_sams.module.doses.PairInteractions`), and
         the prior probability of their masks.
     targets
-        Gene that each perturbation targets (:class:`~scvi_sams.module.doses.DirectEffects`),
-        ``-1`` for none; ``None`` for no direct effects.
+        Gene that each perturbation targets, ``-1`` for none; ``None`` if none does.
+    direct_effects
+        Whether targets have an effect of their own
+        (:class:`~scvi_sams.module.doses.DirectEffects`).
+    gene_effects
+        Whether predictions have effects on single genes that latents leave over
+        (:class:`~scvi_sams.module.gene_effects.ResidualEffects`).
     **kwargs
         Arguments of :class:`~scvi_sams.module.base.PerturbationVAEModule`.
     """
@@ -98,6 +104,8 @@ class SAMSVAEModule(PerturbationVAEModule):
         interactions: Sequence[tuple[int, int]] = (),
         interaction_prior: float = 0.002,
         targets: Sequence[int] | None = None,
+        direct_effects: bool = True,
+        gene_effects: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(n_input, n_perturbations, basal_posterior=basal_posterior, **kwargs)
@@ -121,7 +129,11 @@ class SAMSVAEModule(PerturbationVAEModule):
         else:
             self.effects = POSTERIORS[embedding_posterior](prior, embedding_scale)
         self.dose_response = None if reference_doses is None else HillDoseResponse(reference_doses)
-        self.direct_effects = None if targets is None else DirectEffects(targets)
+        self.direct_effects = None
+        if targets is not None and direct_effects:
+            self.direct_effects = DirectEffects(targets)
+        if gene_effects:
+            self.gene_effects = ResidualEffects(n_perturbations, n_input, targets)
         # Whether training must draw shifts. The divergence of the basal state is quadratic in the
         # shift: where the state that is decoded does not depend on it (residual guide), or its two
         # moments stand in for it (closed form), no draw is needed.
@@ -322,6 +334,7 @@ class SAMSVAEModule(PerturbationVAEModule):
             rows,
             None if direct is None else direct.rsample(n_samples),
             None if curves is None else curves.rsample(n_samples),
+            None if self.gene_effects is None else self.gene_effects.sample(n_samples),
         )
 
     def decode_condition(
@@ -332,18 +345,68 @@ class SAMSVAEModule(PerturbationVAEModule):
         one_draw_a_cell: bool = False,
     ) -> Observation:
         """Distribution of the genes of a population of cells under a condition."""
+        responses = doses if draws.hill is None else HillDoseResponse.respond(doses, draws.hill)
         doses, gene_effects = self._acting(doses, draws.hill, draws.direct)
         shift = draws.shift(doses)  # n_samples x 1 x n_latent
         if one_draw_a_cell:
             shift = shift.squeeze(1)
+        log_fold_change = None
+        if self.gene_effects is not None and draws.residual is not None:
+            log_fold_change = self.gene_effects.of(responses, draws.residual)
+            if not one_draw_a_cell:
+                log_fold_change = log_fold_change.unsqueeze(1)
         if gene_effects is not None:
             value = gene_effects.value
             value = value.reshape(draws.n_samples, -1)
             if not one_draw_a_cell:
                 value = value.unsqueeze(1)
             gene_effects = gene_effects._replace(value=value)
-        state = population.basal + shift
-        return self.generative(state, gene_effects=gene_effects, **population.covariates())["px"]
+        return self.generative(
+            population.basal + shift,
+            gene_effects=gene_effects,
+            log_fold_change=log_fold_change,
+            **population.covariates(),
+        )["px"]
+
+    def expected_responses(self, doses: Doses) -> Doses:
+        """Doses as they act, by the means of the curves."""
+        curves = self.dose_response
+        return doses if curves is None else curves.respond(doses, curves.mean())
+
+    @torch.inference_mode()
+    def decode_cells(self, population: CellPopulation, doses: Doses, noise: Tensor) -> Observation:
+        """Distribution of the genes of cells that each received something of their own.
+
+        Shifts are normal with the two moments of their posterior, as in training; what else is
+        uncertain is at its mean.
+
+        Parameters
+        ----------
+        population
+            Basal states and covariates of cells.
+        doses
+            Doses of each of them.
+        noise
+            Standard normal, of which the shifts are drawn, shape ``(n_cells, n_latent)``.
+
+        Returns
+        -------
+        scvi.distributions.NegativeBinomial or another observation
+            Of shape ``(n_cells, n_genes)``.
+        """
+        hill = None if self.dose_response is None else self.dose_response.mean()
+        direct = None if self.direct_effects is None else self.direct_effects.mean
+        acting, gene_effects = self._acting(doses, hill, direct)
+        mean, variance, _ = self.effects.shift_moments(acting)
+        log_fold_change = None
+        if self.gene_effects is not None and self.gene_effects.is_fitted:
+            log_fold_change = self.gene_effects.expected(self.expected_responses(doses))
+        return self.generative(
+            population.basal + mean + variance.sqrt() * noise,
+            gene_effects=gene_effects,
+            log_fold_change=log_fold_change,
+            **population.covariates(),
+        )["px"]
 
     @torch.inference_mode()
     def log_importance_weights(self, tensors: dict[str, Tensor], draws: GlobalDraws) -> Tensor:
