@@ -56,7 +56,8 @@ class CPAVAE(SAMSVAE):
         ``gene_likelihood``, ``dispersion``, ``global_inference``, ``basal_posterior``,
         ``embedding_posterior``, ``embedding_scale``, ``dose_response``, ``direct_effects`` and
         ``gene_effects`` of :class:`SAMSVAE`. Without masks the embedding posteriors
-        ``"mean_field"`` and ``"spike_and_slab"`` are the same; only the latter has closed-form inference.
+        ``"mean_field"`` and ``"spike_and_slab"`` are the same; only the latter has closed-form
+        inference.
 
     Examples
     --------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -298,7 +298,8 @@ def _predicted(
     nothing = torch.zeros(_N_STATES, 1, dtype=torch.long, device=device)
 
     def decoded(state: torch.Tensor, doses: Doses) -> tuple[CellPopulation, object]:
-        of_cells = CellPopulation(*(None if f is None else f[state] for f in population))
+        fields: Any = (None if f is None else f[state] for f in population)
+        of_cells = CellPopulation(*fields)
         return of_cells, module.decode_cells(of_cells, doses, noise[state])
 
     at_rest, px = decoded(states, Doses(nothing, nothing.float()))
@@ -326,13 +327,13 @@ def _predicted(
         )
         of_cells, px = decoded(state, doses)
         effect = expected_log_normalized_expression(px, of_cells.library, COUNTS_PER)
-        effect = (effect - unperturbed[state]).cpu().numpy()
+        change = (effect - unperturbed[state]).cpu().numpy()
         share = (n_cells[rows] / n_states[rows]).astype(np.float32)
         of_row = padded_to_csr(
             conditions.index[rows], responses[rows] * share[:, None], n_perturbations
         )
         known = np.unique(of_row.indices)
-        score[known] += of_row[:, known].T @ effect
+        score[known] += of_row[:, known].T @ change
     baseline = unperturbed.mean(0).cpu()
     return _Predicted(torch.from_numpy(score).float(), baseline, curve)
 

@@ -827,11 +827,11 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         -------
         pandas.DataFrame
             A row for each perturbation and gene, by rising ``lfsr``, at dose one:
-            ``perturbation``, ``gene``, ``log2_fold_change`` and ``sd`` (mean and standard deviation of the whole
-            effect), ``residual_log2_fold_change`` and ``residual_sd`` (of what latents and direct
-            effects leave over), ``lfsr`` (probability that what they leave over is zero or of the
-            other sign, an error that takes no account of genes being correlated) and ``is_target``
-            (whether the gene is the perturbation's own target).
+            ``perturbation``, ``gene``, ``log2_fold_change`` and ``sd`` (mean and standard
+            deviation of the whole effect), ``residual_log2_fold_change`` and ``residual_sd`` (of
+            what latents and direct effects leave over), ``lfsr`` (probability that what they
+            leave over is zero or of the other sign, an error that takes no account of genes being
+            correlated) and ``is_target`` (whether the gene is the perturbation's own target).
 
         Raises
         ------
