@@ -90,7 +90,7 @@ def _simulated(seed: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
     models = []
     for model_seed in (seed, seed + _OTHER_SEED):
         scvi.settings.seed = model_seed
-        model = SAMSVAE(screen, n_latent=16, n_hidden=128, **settings)
+        model = SAMSVAE(screen, **settings)
         model.train(train_size=1.0, accelerator="cpu", enable_progress_bar=False)
         models.append(model)
     truth = screen.uns["truth"]

@@ -122,7 +122,7 @@ def _start_new_batches(module: PerturbationVAEModule) -> None:
 ROW_TENSORS = frozenset(
     {
         *("mask_logits", "slab_mean", "slab_log_variance", "code"),
-        *("spike_mean", "spike_variance", "selection_penalty"),
+        *("spike_mean", "spike_variance", "spike_divergence", "selection_penalty"),
         *("linear", "others", "curvature", "n_together", "weight", "n_occurrences"),
     }
 )

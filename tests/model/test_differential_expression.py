@@ -84,7 +84,7 @@ class TestTable:
             n_samples=6,
             pseudocount=0.5,
             delta=0.1,
-            counterfactual=fitted.counterfactual(basal=indices),
+            counterfactual=fitted.counterfactual(basal=indices, gene_effects=False),
         )
         (draws,) = drawn
         basal = fitted.get_latent_representation(indices=indices, representation="basal")

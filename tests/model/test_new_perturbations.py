@@ -71,7 +71,8 @@ def assert_known_stay(model, extended):
             continue  # of the cells in training, not of the model
         new = after[name]
         if new.shape != value.shape:
-            assert name.startswith(("effects.", "dose_response.", "direct_effects.")), name
+            parts = ("effects.", "dose_response.", "direct_effects.", "gene_effects.")
+            assert name.startswith(parts), name
             new = new[: len(KNOWN)]
             value = value[: len(KNOWN)]
         np.testing.assert_array_equal(new, value, err_msg=name)

@@ -876,6 +876,8 @@ class TestState:
         module = make_module(**settings).train()
         module.n_training_cells, module.counts_per_cell = N_CELLS, 1_234.1
         module.initialized = True
+        if module.closed_form is not None:
+            module.closed_form.settled = module.effects.masks_on
         module.effects.freeze(torch.tensor([2]))
         module.effects.set_mask_logits(torch.randn_like(module.effects.mask_logits))
         module.observe(module(make_tensors())[0])
