@@ -112,7 +112,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         Number of latent dimensions; about twice as many as mechanisms are expected. Those that no
         perturbation uses cost little.
     n_hidden
-        Units of a hidden layer.
+        Units of a hidden layer. By default a twentieth of the counts that the screen has of a
+        gene, between 32 and 400: a wider network learns the cells of a small or shallow screen
+        by heart.
     n_layers
         Hidden layers of encoder and decoder.
     dropout_rate
@@ -199,7 +201,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         registry: dict[str, Any] | None = None,
         *,
         n_latent: int = 40,
-        n_hidden: int = 400,
+        n_hidden: int | None = None,
         n_layers: int = 1,
         dropout_rate: float = 0.05,
         encode_covariates: bool = False,
