@@ -45,6 +45,7 @@ from scvi_sams.data.field import (
 )
 from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model.counterfactual import draw_cells
+from scvi_sams.model.fit_checks import warn_of_fit
 from scvi_sams.model.model_file import load_model, read_model_file, save_model
 from scvi_sams.model.prediction import average_treatment_effect, effect_scale, predict
 from scvi_sams.model.query import added_perturbations, start_query
@@ -112,8 +113,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         Number of latent dimensions; about twice as many as mechanisms are expected. Those that no
         perturbation uses cost little.
     n_hidden
-        Units of a hidden layer. By default a twentieth of the counts that the screen has of a
-        gene, between 32 and 400: a wider network learns the cells of a small or shallow screen
+        Units of a hidden layer. By default a fortieth of the counts that the screen has of a
+        gene, between 64 and 400: a wider network learns the cells of a small or shallow screen
         by heart.
     n_layers
         Hidden layers of encoder and decoder.
@@ -430,6 +431,12 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         TrainingDivergedError
             If training diverged and could not be mended by restarts.
 
+        Warns
+        -----
+        FitWarning
+            If the bound still falls at the end, all perturbations share one latent, or validation
+            cells are described worse than before or than by one rate a gene and batch.
+
         Examples
         --------
         >>> model.train(max_epochs=50, early_stopping=True)  # doctest: +SKIP
@@ -482,6 +489,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             cells = kwargs["datamodule"].train_dataloader()
             is_counts = self.module.is_count_model
             self.reference_cells_ = streamed_reference_cells(cells, is_counts)
+        if not learns_effects_only:
+            warn_of_fit(self)
 
     @classmethod
     def load_query_data(

@@ -62,8 +62,8 @@ def make_module(model: SAMSVAE, **settings: Any) -> None:
     )
 
 
-_COUNTS_PER_WEIGHT = 20  # see default_width
-_MIN_WIDTH = 32  # about the latents, or these could not be told apart
+_COUNTS_PER_WEIGHT = 40  # see default_width
+_MIN_WIDTH = 64  # below, a network of the usual 40 latents may end in effects that blow up
 _MAX_WIDTH = 400  # beyond, the benchmarks gain nothing
 
 
@@ -71,8 +71,8 @@ def default_width(counts_per_gene: float | None) -> int:
     """Units of a hidden layer that a screen has the counts for.
 
     Every unit of the decoder has a weight to each gene, so that a gene's weights are as many as
-    the units, and the counts of that gene are all there is to learn them from. Of some twenty
-    counts a weight the relative error is about a fifth (a Poisson's, ``20 ** -0.5``). With fewer,
+    the units, and the counts of that gene are all there is to learn them from. Of forty
+    counts a weight the relative error is about a sixth (a Poisson's, ``40 ** -0.5``). With fewer,
     held-out cells are worse described the wider the network is: the encoder places each training
     cell by heart where the decoder can spell out its counts.
 
@@ -84,8 +84,8 @@ def default_width(counts_per_gene: float | None) -> int:
 
     Examples
     --------
-    >>> default_width(20_000 * 8_000 / 1_000), default_width(2_000.0), default_width(200.0)
-    (400, 100, 32)
+    >>> default_width(20_000 * 8_000 / 1_000), default_width(4_000.0), default_width(200.0)
+    (400, 100, 64)
     """
     if counts_per_gene is None:
         return _MAX_WIDTH
