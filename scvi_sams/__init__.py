@@ -7,7 +7,12 @@ answers a wrong argument at once.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from scvi_sams._exceptions import ScreenError, TrainingDivergedError, UnknownPerturbationError
+from scvi_sams._exceptions import (
+    FitWarning,
+    ScreenError,
+    TrainingDivergedError,
+    UnknownPerturbationError,
+)
 
 if TYPE_CHECKING:
     from scvi_sams import data, datasets, evaluation, model, module, pl, tl, train
@@ -20,6 +25,7 @@ __all__ = [
     "SAMSVAE",
     "ConditionalVAE",
     "SVAEPlus",
+    "FitWarning",
     "ScreenError",
     "TrainingDivergedError",
     "UnknownPerturbationError",

@@ -70,7 +70,7 @@ _FLAG = _Kind(bool)
 ARGUMENTS: dict[str, _Kind] = {
     # of constructors
     "n_latent": _COUNT,
-    "n_hidden": _COUNT,
+    "n_hidden": _COUNT_OR_NONE,
     "n_layers": _COUNT,
     "dropout_rate": _Kind(float, least=0, below=1),
     "encode_covariates": _FLAG,

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "FitWarning",
     "ScreenError",
     "TrainingDivergedError",
     "UnknownPerturbationError",
@@ -34,6 +35,10 @@ class UnknownPerturbationError(ScreenError):
 
 class TrainingDivergedError(RuntimeError):
     """Training produced values that are not finite and could not be continued."""
+
+
+class FitWarning(UserWarning):
+    """A fit was too short to be read, or learned its training cells by heart."""
 
 
 def listed(items: Iterable[object], limit: int = 5) -> str:

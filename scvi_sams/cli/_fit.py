@@ -159,9 +159,11 @@ def _train(
         accelerator=args.accelerator,
         enable_progress_bar=interactive,
         callbacks=[] if interactive else [_Progress()],
+        # Nothing is chosen by the held-out cells; they are for the curve, and for warnings.
         datasplitter_kwargs={
-            "external_indexing": [np.flatnonzero(~held_out), nobody, np.flatnonzero(held_out)]
+            "external_indexing": [np.flatnonzero(~held_out), np.flatnonzero(held_out), nobody]
         },
+        check_val_every_n_epoch=1 if held_out.any() else None,
     )
     model.save(str(folder / "model"))
     if model.stopped_in is not None:

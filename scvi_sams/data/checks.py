@@ -15,6 +15,7 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
+from scvi_sams._constants import COUNTS_PER_GENE
 from scvi_sams._exceptions import ScreenError, listed, nearest
 from scvi_sams.data.matrices import DiskMatrix, is_on_disk
 from scvi_sams.data.tables import layer_names
@@ -68,8 +69,17 @@ class ScreenManager(AnnDataManager):
         check_genes(adata)
         if source_registry is not None:
             check_same_genes(adata.var_names, genes_of(source_registry))
-        check = check_counts if asked.get("is_count_data", True) else check_features
-        check(adata, asked.get("layer"))
+        n_counts = None
+        if asked.get("is_count_data", True):
+            n_counts = check_counts(adata, asked.get("layer"))
+        else:
+            check_features(adata, asked.get("layer"))
+        # The width of the networks follows from it, so that cells that come later keep it.
+        self.registry[COUNTS_PER_GENE] = (
+            (None if n_counts is None else n_counts / adata.n_vars)
+            if source_registry is None
+            else source_registry.get(COUNTS_PER_GENE)
+        )
         check_covariates(
             adata,
             asked.get("batch_key"),
@@ -241,10 +251,10 @@ def check_unchanged(manager: AnnDataManager) -> None:
         )
 
 
-def check_counts(adata: AnnData, layer: str | None = None) -> None:
+def check_counts(adata: AnnData, layer: str | None = None) -> float:
     """Check that the matrix to be modelled holds counts, and that every cell has some.
 
-    Every entry is read, in blocks, so that a backed AnnData stays on disk.
+    Every entry is read, in blocks, so that a backed AnnData stays on disk. Returns their sum.
     """
     matrix, source = _matrix(adata, layer)
     check_structure(matrix, source)
@@ -267,6 +277,7 @@ def check_counts(adata: AnnData, layer: str | None = None) -> None:
             f"Cells without counts in {source} ({empty.size}): {listed(adata.obs_names[empty])}. "
             "Drop them, as with `sc.pp.filter_cells(adata, min_counts=1)`."
         )
+    return float(totals.sum())
 
 
 def check_features(adata: AnnData, layer: str | None = None) -> None:

@@ -48,6 +48,7 @@ from scvi_sams.data.field import (
 )
 from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model.counterfactual import draw_cells
+from scvi_sams.model.fit_checks import warn_of_fit
 from scvi_sams.model.gene_effects import fit_gene_effects, gene_effects_table
 from scvi_sams.model.model_file import load_model, read_model_file, save_model
 from scvi_sams.model.prediction import average_treatment_effect, effect_scale, predict
@@ -121,11 +122,14 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         Number of latent dimensions; about twice as many as mechanisms are expected. Those that no
         perturbation uses cost little.
     n_hidden
-        Units of a hidden layer.
+        Units of a hidden layer. By default a fortieth of the counts that the screen has of a
+        gene, between 64 and 400: a wider network learns the cells of a small or shallow screen
+        by heart.
     n_layers
         Hidden layers of encoder and decoder.
     dropout_rate
-        Share of units dropped, in the encoder only.
+        Share of units dropped, in the encoder only: without it small and shallow screens are
+        learned by heart.
     encode_covariates
         Whether the encoder sees batch and covariates, as the decoder does.
     gene_likelihood
@@ -218,9 +222,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         registry: dict[str, Any] | None = None,
         *,
         n_latent: int = 40,
-        n_hidden: int = 400,
+        n_hidden: int | None = None,
         n_layers: int = 1,
-        dropout_rate: float = 0.05,
+        dropout_rate: float = 0.3,
         encode_covariates: bool = False,
         gene_likelihood: Literal["nb", "zinb", "poisson", "normal"] = "nb",
         dispersion: Literal["gene", "gene-batch"] = "gene",
@@ -456,6 +460,12 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         TrainingDivergedError
             If training diverged and could not be mended by restarts.
 
+        Warns
+        -----
+        FitWarning
+            If the bound still falls at the end, all perturbations share one latent, or validation
+            cells are described worse than before or than by one rate a gene and batch.
+
         Examples
         --------
         >>> model.train(max_epochs=50, early_stopping=True)  # doctest: +SKIP
@@ -517,6 +527,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             is_counts = self.module.is_count_model
             self.reference_cells_ = streamed_reference_cells(cells, is_counts)
         self.gene_effects_absent_ = fit_gene_effects(self)
+        if not learns_effects_only:
+            warn_of_fit(self)
 
     @classmethod
     def load_query_data(

@@ -77,7 +77,7 @@ def until_training(run, monkeypatch, tmp_path):
 
         def train(model, *, datasplitter_kwargs, **_):
             held_out = np.zeros(model.adata.n_obs, bool)
-            held_out[datasplitter_kwargs["external_indexing"][2]] = True
+            held_out[datasplitter_kwargs["external_indexing"][1]] = True
             begun.append(Training(model.adata.obs["condition"].astype(str), held_out))
             raise scvi_sams.ScreenError("far enough")
 

@@ -37,7 +37,7 @@ COVARIATES = {
     "categorical_covariate_keys": ["phase"],
     "continuous_covariate_keys": ["stress"],
 }
-SIZE = {"n_latent": 4, "n_hidden": 8}
+SIZE = {"n_latent": 4, "n_hidden": 8, "dropout_rate": 0.05}
 # Large steps, and few between two updates, so that a short fit learns masks and effects.
 TRAIN = {
     "batch_size": 30,
