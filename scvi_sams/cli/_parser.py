@@ -34,7 +34,7 @@ _OF_TRAINING = {
     "--model NAME": "samsvae, or cpavae, which has no masks; default: samsvae",
     "--n-latent N": "latent dimensions",
     "--mask-evidence-cells N": "cells at which the evidence for a mask saturates; fewer give "
-    "cleaner masks; default: 30",
+    "cleaner masks; default: 100",
     "--targets FILE.csv": "columns perturbation and gene: the gene that each changes directly; "
     "default: the gene of the same name",
     "--max-epochs N": "default: by the number of cells",
