@@ -50,7 +50,7 @@ def default_warmups(counts_per_cell: float, is_closed_form: bool) -> tuple[float
     return divergence, mask if is_closed_form else 0.0
 
 
-def default_pulse(counts_per_cell: float, is_closed_form: bool) -> float:
+def default_pulse(counts_per_cell: float, prunes: bool) -> float:
     """Height of the pulse of the weight on the divergence of the basal state.
 
     :class:`~scvi_sams.train.SAMSTrainingPlan` says what it is for. In shallow cells, and where
@@ -60,15 +60,15 @@ def default_pulse(counts_per_cell: float, is_closed_form: bool) -> float:
     ----------
     counts_per_cell
         Mean library size; infinite for features.
-    is_closed_form
-        Whether the closed-form engine trains the masks.
+    prunes
+        Whether there is anything to prune: masks by closed form, and doses as they are.
 
     Examples
     --------
-    >>> default_pulse(8_000.0, is_closed_form=True)
+    >>> default_pulse(8_000.0, prunes=True)
     6.0
     """
-    return 6.0 if is_closed_form and _SHALLOW <= counts_per_cell < math.inf else 1.0
+    return 6.0 if prunes and _SHALLOW <= counts_per_cell < math.inf else 1.0
 
 
 def linear_warmup(progress: float, duration: float, start: float = 0.0) -> float:

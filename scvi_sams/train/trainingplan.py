@@ -210,7 +210,7 @@ class SAMSTrainingPlan(TrainingPlan):
         Factor on that weight when the masks come on, for 15% of training; over the next 15% it
         returns to one. Latents that only spell out how strong perturbations bend the latent space
         do not survive it, while shifts are free of that cost. 6 by default, 1 (none) for shallow
-        screens, features and the gradient engine.
+        screens, features, Hill responses and the gradient engine.
     mask_warmup_fraction
         Share of training before the masks are switched on; 0.4 by default for shallow screens,
         0.5 for others, 0 for the gradient engine.
@@ -465,7 +465,9 @@ class SAMSTrainingPlan(TrainingPlan):
         if self.mask_warmup_fraction is None:
             self.mask_warmup_fraction = mask_warmup
         if self.kl_pulse is None:
-            self.kl_pulse = default_pulse(module.counts_per_cell, module.closed_form is not None)
+            # A curve of doses would take up the bend that the pulse takes from the decoder.
+            prunes = module.closed_form is not None and module.dose_response is None
+            self.kl_pulse = default_pulse(module.counts_per_cell, prunes)
         if module.closed_form is not None:
             module.closed_form.resume(effects)  # type: ignore[arg-type]
         self._updates = GlobalUpdates(
