@@ -84,6 +84,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     on = model.get_perturbation_mask() > 0.5
     print(
         f"\nperturbations with a mask: {int(on.any(axis=1).sum())} of {len(on)}; "
-        f"background {float(model.history['spike_scale'].iloc[-1, 0]):.3f}; "
+        f"background {float(model.history['background_scale'].iloc[-1, 0]):.3f}; "
         f"core seconds {watch.cpu:.1f}"
     )

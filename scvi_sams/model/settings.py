@@ -26,7 +26,6 @@ __all__ = [
     "choose_inference",
     "default_width",
     "make_module",
-    "NO_TARGETS",
     "median_doses",
     "named_interactions",
     "named_targets",
@@ -35,7 +34,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-NO_TARGETS = (
+_NO_TARGETS = (
     "No perturbation is named like a gene, so that none has an effect of its own on its target: "
     "say which gene each targets by direct_effects, a dict, an obs column or a key of uns."
 )
@@ -134,8 +133,15 @@ def named_targets(
     model: SAMSVAE, direct_effects: bool | str | Mapping[str, str] | None
 ) -> bool | dict[str, str] | None:
     """Genes that perturbations target, by name, where a column or an entry of uns says them."""
+    if direct_effects is None or isinstance(direct_effects, bool):
+        return direct_effects
+    if isinstance(direct_effects, Mapping):
+        return dict(direct_effects)
     if not isinstance(direct_effects, str):
-        return direct_effects if isinstance(direct_effects, bool | None) else dict(direct_effects)
+        raise ScreenError(
+            f"direct_effects={direct_effects!r} cannot be used: give True, False, None, a dict of "
+            "perturbations to genes, or the obs column or uns key that has them."
+        )
     adata, key = model.adata, direct_effects
     if adata is None:
         raise ScreenError(f"direct_effects={key!r} needs the AnnData; give a dict instead.")
@@ -199,16 +205,11 @@ def target_genes(
             return targets
         if not direct_effects:
             if direct_effects is None:
-                logger.info(NO_TARGETS)
+                logger.info(_NO_TARGETS)
             return None
         raise ScreenError(
             "direct_effects=True, but no perturbation is named like a gene of adata.var_names; "
             "give a dict of perturbations to genes, or the obs column or uns key that has them."
-        )
-    if not isinstance(direct_effects, Mapping):
-        raise ScreenError(
-            f"direct_effects={direct_effects!r} cannot be used: give True, False, None or a dict "
-            "of perturbations to genes."
         )
     target_of = {str(name): str(gene) for name, gene in direct_effects.items()}
     if unknown := [name for name in target_of if name not in names]:

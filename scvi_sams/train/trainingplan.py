@@ -399,9 +399,11 @@ class SAMSTrainingPlan(TrainingPlan):
         terms = self._global_divergences() or {"kl_global": torch.zeros_like(local.loss)}
         kl_global = torch.stack(list(terms.values())).sum()
         loss = local.loss + self.kl_global_weight * kl_global / self.n_obs_training
-        # What the pulse adds is no divergence for the guard.
-        share = self.kl_weight * (1 - 1 / self._pulse) / local.n_obs_minibatch
-        self._surplus = share * local.kl_local_sum.detach()
+        self._surplus = 0.0
+        if self.training and (factor := self._pulse) != 1:
+            # What the pulse adds is no divergence for the guard.
+            share = self.kl_weight * (1 - 1 / factor) / local.n_obs_minibatch
+            self._surplus = share * local.kl_local_sum.detach()
         # Detached: the graph of the last minibatch must not outlive its step.
         self._last_terms = {
             "reconstruction loss": local.reconstruction_loss_sum.detach(),
@@ -486,9 +488,6 @@ class SAMSTrainingPlan(TrainingPlan):
         """Let the last cells that the processes saw into the running statistics."""
         pool_statistics(self.module)
         self._let_statistics_wait(False)
-        if self._updates is not None:
-            self._updates.finish()
-            self._global_terms = None
         broken = [n for n, p in self.module.named_parameters() if not p.isfinite().all()]
         if broken or (self._n_steps > 0 and self.guard.n_healthy == 0):
             raise TrainingDivergedError(
@@ -496,6 +495,9 @@ class SAMSTrainingPlan(TrainingPlan):
                 + "Training ended without a healthy state: try a smaller learning rate "
                 f"(plan_kwargs={{'lr': {self.lr / 4:.2g}}})."
             )
+        if self._updates is not None:
+            self._updates.finish()
+            self._global_terms = None
 
     def on_after_backward(self) -> None:
         """Leave the known perturbations of a query as they are."""
