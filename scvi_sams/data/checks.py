@@ -17,7 +17,7 @@ from scvi.data import AnnDataManager
 
 from scvi_sams._constants import COUNTS_PER_GENE
 from scvi_sams._exceptions import ScreenError, listed, nearest
-from scvi_sams.data.matrices import DiskMatrix, is_on_disk
+from scvi_sams.data.matrices import is_on_disk, rows_of
 from scvi_sams.data.tables import layer_names
 
 if TYPE_CHECKING:
@@ -69,17 +69,15 @@ class ScreenManager(AnnDataManager):
         check_genes(adata)
         if source_registry is not None:
             check_same_genes(adata.var_names, genes_of(source_registry))
-        n_counts = None
+        counts_per_gene = None
         if asked.get("is_count_data", True):
-            n_counts = check_counts(adata, asked.get("layer"))
+            counts_per_gene = check_counts(adata, asked.get("layer")) / adata.n_vars
         else:
             check_features(adata, asked.get("layer"))
-        # The width of the networks follows from it, so that cells that come later keep it.
-        self.registry[COUNTS_PER_GENE] = (
-            (None if n_counts is None else n_counts / adata.n_vars)
-            if source_registry is None
-            else source_registry.get(COUNTS_PER_GENE)
-        )
+        if source_registry is not None:
+            # The width of the networks follows from it: cells that come later keep it.
+            counts_per_gene = source_registry.get(COUNTS_PER_GENE)
+        self.registry[COUNTS_PER_GENE] = counts_per_gene
         check_covariates(
             adata,
             asked.get("batch_key"),
@@ -235,10 +233,10 @@ def check_unchanged(manager: AnnDataManager) -> None:
     if not asked.get("is_count_data", True):
         return
     counts = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-    on_disk = is_on_disk(counts)
-    step = max(1, len(manager.adata) // (_N_LOOKED_AT_ON_DISK if on_disk else _N_LOOKED_AT))
+    n_looked_at = _N_LOOKED_AT_ON_DISK if is_on_disk(counts) else _N_LOOKED_AT
+    step = max(1, len(manager.adata) // n_looked_at)
     cells = np.arange(0, len(manager.adata), step)
-    rows = (DiskMatrix(counts) if on_disk else counts)[cells]
+    rows = rows_of(counts, cells)
     values = rows.data if sparse.issparse(rows) else np.asarray(rows)
     if not _are_counts(np.asarray(values)):
         _, source = _matrix(manager.adata, asked.get("layer"))

@@ -27,6 +27,7 @@ __all__ = [
     "compact_table",
     "is_on_disk",
     "row_pieces",
+    "rows_of",
 ]
 
 
@@ -308,3 +309,8 @@ def _smallest_type(values: np.ndarray) -> torch.dtype:
         if largest <= torch.iinfo(candidate).max:
             return candidate
     return torch.float32
+
+
+def rows_of(matrix: Any, rows: Any) -> Any:
+    """Some rows of a matrix, in memory or on disk, in any order."""
+    return (DiskMatrix(matrix) if is_on_disk(matrix) else matrix)[rows]

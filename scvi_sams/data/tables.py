@@ -20,6 +20,7 @@ __all__ = [
     "ProfileTable",
     "aligned_profiles",
     "dense",
+    "log_expression",
     "log_expression_chunks",
     "profile_frame",
     "ratio",
@@ -179,11 +180,25 @@ def log_expression_chunks(
                 f"Cell {adata.obs_names[start + first]!r} has library size {size[first]:g}: leave "
                 f"out cells without counts."
             )
-        if sp.issparse(counts):
-            log_expression = sp.csr_matrix(counts, dtype=np.float64, copy=True)
-            log_expression.data *= np.repeat(scale / size, np.diff(log_expression.indptr))
-            np.log1p(log_expression.data, out=log_expression.data)
-            log_expression.data /= np.log(2)
-        else:
-            log_expression = np.log2(1 + np.asarray(counts) * (scale / size)[:, None])
-        yield cells, log_expression
+        yield cells, log_expression(counts, size, scale)
+
+
+def log_expression(counts: Any, library: NDArray[np.float64], scale: float = 1e4) -> Any:
+    """log2(1 + scale x / library) of cells, sparse if the counts are.
+
+    Parameters
+    ----------
+    counts
+        Cells x genes.
+    library
+        Library size of each cell, positive.
+    scale
+        What counts are scaled to.
+    """
+    if not sp.issparse(counts):
+        return np.log2(1 + np.asarray(counts) * (scale / library)[:, None])
+    expression = sp.csr_matrix(counts, dtype=np.float64, copy=True)
+    expression.data *= np.repeat(scale / library, np.diff(expression.indptr))
+    np.log1p(expression.data, out=expression.data)
+    expression.data /= np.log(2)
+    return expression

@@ -11,7 +11,7 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scvi_sams._exceptions import FitWarning, counted
-from scvi_sams.data.matrices import DiskMatrix, is_on_disk
+from scvi_sams.data.matrices import rows_of
 from scvi_sams.model.trivial import trivial_log_likelihood
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _cells(model: SAMSVAE, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor, 
     """Counts, library sizes and batches of some cells."""
     manager = model.adata_manager
     counts = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-    rows = (DiskMatrix(counts) if is_on_disk(counts) else counts)[indices]
+    rows = rows_of(counts, indices)
     x = torch.as_tensor(rows if isinstance(rows, np.ndarray) else rows.toarray()).float()
     library = x.sum(1)
     if model.module.use_size_factor_key:

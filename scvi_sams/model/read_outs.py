@@ -211,90 +211,92 @@ def inclusion_and_slab(model: SAMSVAE, caller: str) -> tuple[pd.DataFrame, ...]:
 # -- cells -------------------------------------------------------------------------------------
 
 
+def _prepared(
+    method: Callable[..., Any], prepare: Callable[[SAMSVAE, dict[str, Any]], None]
+) -> Any:
+    """A method whose arguments are checked, and changed in place, before it is called."""
+
+    @functools.wraps(method)
+    def prepared_method(model: SAMSVAE, *args: Any, **kwargs: Any) -> Any:
+        asked = inspect.signature(method).bind(model, *args, **kwargs)
+        prepare(model, asked.arguments)
+        return method(*asked.args, **asked.kwargs)
+
+    return prepared_method
+
+
 def of_cells(method: Callable[..., Any]) -> Any:
     """Have a method of given cells take them, and its other arguments, as all methods do.
 
     Cells are checked against the model, indices turned into positions, numbers into Python's.
     """
+    return _prepared(method, _prepare_cells)
 
-    @functools.wraps(method)
-    def checked_method(model: SAMSVAE, *args: Any, **kwargs: Any) -> Any:
-        asked = inspect.signature(method).bind(model, *args, **kwargs)
-        given = asked.arguments
-        for name, value in given.items():
-            given[name] = checked(name, value)
-        model._check_if_trained(warn=False)
-        if given.get("dataloader") is not None:
-            twice = [n for n in ("adata", "indices") if given.get(n) is not None]
-            if twice:
-                raise ScreenError(
-                    f"{' and '.join(twice)} beside dataloader, whose minibatches are all that is "
-                    "read: give one or the other."
-                )
-        else:
-            given["adata"] = adata = model._validate_anndata(given.get("adata"))
-            if given.get("indices") is not None:
-                given["indices"] = cells_of(adata, given["indices"])
-            if given.get("gene_list") is not None:
-                given["gene_list"] = _genes(given["gene_list"], adata.var_names)
-        return method(*asked.args, **asked.kwargs)
 
-    return checked_method
+def _prepare_cells(model: SAMSVAE, given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        given[name] = checked(name, value)
+    model._check_if_trained(warn=False)
+    if given.get("dataloader") is not None:
+        twice = [n for n in ("adata", "indices") if given.get(n) is not None]
+        if twice:
+            raise ScreenError(
+                f"{' and '.join(twice)} beside dataloader, whose minibatches are all that is "
+                "read: give one or the other."
+            )
+        return
+    given["adata"] = adata = model._validate_anndata(given.get("adata"))
+    if given.get("indices") is not None:
+        given["indices"] = cells_of(adata, given["indices"])
+    if given.get("gene_list") is not None:
+        given["gene_list"] = _genes(given["gene_list"], adata.var_names)
 
 
 def of_groups(method: Callable[..., Any]) -> Any:
     """Have scvi-tools' comparison of groups of cells take them as all methods do."""
+    return _prepared(method, _prepare_groups)
 
-    @functools.wraps(method)
-    def checked_method(model: SAMSVAE, *args: Any, **kwargs: Any) -> Any:
-        asked = inspect.signature(method).bind(model, *args, **kwargs)
-        given = asked.arguments
-        model._check_if_trained(warn=False)
-        given["adata"] = adata = model._validate_anndata(given.get("adata"))
-        weights, by = given.get("weights"), given.get("groupby")
-        if weights not in (None, "uniform"):
-            raise NotImplementedError(
-                f"weights={weights!r}: scvi-tools' weights need a bound that draws masks and "
-                "effects for each cell anew. Leave weights='uniform', or see "
-                "scvi_sams.tl.differential_expression for conditions."
-            )
-        if by is not None:
-            _check_key("adata.obs has no column", by, adata.obs)
-            for name in ("group1", "group2"):
-                groups = given.get(name)
-                for group in [groups] if isinstance(groups, str) else groups or ():
-                    _check_key(f"{name}: adata.obs[{by!r}] has no", group, set(adata.obs[by]))
-        for name in ("idx1", "idx2"):
-            if given.get(name) is not None and not isinstance(given[name], str):
-                given[name] = cells_of(adata, given[name])
-        counts = model.get_anndata_manager(adata).get_from_registry(REGISTRY_KEYS.X_KEY)
-        if is_on_disk(counts) and given.get("all_stats", True):
-            raise ScreenError(
-                "Statistics of raw counts are not computed from disk: give all_stats=False, or "
-                "`adata.to_memory()`."
-            )
-        return method(*asked.args, **asked.kwargs)
 
-    return checked_method
+def _prepare_groups(model: SAMSVAE, given: dict[str, Any]) -> None:
+    model._check_if_trained(warn=False)
+    given["adata"] = adata = model._validate_anndata(given.get("adata"))
+    weights, by = given.get("weights"), given.get("groupby")
+    if weights not in (None, "uniform"):
+        raise NotImplementedError(
+            f"weights={weights!r}: scvi-tools' weights need a bound that draws masks and "
+            "effects for each cell anew. Leave weights='uniform', or see "
+            "scvi_sams.tl.differential_expression for conditions."
+        )
+    if by is not None:
+        _check_key("adata.obs has no column", by, adata.obs)
+        for name in ("group1", "group2"):
+            groups = given.get(name)
+            for group in [groups] if isinstance(groups, str) else groups or ():
+                _check_key(f"{name}: adata.obs[{by!r}] has no", group, set(adata.obs[by]))
+    for name in ("idx1", "idx2"):
+        if given.get(name) is not None and not isinstance(given[name], str):
+            given[name] = cells_of(adata, given[name])
+    counts = model.get_anndata_manager(adata).get_from_registry(REGISTRY_KEYS.X_KEY)
+    if is_on_disk(counts) and given.get("all_stats", True):
+        raise ScreenError(
+            "Statistics of raw counts are not computed from disk: give all_stats=False, or "
+            "`adata.to_memory()`."
+        )
 
 
 def of_samples(method: Callable[..., Any]) -> Any:
     """Have scvi-tools' comparison of samples refuse those that are not there."""
+    return _prepared(method, _prepare_samples)
 
-    @functools.wraps(method)
-    def checked_method(model: SAMSVAE, *args: Any, **kwargs: Any) -> Any:
-        asked = inspect.signature(method).bind(model, *args, **kwargs)
-        given = asked.arguments
-        model._check_if_trained(warn=False)
-        if (key := given.get("sample_key")) is None:
-            raise ScreenError("sample_key is missing: name the column of adata.obs with samples.")
-        for name in ("adata", "adata_sub"):  # the second is of scvi-tools 1.5
-            if name == "adata" or given.get(name) is not None:
-                given[name] = adata = model._validate_anndata(given.get(name))
-                check_covariates(adata, categorical=[key])
-        return method(*asked.args, **asked.kwargs)
 
-    return checked_method
+def _prepare_samples(model: SAMSVAE, given: dict[str, Any]) -> None:
+    model._check_if_trained(warn=False)
+    if (key := given.get("sample_key")) is None:
+        raise ScreenError("sample_key is missing: name the column of adata.obs with samples.")
+    for name in ("adata", "adata_sub"):  # the second is of scvi-tools 1.5
+        if name == "adata" or given.get(name) is not None:
+            given[name] = adata = model._validate_anndata(given.get(name))
+            check_covariates(adata, categorical=[key])
 
 
 def _genes(asked: Any, known: pd.Index) -> list[str]:

@@ -447,11 +447,6 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             ``accelerator``, ``devices``, ``check_val_every_n_epoch``, ``enable_checkpointing``,
             ``gradient_clip_val``, ``precision``, ``ckpt_path`` or ``callbacks``.
 
-        Warns
-        -----
-        UserWarning
-            If Ctrl-C ended training early: what was learned is kept, and may be used.
-
         Raises
         ------
         ScreenError
@@ -462,6 +457,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
         Warns
         -----
+        UserWarning
+            If Ctrl-C ended training early: what was learned is kept, and may be used.
         FitWarning
             If the bound still falls at the end, all perturbations share one latent, or validation
             cells are described worse than before or than by one rate a gene and batch.

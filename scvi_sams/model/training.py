@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from scvi_sams._arguments import check_names
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.data.matrices import DiskMatrix, is_on_disk
+from scvi_sams.data.matrices import rows_of
 from scvi_sams.model.read_outs import controls_of
 from scvi_sams.train import SAMSDataSplitter
 from scvi_sams.train.global_updates import infer_effects
@@ -169,8 +169,7 @@ def reference_cells(model: SAMSVAE) -> dict[str, np.ndarray]:
         library = np.ones((len(indices), 1), dtype=np.float32)
         if model.module.is_count_model:
             counts = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-            rows = (DiskMatrix(counts) if is_on_disk(counts) else counts)[indices]
-            library = np.asarray(rows.sum(1)).reshape(-1, 1)
+            library = np.asarray(rows_of(counts, indices).sum(1)).reshape(-1, 1)
         kept[REGISTRY_KEYS.SIZE_FACTOR_KEY] = library
     return kept
 

@@ -27,7 +27,7 @@ __all__ = [
     "ClosedForm",
     "learned_background_variance",
     "one_thread",
-    "ScaleMixture",
+    "MixturePosterior",
     "safe_step",
     "scale_mixture",
     "selection_penalty",
@@ -200,7 +200,7 @@ def learned_background_variance(
     )
 
 
-class ScaleMixture(NamedTuple):
+class MixturePosterior(NamedTuple):
     """Posterior of effects outside the masks, each of shape ``(n_rows, n_latent)``.
 
     The scales are the first axis of ``responsibility``; ``divergence`` is that of the posterior
@@ -215,7 +215,7 @@ class ScaleMixture(NamedTuple):
 
 def scale_mixture(
     score: Tensor, curvature: Tensor, variances: Tensor, weights: Tensor
-) -> ScaleMixture:
+) -> MixturePosterior:
     r"""Posterior of effects whose prior is a mixture of centred normals.
 
     Every component is conjugate to the quadratic log-likelihood, so that the posterior is a
@@ -245,7 +245,7 @@ def scale_mixture(
     mean = (responsibility * shrunk).sum(0) * score
     second = (responsibility * (shrunk + (shrunk * score).square())).sum(0)
     expected_log_likelihood = score * mean - 0.5 * curvature * second
-    return ScaleMixture(
+    return MixturePosterior(
         mean,
         (second - mean.square()).clamp(min=0),
         responsibility,

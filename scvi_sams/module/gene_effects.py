@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import nn
 
 from scvi_sams._compat import HostState
@@ -14,7 +15,6 @@ from scvi_sams._compat import HostState
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from scipy import sparse
     from torch import Tensor
 
     from scvi_sams.module.doses import Doses
@@ -301,7 +301,7 @@ def solve(
     mean, variance, lfsr = (torch.zeros_like(score) for _ in range(3))
     shrunk = error_scale * error
     if several := coupling.nnz > coupling.shape[0]:
-        off = coupling - _diagonal(coupling)
+        off = coupling - sparse.diags(coupling.diagonal(), format="csr")
         for _ in range(_MAX_SWEEPS):
             mixture = ScaleMixture(estimate / shrunk, is_target)
             largest = 0.0
@@ -332,12 +332,6 @@ def _blocks(table: Tensor) -> Iterator[slice]:
     n_rows = max(1, _ROWS_AT_ONCE // (15 * table.shape[1]))
     for start in range(0, len(table), n_rows):
         yield slice(start, min(start + n_rows, len(table)))
-
-
-def _diagonal(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-    from scipy.sparse import diags
-
-    return diags(matrix.diagonal(), format="csr")
 
 
 def _product(matrix: sparse.csr_matrix, table: Tensor) -> Tensor:

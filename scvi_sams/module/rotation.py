@@ -315,8 +315,7 @@ class SparseEvidence:
                 rotation[b] = angle.cos() * across - angle.sin() * along
             if gained < _SWEEP_GAIN:
                 break
-        left, _, right = torch.linalg.svd(rotation)  # rounding adds up over thousands of turns
-        return left @ right
+        return procrustes(rotation)  # rounding adds up over thousands of turns
 
     def _planes(self, residual: Tensor, effects: Tensor, a: Tensor, b: Tensor) -> _Planes:
         """Likelihoods in planes, the background taken for noise; of those with a say in them."""
