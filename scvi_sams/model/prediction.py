@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from scvi_sams.data import ConditionsLike
     from scvi_sams.model.counterfactual import Basal, Counterfactual, ExpressionScale
+    from scvi_sams.model.efficacy import EffectOf
     from scvi_sams.model.samsvae import SAMSVAE
 
 __all__ = ["average_treatment_effect", "compared_means", "effect_scale", "predict"]
@@ -37,6 +38,7 @@ def predict(
     batch: str | None,
     return_mean: bool,
     seed: int | None,
+    effect: EffectOf,
 ) -> ad.AnnData:
     """See ``SAMSVAE.predict``."""
     model._check_if_trained(warn=False)
@@ -45,7 +47,9 @@ def predict(
     labels = asked.labels
     values, layer = [], []
     with seeded(seed, model.device):
-        cells = model.counterfactual(basal, n_samples, batch, library_size, seed=None)
+        cells = model.counterfactual(
+            basal, n_samples, batch, library_size, seed=None, effect=effect
+        )
         draws = cells.draw(cells.n_cells, asked)
         for row in track(range(len(labels)), description="Predict", disable=len(labels) < 20):
             px = cells.decode(asked, row, draws, one_draw_a_cell=True)

@@ -48,6 +48,7 @@ from scvi_sams.data.field import (
 )
 from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model.counterfactual import draw_cells
+from scvi_sams.model.efficacy import multiples_of, perturbed_probability
 from scvi_sams.model.fit_checks import warn_of_fit
 from scvi_sams.model.gene_effects import fit_gene_effects, gene_effects_table
 from scvi_sams.model.model_file import load_model, read_model_file, save_model
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
 
     from scvi_sams.data import ConditionsLike
     from scvi_sams.model.counterfactual import Basal, Counterfactual
+    from scvi_sams.model.efficacy import EffectOf
     from scvi_sams.module.base import PerturbationVAEModule
     from scvi_sams.train import DataPlacement
 
@@ -206,6 +208,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
     _reordered: AnnData | None = None
     stopped_in: str | None = None  # where Ctrl-C ended the last training, in words
     gene_effects_absent_: str | None = None
+    efficacy_: dict[str, Any] | None = None  # solved when it is first asked for
 
     # scvi-tools' methods of given cells, with arguments and cells checked as in our own.
     get_normalized_expression = of_cells(RNASeqMixin.get_normalized_expression)
@@ -288,6 +291,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         perturbation_names_uns_key: str | None = None,
         control: str | Sequence[str] | None = None,
         combination_delimiter: str | None = "+",
+        guide_key: str | None = None,
         batch_key: str | None = None,
         labels_key: str | None = None,
         size_factor_key: str | None = None,
@@ -316,6 +320,10 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Label or labels of unperturbed cells.
         combination_delimiter
             What joins the parts of a label; ``None`` takes every label as one perturbation.
+        guide_key
+            Column of ``adata.obs`` with the guide of each cell; of a cell with several
+            perturbations one for each, joined as the labels are and in their order. Efficacies
+            are then those of guides (:func:`scvi_sams.tl.guides`), else of perturbations.
         batch_key, labels_key
             Columns of ``adata.obs``. Labels are kept for plots and other tools, not modelled.
         size_factor_key
@@ -486,6 +494,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             infer_query(self, max_epochs, batch_size)
             self.reference_cells_ = reference_cells(self)
             self.gene_effects_absent_ = fit_gene_effects(self)
+            self.efficacy_ = None
             return
         if max_epochs is None:
             max_epochs = default_epochs(
@@ -524,6 +533,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             is_counts = self.module.is_count_model
             self.reference_cells_ = streamed_reference_cells(cells, is_counts)
         self.gene_effects_absent_ = fit_gene_effects(self)
+        self.efficacy_ = None
         if not learns_effects_only:
             warn_of_fit(self)
 
@@ -590,6 +600,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         added = added_perturbations(registry, adata, new_perturbations)
         query = super().load_query_data(adata, reference_model, unfrozen=unfrozen, **kwargs)
         start_query(query, registry, added, unfrozen)
+        query.efficacy_ = None
         return query
 
     # -- files ------------------------------------------------------------------------------------
@@ -924,6 +935,52 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         return latent_representation(self, loader, representation, give_mean, return_dist)
 
     @of_cells
+    def get_perturbed_probability(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        own_gene: bool = True,
+    ) -> pd.DataFrame:
+        """Probability that each perturbation of each cell took, rather than that the cell escaped.
+
+        A cell shows some multiple of the effect of its perturbation: that of an effect, or none.
+        How often it is none is the efficacy of its guide. Efficacies, and effects where they took,
+        are solved from the training cells when they are first asked for, with the networks as
+        they are, and kept in the model. Where the cells cannot tell, probabilities stay near the
+        efficacy that guides have in general (:func:`scvi_sams.tl.guides` says where).
+
+        Parameters
+        ----------
+        adata
+            Cells; those the model was set up with by default.
+        indices
+            Which of them; all by default.
+        own_gene
+            Whether the count of the perturbation's own target is evidence, beside the latent
+            state.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each cell and perturbation, named by the cell, with columns
+            ``perturbation``, ``guide`` and ``probability``. Controls have none.
+
+        Raises
+        ------
+        NotImplementedError
+            If what counts say of a shift has no closed form in this model.
+        ScreenError
+            If efficacies are still to be solved and the model has no AnnData.
+
+        Examples
+        --------
+        >>> table = model.get_perturbed_probability()  # doctest: +SKIP
+        >>> adata.obs["perturbed"] = table["probability"]  # doctest: +SKIP
+        """
+        return perturbed_probability(self, adata, indices, own_gene)
+
+    @of_cells
     def get_aggregated_posterior(
         self,
         adata: AnnData | None = None,
@@ -1091,6 +1148,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         *,
         seed: int | None = 0,
         gene_effects: bool = True,
+        effect: EffectOf = "as_labelled",
     ) -> Counterfactual:
         """Draw one population of cells, to be put under any condition.
 
@@ -1109,6 +1167,10 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         gene_effects
             Whether conditions have the effects on single genes of :meth:`get_gene_effects`;
             without them they are what latents alone say.
+        effect
+            ``"as_labelled"``: the effect on all cells with the label, as the model was fitted.
+            ``"where_it_took"``: that on the cells in which the perturbation took; as labelled
+            where no guide lets it be told (:func:`scvi_sams.tl.guides`).
 
         Returns
         -------
@@ -1128,7 +1190,10 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         ... )  # doctest: +SKIP
         """
         self._check_if_trained(warn=False)
-        return draw_cells(self, basal, n_cells, batch, library_size, seed, gene_effects)
+        multiple = multiples_of(self, effect)
+        return draw_cells(
+            self, basal, n_cells, batch, library_size, seed, gene_effects, multiple
+        )
 
     def predict(
         self,
@@ -1140,6 +1205,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         return_mean: bool = False,
         *,
         seed: int | None = None,
+        effect: EffectOf = "as_labelled",
     ) -> AnnData:
         """Simulate cells under conditions, whether or not they were ever measured.
 
@@ -1167,6 +1233,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         seed
             Seed of all draws; by default they come from torch's stream, which
             ``scvi.settings.seed`` seeds.
+        effect
+            Of which cells with the label, as in :meth:`counterfactual`.
 
         Returns
         -------
@@ -1187,7 +1255,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         --------
         >>> cells = model.predict(["KLF1+CEBPA"], n_samples=200)  # doctest: +SKIP
         """
-        return predict(self, conditions, n_samples, basal, library_size, batch, return_mean, seed)
+        return predict(
+            self, conditions, n_samples, basal, library_size, batch, return_mean, seed, effect
+        )
 
     def get_average_treatment_effect(
         self,
@@ -1201,6 +1271,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         batch: str | None = None,
         *,
         seed: int | None = None,
+        effect: EffectOf = "as_labelled",
     ) -> AnnData:
         """Average effect of conditions on each gene, over a population of cells.
 
@@ -1231,6 +1302,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Batch to predict for, as in :meth:`predict`.
         seed
             Seed of all draws, as in :meth:`predict`.
+        effect
+            Of which cells with the label, as in :meth:`counterfactual`.
 
         Returns
         -------
@@ -1258,7 +1331,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         """
         scale = effect_scale(self, method)
         check_level(credible_level)
-        cells = self.counterfactual(basal, n_cells, batch, seed=seed)
+        cells = self.counterfactual(basal, n_cells, batch, seed=seed, effect=effect)
         return average_treatment_effect(
             self, conditions, reference, scale, n_samples, credible_level, cells
         )
