@@ -46,6 +46,7 @@ from scvi_sams.data.field import (
     add_dose_registry,
     registered_conditions,
 )
+from scvi_sams.data.guides import GuideField, target_table
 from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model.counterfactual import draw_cells
 from scvi_sams.model.efficacy import multiples_of, perturbed_probability
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvi_sams.data import ConditionsLike
+    from scvi_sams.data.guides import GuideTargets
     from scvi_sams.model.counterfactual import Basal, Counterfactual
     from scvi_sams.model.efficacy import EffectOf
     from scvi_sams.module.base import PerturbationVAEModule
@@ -298,6 +300,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         categorical_covariate_keys: str | list[str] | None = None,
         continuous_covariate_keys: str | list[str] | None = None,
         is_count_data: bool = True,
+        guide_key: str | None = None,
+        guide_targets: GuideTargets | None = None,
+        guide_threshold: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Say where an AnnData keeps counts, perturbations and covariates.
@@ -335,6 +340,22 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         is_count_data
             Whether the matrix holds counts, which is then checked. ``False`` for normalised or
             imaging features, with ``gene_likelihood="normal"``.
+        guide_key
+            Guides of the cells: a column of ``adata.obs`` with names, joined by
+            ``combination_delimiter`` where a cell has several, or a key of ``adata.obsm`` with
+            calls (cells x guides; 0 and 1 or boolean; DataFrame, array or sparse matrix, whose
+            columns ``perturbation_names_uns_key`` names, or a DataFrame of guides under the same
+            key of ``adata.uns``). Alone, they say what cells received: a dose of 1 of each
+            target, of however many guides. Beside labels, they are known for each perturbation
+            of a cell: in the order of the parts of its label, or by ``guide_targets``.
+        guide_targets
+            Perturbation that each guide targets, the control label for one that does not: a dict,
+            a Series, a DataFrame with a column ``"target"``, or the key of ``adata.uns`` that has
+            one. By default the DataFrame in ``adata.uns[guide_key]``.
+        guide_threshold
+            Counts of a guide from which a cell has it, for a matrix of counts. A plain threshold
+            misses guides of shallow cells and takes ambient ones in deep cells: calls of a
+            mixture model, as crispat makes, are better.
 
         Raises
         ------
@@ -352,6 +373,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         check_adata(adata)
         categorical_covariate_keys = _as_list(categorical_covariate_keys)
         continuous_covariate_keys = _as_list(continuous_covariate_keys)
+        if not (guide_targets is None or isinstance(guide_targets, str)):
+            guide_targets = target_table(guide_targets)  # plain, as it is saved with the model
         setup_method_args = cls._get_setup_method_args(**locals())
         perturbations = PerturbationField(
             perturbation_key,
@@ -359,6 +382,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             perturbation_names_uns_key,
             control,
             combination_delimiter,
+            guide_key,
+            guide_targets,
+            guide_threshold,
         )
         fields = [
             # The manager checks entry by entry; scvi-tools draws some from numpy's global stream.
@@ -370,6 +396,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
             perturbations,
             DoseField(),
+            *([] if guide_key is None else [GuideField()]),
         ]
         manager = ScreenManager(fields=fields, setup_method_args=setup_method_args)
         if (source := kwargs.get("source_registry")) is not None:
