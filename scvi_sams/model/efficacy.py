@@ -12,6 +12,7 @@ from scvi import REGISTRY_KEYS
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
+from scvi_sams.data.field import PerturbationField
 from scvi_sams.data.guides import guide_codes
 from scvi_sams.model.read_outs import controls_of, require_effects
 from scvi_sams.module.efficacy import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from numpy.typing import NDArray
+    from scvi.data import AnnDataManager
 
     from scvi_sams.model.samsvae import SAMSVAE
 
@@ -88,6 +90,54 @@ class Efficacy(NamedTuple):
     own_gene: bool
 
 
+class _Guides(NamedTuple):
+    """Guides of the cells of an AnnData: names, targets, and a code for each dose of a cell."""
+
+    names: list[str]
+    target: NDArray[np.int64]
+    codes: NDArray[np.int64]
+
+
+def _guides(manager: AnnDataManager, known: Efficacy | None = None) -> _Guides:
+    """Guides of cells, by the codes of those that were solved, if they were.
+
+    A perturbation whose guide is not known has one that stands for all of them.
+    """
+    state = manager.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
+    perturbations = list(map(str, state[PerturbationField.COLUMN_NAMES_KEY]))
+    index = np.asarray(manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY), np.int64)
+    has = np.asarray(manager.get_from_registry(SAMS_REGISTRY_KEYS.DOSE_KEY)) > 0
+    registered = guide_codes(manager)
+    if registered is None:
+        given, of_given = [], np.zeros(0, np.int64)
+        codes = np.full(index.shape, -1)
+        unknown = perturbations
+    else:
+        given, of_given = list(registered.names), registered.targets.astype(np.int64)
+        codes = registered.codes.astype(np.int64)
+        unknown = [f"{name} (guide unknown)" for name in perturbations]
+    codes = np.where(codes >= 0, codes, len(given) + index)
+    names, target = [*given, *unknown], np.append(of_given, np.arange(len(perturbations)))
+    used, of_cells = np.unique(codes[has], return_inverse=True)
+    if known is None:
+        order = np.argsort(target[used], kind="stable")
+        place = np.argsort(order)
+        names, target = [names[code] for code in used[order]], target[used[order]]
+    else:
+        solved = {pair: k for k, pair in enumerate(zip(known.guides, known.target, strict=True))}
+        for code in used:
+            if (names[code], target[code]) not in solved:
+                raise ScreenError(
+                    f"Cells of {perturbations[target[code]]!r} have a guide that this model was "
+                    "not trained with: leave them out, or fit it with them."
+                )
+        place = np.array([solved[names[code], target[code]] for code in used], np.int64)
+        names, target = known.guides, known.target
+    result = np.zeros(index.shape, np.int64)
+    result[has] = place[of_cells] if len(used) else 0
+    return _Guides(names, target, result)
+
+
 def why_no_efficacy(model: SAMSVAE) -> str | None:
     """Why a model cannot tell in which cells perturbations took, if it cannot."""
     if model.module.effects is None:
@@ -136,7 +186,7 @@ def efficacy_of(model: SAMSVAE, *, own_gene: bool = True) -> Efficacy:
 @torch.inference_mode()
 def _solve(model: SAMSVAE, own_gene: bool) -> Efficacy:
     manager = model.adata_manager
-    guides = guide_codes(manager)
+    guides = _guides(manager)
     trained = np.sort(np.asarray(model.train_indices))
     is_control = controls_of(model)[trained]
     offset, variation, mean, covariance = _of_controls(model, trained[is_control])
@@ -336,7 +386,7 @@ def perturbed_probability(
     cells = np.arange(adata.n_obs) if indices is None else np.asarray(indices)
     dose = np.asarray(manager.get_from_registry(SAMS_REGISTRY_KEYS.DOSE_KEY))
     perturbed = cells[(dose[cells] > 0).any(1)]
-    guides = guide_codes(manager, found.guides)
+    guides = _guides(manager, found)
     read, _ = _read(model, adata, perturbed, guides.codes, len(found.guides), own_gene)
     probability = cell_probability(
         _calibrated(read, found.offset, found.variation),

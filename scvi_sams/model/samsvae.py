@@ -293,7 +293,6 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         perturbation_names_uns_key: str | None = None,
         control: str | Sequence[str] | None = None,
         combination_delimiter: str | None = "+",
-        guide_key: str | None = None,
         batch_key: str | None = None,
         labels_key: str | None = None,
         size_factor_key: str | None = None,
@@ -325,10 +324,6 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Label or labels of unperturbed cells.
         combination_delimiter
             What joins the parts of a label; ``None`` takes every label as one perturbation.
-        guide_key
-            Column of ``adata.obs`` with the guide of each cell; of a cell with several
-            perturbations one for each, joined as the labels are and in their order. Efficacies
-            are then those of guides (:func:`scvi_sams.tl.guides`), else of perturbations.
         batch_key, labels_key
             Columns of ``adata.obs``. Labels are kept for plots and other tools, not modelled.
         size_factor_key
@@ -347,7 +342,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             columns ``perturbation_names_uns_key`` names, or a DataFrame of guides under the same
             key of ``adata.uns``). Alone, they say what cells received: a dose of 1 of each
             target, of however many guides. Beside labels, they are known for each perturbation
-            of a cell: in the order of the parts of its label, or by ``guide_targets``.
+            of a cell: in the order of the parts of its label, or by ``guide_targets``. How often
+            each works is in :func:`scvi_sams.tl.guides`.
         guide_targets
             Perturbation that each guide targets, the control label for one that does not: a dict,
             a Series, a DataFrame with a column ``"target"``, or the key of ``adata.uns`` that has

@@ -281,6 +281,8 @@ class Mixture(NamedTuple):
     edges, mass
         Bins of efficacies, shape ``(n_guides, n_bins + 1)``, and their posterior,
         ``(n_guides, n_bins)``.
+    conditional
+        Posterior of the bins at each node, shape ``(n_guides, n_bins, n_nodes)``.
     prior
         Prior of efficacies that was learned.
     """
@@ -292,14 +294,14 @@ class Mixture(NamedTuple):
     efficacy: Tensor
     edges: Tensor
     mass: Tensor
+    conditional: Tensor
     prior: Prior
 
 
 # An effect is at most this many times the mean effect of all cells with the label. If its guides
 # work in fewer cells than the inverse, there is little to be learned of it.
 _LARGEST_MULTIPLE, _SMALLEST_MULTIPLE = 8.0, 0.7
-_SPREADS = (0.0, 0.25, 0.5)  # relative; more, and what took reaches to below zero
-_SPREADS_OF_ONE = (0.0, 0.25, 0.5, 0.75, 1.0)
+_SPREADS = (0.0, 0.25, 0.5, 0.75, 1.0)  # relative to the mean; more, and it is no effect
 _N_MULTIPLES, _N_BINS = 12, 16
 _N_ROUNDS = 5
 _NEGLIGIBLE = 1e-4  # of a posterior: outside, the grid is not refined
@@ -338,7 +340,7 @@ def fit_mixture(
     """
     n_guides, n_perturbations = len(target), len(base)
     entries = _thinned(entries, n_guides)
-    spread = torch.tensor(_SPREADS_OF_ONE if all_took else _SPREADS, dtype=torch.float64)
+    spread = torch.tensor(_SPREADS, dtype=torch.float64)
     n_spreads = len(spread)
     low = torch.full((n_perturbations,), math.log(_SMALLEST_MULTIPLE), dtype=torch.float64)
     high = torch.full_like(low, math.log(1.5 if all_took else _LARGEST_MULTIPLE))
@@ -379,7 +381,7 @@ def fit_mixture(
         if not all_took:
             edges = _refined(edges, mass)
     efficacy = torch.einsum("kbj,kb->kj", conditional, centres)
-    return Mixture(nodes, spreads, weight, log_evidence, efficacy, edges, mass, prior)
+    return Mixture(nodes, spreads, weight, log_evidence, efficacy, edges, mass, conditional, prior)
 
 
 def _thinned(entries: Entries, n_guides: int) -> Entries:
@@ -555,6 +557,7 @@ class Solution(NamedTuple):
 
 _N_STEPS = 40  # of expectation maximisation
 _START_SPREAD = 0.3
+_EVEN_EFFECTS = 10.0  # effects without a spread that its prior counts, as null effects elsewhere
 _START_PRIOR = Prior(3.6, 0.4)  # weak, until it is learned
 _KNOWN = 2.0  # standard errors that an average multiple must be off zero to be a unit
 
@@ -642,25 +645,64 @@ def solve(
         )
         for all_took, of_target in ((True, fold_of_one), (False, fold))
     )
+    one, two, free = _weighed(one, two, target)
     solution = Solution(
         one,
         two,
         torch.stack([fold_of_one.log_fold, fold.log_fold]),
         torch.stack([fold_of_one.excess, fold.excess]),
-        _free(two.log_evidence - one.log_evidence),
+        free,
         base,
         torch.zeros_like(cells.dose),
     )
     return solution._replace(probability=cell_probability(cells, target, solution))
 
 
-def _free(log_odds: Tensor) -> Tensor:
-    """Posterior that there are two components; its prior is the share of all that have two."""
-    share = torch.full((), 0.5, dtype=log_odds.dtype)
+def _weighed(
+    one: Mixture, two: Mixture, target: Tensor
+) -> tuple[Mixture, Mixture, Tensor]:
+    """Learn how often there are two components, and how graded effects are, over the screen.
+
+    Whether an effect is graded or did not take in some cells is hard to say of one perturbation,
+    and easy to say of those with strong effects.
+    """
+    by_spread = [_log_evidence_by_spread(mixture) for mixture in (one, two)]
+    n_spreads = len(_SPREADS)
+    share = torch.full((), 0.5, dtype=torch.float64)
+    weight = torch.full((n_spreads,), 1 / n_spreads, dtype=torch.float64)
     for _ in range(100):
-        free = torch.sigmoid(log_odds + torch.logit(share))
+        joint = torch.stack([e + weight.log() for e in by_spread])  # components first
+        joint = joint + torch.stack([1 - share, share]).log()[:, None, None]
+        posterior = torch.softmax(joint.permute(1, 0, 2).flatten(1), 1)
+        posterior = posterior.reshape(-1, 2, n_spreads)
+        free = posterior[:, 1].sum(1)
         share = (free.sum() + 1) / (len(free) + 2)
-    return free
+        weight = posterior.sum((0, 1)) + 1 / n_spreads
+        weight[0] += _EVEN_EFFECTS
+        weight = weight / weight.sum()
+    change = (n_spreads * weight).log()
+    return _reweighted(one, target, change), _reweighted(two, target, change), free
+
+
+def _log_evidence_by_spread(mixture: Mixture) -> Tensor:
+    """Log evidence of each perturbation at each spread, perturbations x spreads."""
+    n_spreads = len(_SPREADS)
+    by_spread = mixture.weight.reshape(len(mixture.weight), -1, n_spreads).sum(1)
+    return mixture.log_evidence[:, None] + (n_spreads * by_spread).clamp(min=1e-300).log()
+
+
+def _reweighted(mixture: Mixture, target: Tensor, change: Tensor) -> Mixture:
+    """Under another prior of the spreads."""
+    n_nodes = mixture.weight.shape[1]
+    changed = mixture.weight * change.exp().repeat(n_nodes // len(change))
+    total = changed.sum(1, keepdim=True).clamp(min=1e-300)
+    weight = changed / total
+    return mixture._replace(
+        weight=weight,
+        log_evidence=mixture.log_evidence + total.squeeze(1).log(),
+        mass=torch.einsum("kbj,kj->kb", mixture.conditional, weight[target]),
+        conditional=torch.zeros(0),
+    )
 
 
 def cell_probability(cells: Cells, target: Tensor, solution: Solution) -> Tensor:
