@@ -269,9 +269,7 @@ def _simulated(arguments: Any) -> None:
     print_table("Simulated screens, cells that took", _reliability(said, true), arguments)
 
 
-def _simulated_screen(
-    seed: int, effect_size: float, works: bool
-) -> tuple[ad.AnnData, pd.Series]:
+def _simulated_screen(seed: int, effect_size: float, works: bool) -> tuple[ad.AnnData, pd.Series]:
     """A screen with two guides a perturbation, and controls planted under their labels."""
     screen = datasets.simulated_screen(
         n_cells=6_000,

@@ -15,6 +15,7 @@ from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.field import PerturbationField
 from scvi_sams.data.guides import guide_codes
 from scvi_sams.model.read_outs import controls_of, require_effects
+from scvi_sams.module.doses import Doses
 from scvi_sams.module.efficacy import (
     Cells,
     Mixture,
@@ -28,7 +29,6 @@ from scvi_sams.module.efficacy import (
     project,
     solve,
 )
-from scvi_sams.module.doses import Doses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -192,9 +192,7 @@ def _solve(model: SAMSVAE, own_gene: bool) -> Efficacy:
     offset, variation, mean, covariance = _of_controls(model, trained[is_control])
     cells = trained[~is_control]
     read, shift = _read(model, model.adata, cells, guides.codes, len(guides.names), own_gene)
-    counts = np.bincount(
-        read.guide[read.dose > 0].numpy().ravel(), minlength=len(guides.names)
-    )
+    counts = np.bincount(read.guide[read.dose > 0].numpy().ravel(), minlength=len(guides.names))
     direct = getattr(model.module, "direct_effects", None)
     start = torch.zeros(len(model.perturbation_names))
     if direct is not None:
@@ -299,8 +297,7 @@ def _read(
         np.add.at(shifts, guide[has].numpy(), left.cpu()[has].double().numpy())
         parts.append(
             tuple(
-                field.cpu()
-                for field in (*projection, doses.perturbation, guide, doses.dose, *own)
+                field.cpu() for field in (*projection, doses.perturbation, guide, doses.dose, *own)
             )
         )
     if not parts:
@@ -358,9 +355,7 @@ def _calibrated(
     own = information.diagonal(dim1=-2, dim2=-1)
     score = score - torch.as_tensor(offset)[cells.perturbation] * own
     scale = torch.as_tensor(variation)[cells.perturbation].clamp(min=0.1)
-    return cells._replace(
-        projection=Projection(score / scale, information / scale.unsqueeze(-1))
-    )
+    return cells._replace(projection=Projection(score / scale, information / scale.unsqueeze(-1)))
 
 
 def multiples_of(model: SAMSVAE, effect: str) -> torch.Tensor | None:

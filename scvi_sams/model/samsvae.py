@@ -1214,9 +1214,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         """
         self._check_if_trained(warn=False)
         multiple = multiples_of(self, effect)
-        return draw_cells(
-            self, basal, n_cells, batch, library_size, seed, gene_effects, multiple
-        )
+        return draw_cells(self, basal, n_cells, batch, library_size, seed, gene_effects, multiple)
 
     def predict(
         self,

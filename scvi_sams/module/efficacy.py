@@ -1,4 +1,4 @@
-"""Whether a perturbation took in a cell, and how often its guides work: a mixture in closed form."""
+"""Whether a perturbation took in a cell, how often guides work: a mixture in closed form."""
 
 from __future__ import annotations
 
@@ -158,7 +158,11 @@ def log_ratio(
 
 
 def fold_log_ratio(
-    counts: Tensor, mean: Tensor, dispersion: Tensor, log_fold: Tensor, excess: Tensor | float = 0.0
+    counts: Tensor,
+    mean: Tensor,
+    dispersion: Tensor,
+    log_fold: Tensor,
+    excess: Tensor | float = 0.0,
 ) -> Tensor:
     """Log-likelihood of counts with a fold change less that without, elementwise.
 
@@ -243,7 +247,8 @@ def learned_fold(
     share = changed**2 / (changed * over) ** 2
     beyond = (counts - changed).square() - changed - dispersion * changed**2
     excess = summed(share * beyond) / (
-        summed(share * changed**2) * (1 + _EXCESS_CELLS / summed(torch.ones_like(dose)).clamp(min=1))
+        summed(share * changed**2)
+        * (1 + _EXCESS_CELLS / summed(torch.ones_like(dose)).clamp(min=1))
     ).clamp(min=1e-9)
     return Fold(log_fold, 0.5 * (fold.excess + excess.clamp(0, 4)))
 
@@ -355,7 +360,9 @@ def fit_mixture(
         multiple = base[:, None].double() * log_multiple.exp()
         nodes = multiple.repeat_interleave(n_spreads, 1)
         spreads = spread.repeat(_N_MULTIPLES)
-        centres = torch.ones(n_guides, 1).double() if all_took else (edges[:, 1:] + edges[:, :-1]) / 2
+        centres = (
+            torch.ones(n_guides, 1).double() if all_took else (edges[:, 1:] + edges[:, :-1]) / 2
+        )
         table = _log_likelihood(entries, target, nodes, spreads, centres, background)
         # Uniform in the logarithm of the multiple, over the whole range of the first round.
         node_prior = (step / math.log(_LARGEST_MULTIPLE / _SMALLEST_MULTIPLE)).log()[:, None]
@@ -492,9 +499,7 @@ def probability(entries: Entries, target: Tensor, mixture: Mixture) -> Tensor:
         if weight.max() <= 1e-6:
             continue
         multiple = mixture.multiple[perturbation, node].to(total.dtype)
-        took = log_ratio(
-            entries.score, entries.information, multiple, float(mixture.spread[node])
-        )
+        took = log_ratio(entries.score, entries.information, multiple, float(mixture.spread[node]))
         rho = mixture.efficacy[entries.guide, node].to(total.dtype).clamp(1e-6, 1 - 1e-6)
         total += weight * torch.sigmoid(took + entries.own + torch.logit(rho))
     return total
@@ -658,9 +663,7 @@ def solve(
     return solution._replace(probability=cell_probability(cells, target, solution))
 
 
-def _weighed(
-    one: Mixture, two: Mixture, target: Tensor
-) -> tuple[Mixture, Mixture, Tensor]:
+def _weighed(one: Mixture, two: Mixture, target: Tensor) -> tuple[Mixture, Mixture, Tensor]:
     """Learn how often there are two components, and how graded effects are, over the screen.
 
     Whether an effect is graded or did not take in some cells is hard to say of one perturbation,

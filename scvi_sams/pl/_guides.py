@@ -66,7 +66,9 @@ def guide_efficacy(guides: pd.DataFrame, ax: Axes | None = None) -> Axes:
             f"`guides` has no column {', '.join(missing)}: give what tl.guides() returned."
         )
     if not 1 <= len(guides) <= _MAX_GUIDES:
-        raise ScreenError(f"{len(guides)} guides: choose 1 to {_MAX_GUIDES} with guides.loc[[...]].")
+        raise ScreenError(
+            f"{len(guides)} guides: choose 1 to {_MAX_GUIDES} with guides.loc[[...]]."
+        )
     ax = axes_or_new(ax, (4.8, 0.9 + 0.16 * len(guides)))
     target = guides["target"].astype(str).to_numpy()
     is_new = np.concatenate([[True], target[1:] != target[:-1]])

@@ -138,9 +138,7 @@ def test_mixture_is_that_of_brute_force():
         torch.zeros(60),
     )
     prior = Prior(3.0, 1.0)
-    found = fit_mixture(
-        entries, target, torch.ones(1), torch.zeros(1), prior, all_took=False
-    )
+    found = fit_mixture(entries, target, torch.ones(1), torch.zeros(1), prior, all_took=False)
     rho = np.linspace(0, 1, 402)[1:-1]
     multiples = np.geomspace(0.7, 8, 1500)
     weight = np.zeros_like(rho)
@@ -288,4 +286,5 @@ def test_guides_that_differ_in_efficacy_alone_agree_and_others_do_not():
 
 def test_the_only_guide_of_a_target_is_not_tested():
     p, similarity = disagreement(np.ones((1, 2)), np.ones(1), np.eye(2), np.zeros(1, int))
-    assert np.isnan(p).all() and np.isnan(similarity).all()
+    assert np.isnan(p).all()
+    assert np.isnan(similarity).all()

@@ -32,7 +32,8 @@ def test_guides_are_drawn_in_order_with_their_intervals():
     ends = ax.collections[0].get_segments()
     np.testing.assert_allclose([segment[:, 0] for segment in ends], [[0.8, 0.95], [0.3, 0.5]])
     rows = ax.get_yticks()
-    assert (np.diff(rows) > 0).all() and rows[2] - rows[1] > rows[1] - rows[0]
+    assert (np.diff(rows) > 0).all()
+    assert rows[2] - rows[1] > rows[1] - rows[0]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == [r"A\$1\$", "A2", " _B"]
 
 
