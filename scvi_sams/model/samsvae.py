@@ -39,6 +39,7 @@ from scvi_sams.data.checks import (
     check_unchanged,
     genes_of,
     in_order_of,
+    registered_modality,
 )
 from scvi_sams.data.field import (
     DoseField,
@@ -46,7 +47,9 @@ from scvi_sams.data.field import (
     add_dose_registry,
     registered_conditions,
 )
-from scvi_sams.data.guides import GuideField, target_table
+from scvi_sams.data.guide_inputs import KEY as GUIDES
+from scvi_sams.data.guide_inputs import guides_from_mudata
+from scvi_sams.data.guides import TARGET, GuideField, target_table
 from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model.counterfactual import draw_cells
 from scvi_sams.model.fit_checks import warn_of_fit
@@ -95,6 +98,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
+    from mudata import MuData
 
     from scvi_sams.data import ConditionsLike
     from scvi_sams.data.guides import GuideTargets
@@ -248,6 +252,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         direct_effects: bool | str | Mapping[str, str] | None = None,
         gene_effects: bool = True,
     ) -> None:
+        adata = registered_modality(adata)
         super().__init__(adata, registry)
         # What is saved is pairs and targets themselves: another AnnData may have others.
         interactions = named_interactions(self, interactions)
@@ -399,6 +404,72 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             check_doses(conditions)
             check_confounding(adata, conditions, batch_key)
         cls.register_manager(manager)
+
+    @classmethod
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        rna_layer: str | None = None,
+        guide_layer: str | None = None,
+        guide_targets: GuideTargets | None = None,
+        guide_threshold: float | None = None,
+        control: str = "non-targeting",
+        modalities: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Say where a MuData keeps counts, guides and covariates.
+
+        Calls of guides are added to the modality of the counts, which is what the model reads:
+        ``SAMSVAE(mdata)`` is ``SAMSVAE(mdata["rna"])``, and methods take that modality of another
+        MuData once :func:`scvi_sams.data.guides_from_mudata` has added calls to it.
+
+        Parameters
+        ----------
+        mdata
+            Modalities of counts and of guides, of the same cells.
+        rna_layer
+            Layer of the counts; ``X`` by default.
+        guide_layer, guide_targets, control, modalities
+            As for :func:`~scvi_sams.data.guides_from_mudata`.
+        guide_threshold
+            As in :meth:`setup_anndata`, where the guides are counts.
+        **kwargs
+            Further arguments of :meth:`setup_anndata`. Columns may be those of the modality of
+            the counts or of ``mdata.obs``.
+
+        Raises
+        ------
+        ScreenError
+            If something cannot be used; the message names it and the mend.
+
+        Examples
+        --------
+        >>> mdata = mudata.read_h5mu("screen.h5mu")  # doctest: +SKIP
+        >>> scvi_sams.SAMSVAE.setup_mudata(
+        ...     mdata, modalities={"rna_layer": "gene", "guide_layer": "guide"}
+        ... )  # doctest: +SKIP
+        >>> model = scvi_sams.SAMSVAE(mdata)  # doctest: +SKIP
+        """
+        adata = guides_from_mudata(
+            mdata,
+            modalities=modalities,
+            guide_layer=guide_layer,
+            guide_targets=guide_targets,
+            control=control,
+        )
+        for keys in kwargs.values():  # what all modalities have stands in the obs of all
+            for key in [keys] if isinstance(keys, str) else keys if isinstance(keys, list) else ():
+                if key in mdata.obs and key not in adata.obs:
+                    adata.obs[key] = mdata.obs[key].reindex(adata.obs_names)
+        has_control = control in set(adata.uns[GUIDES][TARGET])
+        cls.setup_anndata(
+            adata,
+            layer=rna_layer,
+            control=control if has_control else None,
+            guide_key=GUIDES,
+            guide_threshold=guide_threshold,
+            **kwargs,
+        )
 
     def _validate_anndata(
         self, adata: AnnData | None = None, copy_if_view: bool = True
