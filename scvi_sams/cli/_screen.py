@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["CONDITION", "CONTROL", "MIN_CELLS", "held_out_cells", "make_model", "read_screen"]
+__all__ = [
+    "CONDITION",
+    "CONTROL",
+    "MIN_CELLS",
+    "held_out_cells",
+    "make_model",
+    "read_screen",
+    "reported",
+]
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     import argparse
 
     from numpy.typing import NDArray
+    from scipy import sparse
 
     from scvi_sams.data import Conditions
     from scvi_sams.model import CPAVAE, SAMSVAE
@@ -175,6 +184,17 @@ def _two_columns(option: str, path: str, columns: tuple[str, str]) -> dict[str, 
             "one target"
         )
     return dict(zip(table[first], table[second], strict=True))
+
+
+def reported(conditions: Conditions) -> sparse.csr_matrix | None:
+    """Conditions whose effects are written; None for each perturbation alone.
+
+    That is where most cells have a condition of their own, as with many guides a cell.
+    """
+    perturbed = ~conditions.is_control
+    if 2 * perturbed.sum() > conditions.n_cells[perturbed].sum():
+        return None
+    return conditions.matrix[perturbed]
 
 
 def held_out_cells(

@@ -81,12 +81,18 @@ def guide_codes(manager: AnnDataManager) -> Guides | None:
     if SAMS_REGISTRY_KEYS.GUIDE_KEY not in manager.data_registry:
         return None
     state = manager.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
-    numbers = manager.get_from_registry(SAMS_REGISTRY_KEYS.GUIDE_KEY)
+    numbers = padded_columns(manager, SAMS_REGISTRY_KEYS.GUIDE_KEY)
     return Guides(
         list(state[GuideField.NAMES_KEY]),
         np.asarray(state[GuideField.TARGETS_KEY], dtype=np.int32),
-        np.asarray(numbers).astype(np.int32) - 1,
+        numbers.astype(np.int32) - 1,
     )
+
+
+def padded_columns(manager: AnnDataManager, registry_key: str) -> NDArray[Any]:
+    """What cells received, cells x K, however it is stored."""
+    columns = manager.get_from_registry(registry_key)
+    return columns.toarray() if sparse.issparse(columns) else np.asarray(columns)
 
 
 class GuideField(ObsmField):
