@@ -355,7 +355,8 @@ def check_conditions(
         remedy = (
             "If a label marks control cells, pass it as `control`."
             if is_labelled and not conditions.controls
-            else "Effects are then told only from one another."
+            else "Effects are then told only from one another; of error rates, see "
+            "scvi_sams.tl.add_permuted_null."
         )
         _warn(f"No cell is a control: every one has some dose. {remedy}")
     rare = names[conditions.n_cells @ (conditions.matrix > 0) < 2]

@@ -324,7 +324,8 @@ def _annotated(
     if targets is not None:
         target_of = target_table(targets)
         values = [target_of.get(name, "") for name in table.index]
-        table[TARGET] = np.where(is_control, control, values) if control else values
-        table[TARGET] = table[TARGET].astype(object)
+        if is_control is not None:
+            values = [control if c else v for c, v in zip(is_control, values, strict=True)]
+        table[TARGET] = np.array(values, dtype=object)
     adata.obsm[KEY], adata.uns[KEY] = calls, table
     return adata

@@ -468,7 +468,7 @@ class GuideSource:
                     number = numbers.setdefault(name, len(numbers))
                     triples.append((row, position[part], number))
         table = np.array(sorted(set(triples)), dtype=np.int64).reshape(-1, 3)
-        return _Triples(*table.T, n_rows=len(rows)), list(numbers), row_of_cell
+        return _Triples(*table.T, len(rows)), list(numbers), row_of_cell
 
 
 class _Triples(NamedTuple):

@@ -333,8 +333,8 @@ def _n_given(registered: Registered, cells: np.ndarray) -> np.ndarray:
     """Number of perturbations of cells; known on the host, so that no device is asked for it."""
     if SAMS_REGISTRY_KEYS.DOSE_KEY not in registered:
         return np.zeros(len(cells), dtype=np.int32)
-    doses, _ = registered[SAMS_REGISTRY_KEYS.DOSE_KEY]
-    given = np.asarray((doses > 0).sum(axis=1)).ravel()  # type: ignore[operator]
+    doses: Any = registered[SAMS_REGISTRY_KEYS.DOSE_KEY][0]
+    given = np.asarray((doses > 0).sum(axis=1)).ravel()
     return given[cells].astype(np.int32)
 
 
