@@ -22,6 +22,10 @@ class _SAMSRegistryKeys(NamedTuple):
     """Where `setup_anndata` writes the positions in `adata.obsm`."""
     DOSE_OBSM_KEY: str = "_scvi_perturbation_dose"
     """Where `setup_anndata` writes the doses in `adata.obsm`."""
+    GUIDE_KEY: str = "guide"
+    """Registry key, and key in every minibatch, of their guides, cells x K: from 1, 0 for none."""
+    GUIDE_OBSM_KEY: str = "_scvi_guide"
+    """Where `setup_anndata` writes the guides in `adata.obsm`."""
     NONZERO_COUNTS_KEY: str = "nonzero_counts"
     """Key in a minibatch of the positions of counts that are not zero, cells x genes flattened."""
 

@@ -25,6 +25,12 @@ _OF_DATA = {
     "--combination-delimiter TEXT": "what joins the parts of a label; default: +",
     "--dosage-key COLUMN": "obs column of doses, beside --perturbation-key",
     "--dosage-obsm KEY": "obsm key of a matrix of doses, cells x perturbations, for labels",
+    "--guide-key KEY": "obs column of guides, or obsm key of their calls, cells x guides; alone "
+    "they say what cells received. Of an .h5mu file, its modality of guides is read",
+    "--guide-targets FILE.csv": "columns guide and target: what each guide targets, the control "
+    "label for those that do not; or a key of uns",
+    "--guide-threshold N": "counts of a guide from which a cell has it, where --guide-key names "
+    "counts",
     "--batch-key COLUMN": "obs column of batches",
     "--layer LAYER": "layer of the counts; default: X",
     "--size-factor-key COLUMN": "obs column of library sizes; default: the sum of the counts. "
@@ -83,7 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "screen",
         metavar="SCREEN",
-        help=f"an .h5ad file with counts, or '{SIMULATED}' for a small screen of known effects",
+        help=f"an .h5ad or .h5mu file with counts, or '{SIMULATED}' for a small screen of known "
+        "effects",
     )
     _add_output(fit, "OUT", "folder to write to")
     fit.add_argument("--json", action="store_true", help="print the summary alone, as JSON")
@@ -133,6 +140,7 @@ _REAL = {"type": _between(float, sys.float_info.min, float("inf"), "above 0")}
 _KINDS: dict[str, dict[str, Any]] = {
     "--control": {"nargs": "+"},
     "--combination-delimiter": {"default": "+"},
+    "--guide-threshold": {"type": _between(float, sys.float_info.min, float("inf"), "above 0")},
     "--model": {"default": "samsvae", "choices": ("samsvae", "cpavae")},
     "--n-latent": _INTEGER,
     "--mask-evidence-cells": _REAL,

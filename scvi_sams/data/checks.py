@@ -15,7 +15,7 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
-from scvi_sams._constants import COUNTS_PER_GENE
+from scvi_sams._constants import COUNTS_PER_GENE, SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed, nearest
 from scvi_sams.data.matrices import is_on_disk, rows_of
 from scvi_sams.data.tables import layer_names
@@ -41,6 +41,7 @@ __all__ = [
     "check_size_factor",
     "check_unchanged",
     "in_order_of",
+    "registered_modality",
 ]
 
 
@@ -113,7 +114,8 @@ def check_adata(adata: Any) -> None:
         names = listed(getattr(adata, "mod", ()))
         raise ScreenError(
             f"This is a MuData, of which a model takes one modality ({names}): pass that of the "
-            "counts, as in `mdata['rna']`, with the perturbations in its obs."
+            "counts, as in `mdata['rna']`. SAMSVAE.setup_mudata takes the guides of another "
+            "modality to it; scvi_sams.data.guides_from_mudata does that alone."
         )
     if isinstance(adata, ad.AnnData):
         return
@@ -125,6 +127,26 @@ def check_adata(adata: Any) -> None:
     elif hasattr(adata, "to_adata") or "Collection" in type(adata).__name__:
         mend = "bring its cells into one AnnData, as with `collection[:].to_adata()`."
     raise ScreenError(f"adata is a {type(adata).__name__}: {mend}")
+
+
+def registered_modality(adata: Any) -> Any:
+    """The modality of a MuData that was set up; what is no MuData as it is.
+
+    Raises
+    ------
+    ScreenError
+        If none was, or several.
+    """
+    if type(adata).__name__ != "MuData":
+        return adata
+    written = SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY
+    found = [name for name, part in adata.mod.items() if written in part.obsm]
+    if len(found) != 1:
+        raise ScreenError(
+            f"Of this MuData {'no modality is' if not found else 'several are'} set up: call "
+            "`setup_mudata(mdata)` first, or give the modality, as in `mdata['rna']`."
+        )
+    return adata.mod[found[0]]
 
 
 # What text stands for no value once it went through `astype(str)`.
@@ -165,8 +187,8 @@ def check_genes(adata: AnnData) -> None:
             raise ScreenError(
                 f"Among the genes are features that are none ({listed(other.unique())} in "
                 f"adata.var[{column!r}]): {listed(other.index)}. Keep the genes, "
-                f"`adata = adata[:, adata.var[{column!r}] == 'Gene Expression'].copy()`, and "
-                "take perturbations from the guides' calls."
+                f"`adata = adata[:, adata.var[{column!r}] == 'Gene Expression'].copy()`. Guides "
+                "are split off by `scvi_sams.data.guides_from_features(adata)`."
             )
 
 
@@ -333,7 +355,8 @@ def check_conditions(
         remedy = (
             "If a label marks control cells, pass it as `control`."
             if is_labelled and not conditions.controls
-            else "Effects are then told only from one another."
+            else "Effects are then told only from one another; of error rates, see "
+            "scvi_sams.tl.add_permuted_null."
         )
         _warn(f"No cell is a control: every one has some dose. {remedy}")
     rare = names[conditions.n_cells @ (conditions.matrix > 0) < 2]

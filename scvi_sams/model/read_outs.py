@@ -74,7 +74,7 @@ def field_state(model: SAMSVAE, registry_key: str) -> dict[str, Any]:
 def controls_of(model: SAMSVAE) -> NDArray[np.bool_]:
     """Whether each cell of a model is a control, from its registered doses as they are."""
     doses = model.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.DOSE_KEY)
-    return np.asarray(~(doses > 0).any(axis=1))
+    return np.asarray((doses > 0).sum(axis=1)).ravel() == 0
 
 
 def pairs_together(model: SAMSVAE) -> list[tuple[int, int]]:

@@ -39,6 +39,7 @@ from scvi_sams.data.checks import (
     check_unchanged,
     genes_of,
     in_order_of,
+    registered_modality,
 )
 from scvi_sams.data.field import (
     DoseField,
@@ -46,6 +47,9 @@ from scvi_sams.data.field import (
     add_dose_registry,
     registered_conditions,
 )
+from scvi_sams.data.guide_inputs import KEY as GUIDES
+from scvi_sams.data.guide_inputs import guides_from_mudata
+from scvi_sams.data.guides import TARGET, GuideField, target_table
 from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model.counterfactual import draw_cells
 from scvi_sams.model.fit_checks import warn_of_fit
@@ -94,8 +98,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
+    from mudata import MuData
 
     from scvi_sams.data import ConditionsLike
+    from scvi_sams.data.guides import GuideTargets
     from scvi_sams.model.counterfactual import Basal, Counterfactual
     from scvi_sams.module.base import PerturbationVAEModule
     from scvi_sams.train import DataPlacement
@@ -246,6 +252,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         direct_effects: bool | str | Mapping[str, str] | None = None,
         gene_effects: bool = True,
     ) -> None:
+        adata = registered_modality(adata)
         super().__init__(adata, registry)
         # What is saved is pairs and targets themselves: another AnnData may have others.
         interactions = named_interactions(self, interactions)
@@ -294,6 +301,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         categorical_covariate_keys: str | list[str] | None = None,
         continuous_covariate_keys: str | list[str] | None = None,
         is_count_data: bool = True,
+        guide_key: str | None = None,
+        guide_targets: GuideTargets | None = None,
+        guide_threshold: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Say where an AnnData keeps counts, perturbations and covariates.
@@ -327,6 +337,22 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         is_count_data
             Whether the matrix holds counts, which is then checked. ``False`` for normalised or
             imaging features, with ``gene_likelihood="normal"``.
+        guide_key
+            Guides of the cells: a column of ``adata.obs`` with names, joined by
+            ``combination_delimiter`` where a cell has several, or a key of ``adata.obsm`` with
+            calls (cells x guides; 0 and 1 or boolean; DataFrame, array or sparse matrix, whose
+            columns ``perturbation_names_uns_key`` names, or a DataFrame of guides under the same
+            key of ``adata.uns``). Alone, they say what cells received: a dose of 1 of each
+            target, of however many guides. Beside labels, they are known for each perturbation
+            of a cell: in the order of the parts of its label, or by ``guide_targets``.
+        guide_targets
+            Perturbation that each guide targets, the control label for one that does not: a dict,
+            a Series, a DataFrame with a column ``"target"``, or the key of ``adata.uns`` that has
+            one. By default the DataFrame in ``adata.uns[guide_key]``.
+        guide_threshold
+            Counts of a guide from which a cell has it, for a matrix of counts. A plain threshold
+            misses guides of shallow cells and takes ambient ones in deep cells: calls of a
+            mixture model, as crispat makes, are better.
 
         Raises
         ------
@@ -344,6 +370,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         check_adata(adata)
         categorical_covariate_keys = _as_list(categorical_covariate_keys)
         continuous_covariate_keys = _as_list(continuous_covariate_keys)
+        if not (guide_targets is None or isinstance(guide_targets, str)):
+            guide_targets = target_table(guide_targets)  # plain, as it is saved with the model
         setup_method_args = cls._get_setup_method_args(**locals())
         perturbations = PerturbationField(
             perturbation_key,
@@ -351,6 +379,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             perturbation_names_uns_key,
             control,
             combination_delimiter,
+            guide_key,
+            guide_targets,
+            guide_threshold,
         )
         fields = [
             # The manager checks entry by entry; scvi-tools draws some from numpy's global stream.
@@ -362,6 +393,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
             perturbations,
             DoseField(),
+            *([] if guide_key is None else [GuideField()]),
         ]
         manager = ScreenManager(fields=fields, setup_method_args=setup_method_args)
         if (source := kwargs.get("source_registry")) is not None:
@@ -372,6 +404,72 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             check_doses(conditions)
             check_confounding(adata, conditions, batch_key)
         cls.register_manager(manager)
+
+    @classmethod
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        rna_layer: str | None = None,
+        guide_layer: str | None = None,
+        guide_targets: GuideTargets | None = None,
+        guide_threshold: float | None = None,
+        control: str = "non-targeting",
+        modalities: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Say where a MuData keeps counts, guides and covariates.
+
+        Calls of guides are added to the modality of the counts, which is what the model reads:
+        ``SAMSVAE(mdata)`` is ``SAMSVAE(mdata["rna"])``, and methods take that modality of another
+        MuData once :func:`scvi_sams.data.guides_from_mudata` has added calls to it.
+
+        Parameters
+        ----------
+        mdata
+            Modalities of counts and of guides, of the same cells.
+        rna_layer
+            Layer of the counts; ``X`` by default.
+        guide_layer, guide_targets, control, modalities
+            As for :func:`~scvi_sams.data.guides_from_mudata`.
+        guide_threshold
+            As in :meth:`setup_anndata`, where the guides are counts.
+        **kwargs
+            Further arguments of :meth:`setup_anndata`. Columns may be those of the modality of
+            the counts or of ``mdata.obs``.
+
+        Raises
+        ------
+        ScreenError
+            If something cannot be used; the message names it and the mend.
+
+        Examples
+        --------
+        >>> mdata = mudata.read_h5mu("screen.h5mu")  # doctest: +SKIP
+        >>> scvi_sams.SAMSVAE.setup_mudata(
+        ...     mdata, modalities={"rna_layer": "gene", "guide_layer": "guide"}
+        ... )  # doctest: +SKIP
+        >>> model = scvi_sams.SAMSVAE(mdata)  # doctest: +SKIP
+        """
+        adata = guides_from_mudata(
+            mdata,
+            modalities=modalities,
+            guide_layer=guide_layer,
+            guide_targets=guide_targets,
+            control=control,
+        )
+        for keys in kwargs.values():  # what all modalities have stands in the obs of all
+            for key in [keys] if isinstance(keys, str) else keys if isinstance(keys, list) else ():
+                if key in mdata.obs and key not in adata.obs:
+                    adata.obs[key] = mdata.obs[key].reindex(adata.obs_names)
+        has_control = control in set(adata.uns[GUIDES][TARGET])
+        cls.setup_anndata(
+            adata,
+            layer=rna_layer,
+            control=control if has_control else None,
+            guide_key=GUIDES,
+            guide_threshold=guide_threshold,
+            **kwargs,
+        )
 
     def _validate_anndata(
         self, adata: AnnData | None = None, copy_if_view: bool = True

@@ -339,6 +339,9 @@ class ClosedForm(HostState, nn.Module):
         self.settled = False
         self.statistics = RunningStatistics(n_rows, n_latent, n_batch)
         self.register_buffer("basal_mean", torch.zeros(n_batch, n_latent))
+        # Effects that the running averages were made under, see `_drift`: they follow the fit.
+        self.register_buffer("seen_effects", torch.zeros(n_rows, n_latent), persistent=False)
+        self.register_buffer("seen_cells", torch.zeros(()), persistent=False)
 
     @torch.no_grad()
     def observe(
@@ -499,10 +502,12 @@ class ClosedForm(HostState, nn.Module):
         floor = self._floor(in_training=not self.settled)
         n_together = self.statistics.n_together
         most = torch.where(n_together > 2, 1 / n_together, _MAX_STEP)
+        self._follow(effects, n_training_cells)
         for _ in range(n_sweeps):
             if is_free and align:
                 _align_rotation(effects, *self._problem(effects, n_training_cells))
             score, curvature, mean = self._problem(effects, n_training_cells)
+            score = score - curvature * self._drift(effects.to_network(mean))
             step = torch.minimum(most, safe_step(curvature, effects.rotation))
             curvature = curvature @ effects.rotation.T.square()
             score = score @ effects.rotation.T + curvature * mean
@@ -533,6 +538,29 @@ class ClosedForm(HostState, nn.Module):
             if effects.learns_background and is_free and not effects.has_mixture:
                 of_perturbations = effects.parameters_of(slice(effects.n_perturbations))
                 effects.background_variance.copy_(learned_background_variance(of_perturbations))
+
+    def _follow(self, effects: SpikeAndSlab, n_training_cells: int) -> None:
+        """Let the effects that are remembered forget as the running averages do."""
+        n_seen = self.statistics.n_cells_seen.to(self.seen_cells.dtype)
+        n_new = (n_seen - self.seen_cells).clamp(min=0)  # none after a restart
+        forgotten = -torch.expm1(-n_new / max(1, n_training_cells))
+        present = effects.to_network(effects.moments()[0])
+        before = torch.where(self.seen_effects.isfinite(), self.seen_effects, present)
+        self.seen_effects.copy_(before + forgotten * (present - before))
+        self.seen_cells.copy_(n_seen)
+
+    def _drift(self, present: Tensor) -> Tensor:
+        """How far the shift by a cell's other perturbations has moved since it was averaged.
+
+        Averages remember the others as they were up to an epoch ago. Where cells have many, each
+        effect would answer to a common change of all others that is over long since, all at once,
+        and the answers would grow from update to update. The change is that of an average cell.
+        Zero where cells have two perturbations or fewer.
+        """
+        statistics = self.statistics
+        share = statistics.n_occurrences / statistics.n_cells_seen.clamp(min=1)
+        change = share.to(present.dtype) * (present - self.seen_effects)
+        return torch.where(statistics.n_together > 2, change.sum(0) - change, 0.0)
 
     def _problem(
         self, effects: SpikeAndSlab, n_training_cells: int

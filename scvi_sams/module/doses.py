@@ -28,7 +28,8 @@ __all__ = [
 class Doses(NamedTuple):
     """What cells received: as many columns as the most perturbations of a cell.
 
-    Shapes are the same at every step, however many perturbations the cells of a minibatch have.
+    Minibatches of cells with more than eight leave out, by eights, the columns that none of
+    their cells fills.
 
     Attributes
     ----------
