@@ -43,6 +43,8 @@ _OF_TRAINING = {
     "cleaner masks; default: 100",
     "--targets FILE.csv": "columns perturbation and gene: the gene that each changes directly; "
     "default: the gene of the same name",
+    "--target-gene-key KEY": "the same from the file: an obs column that names the target of each "
+    "cell, or a dict or Series in uns",
     "--max-epochs N": "default: by the number of cells",
     "--held-out-fraction F": "share of the cells kept for evaluation; default: 0.1, 0 for none",
     "--held-out-conditions CONDITION": "conditions kept from training altogether and scored "

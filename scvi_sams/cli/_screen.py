@@ -22,7 +22,7 @@ import pandas as pd
 
 import scvi_sams
 from scvi_sams._exceptions import counted, listed
-from scvi_sams.cli._console import CommandError
+from scvi_sams.cli._console import CommandError, say
 from scvi_sams.cli._parser import SIMULATED
 from scvi_sams.data import guides_from_mudata
 from scvi_sams.data.field import registered_conditions
@@ -132,7 +132,8 @@ def make_model(adata: ad.AnnData, args: argparse.Namespace) -> SAMSVAE | CPAVAE:
             f"--control is needed: the label of the unperturbed cells in obs column "
             f"{args.perturbation_key!r}; the most frequent are {frequent}"
         )
-    options: dict[str, Any] = {"n_latent": args.n_latent, "direct_effects": _targets(args)}
+    options: dict[str, Any] = {"n_latent": args.n_latent}
+    options["direct_effects"] = _targets(args) or args.target_gene_key
     if args.model == "samsvae":
         options["mask_evidence_cells"] = args.mask_evidence_cells
     elif args.mask_evidence_cells is not None:
@@ -152,7 +153,18 @@ def make_model(adata: ad.AnnData, args: argparse.Namespace) -> SAMSVAE | CPAVAE:
         guide_threshold=args.guide_threshold,
     )
     given = {name: value for name, value in options.items() if value is not None}
-    model = model_class(adata, **given)
+    try:
+        model = model_class(adata, **given)
+    except scvi_sams.ScreenError as error:
+        if args.target_gene_key is None:
+            raise
+        message = str(error).replace("direct_effects=", "--target-gene-key ")
+        raise CommandError(message) from error
+    if model.module.direct_effects is None:
+        say(
+            "No perturbation is named like a gene, so that none has an effect of its own on its "
+            "target: give targets by --targets or --target-gene-key"
+        )
     conditions = registered_conditions(model.adata_manager)
     labels = np.where(conditions.is_control, CONTROL, np.array(conditions.labels, object))
     adata.obs[CONDITION] = pd.Categorical(labels[conditions.codes])
@@ -163,6 +175,8 @@ def _targets(args: argparse.Namespace) -> dict[str, str] | None:
     """Gene that each perturbation changes directly, by the table of ``--targets``."""
     if args.targets is None:
         return None
+    if args.target_gene_key is not None:
+        raise CommandError("--target-gene-key is in place of --targets: leave out one of them")
     return _two_columns("--targets", args.targets, ("perturbation", "gene"))
 
 

@@ -20,7 +20,12 @@ from scvi_sams.model.counterfactual import COUNTS_PER, draw_cells
 from scvi_sams.model.prediction import compared_means
 from scvi_sams.module.base import CellPopulation
 from scvi_sams.module.doses import Doses
-from scvi_sams.module.gene_effects import ExpressionCurve, solve
+from scvi_sams.module.gene_effects import (
+    ExpressionCurve,
+    absorbed_by_residuals,
+    absorbed_by_validation,
+    solve,
+)
 from scvi_sams.module.likelihood import expected_log_normalized_expression
 
 if TYPE_CHECKING:
@@ -71,8 +76,8 @@ class ResponseSums(NamedTuple):
     control_dof: float
     one_count: float
 
-    def errors(self) -> NDArray[np.float64]:
-        """Standard errors of the effects of perturbations, at dose one.
+    def errors(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Standard errors of effects at dose one, and the part of the perturbed cells alone.
 
         The variance of a gene within a perturbation is drawn to that of all; no mean of cells is
         known better than to one count among them.
@@ -88,7 +93,8 @@ class ResponseSums(NamedTuple):
         share = ((self.weight / np.maximum(information, 1e-12)) ** 2 / self.n_controls).sum(1)
         control = (_PRIOR_CELLS * pooled + of_controls) / (_PRIOR_CELLS + self.control_dof)
         control = np.maximum(control, self.one_count**2 / self.n_controls.sum())
-        return np.sqrt(variance / np.maximum(information, 1e-12) + share[:, None] * control)
+        own = variance / np.maximum(information, 1e-12)
+        return np.sqrt(own + share[:, None] * control), np.sqrt(own)
 
 
 def response_sums(
@@ -187,9 +193,8 @@ def _log_expression(
 
 # -- the fit --------------------------------------------------------------------------------------
 
-# The fit has absorbed some of the noise of its own training cells: on perturbations that do
-# nothing 0.75 to 0.96 of its variance is left.
-_ERROR_LEFT = 0.9
+_MAX_SHARE_ERROR = 0.1  # of a share from validation cells: it widens an interval by a twentieth
+_MAX_ABSORBED = 0.9  # beyond, the residuals would be nothing but effects
 _N_STATES = 50  # basal states; effects are differences of the same states, which vary little
 _ROWS_AT_ONCE = 2_000_000  # elements of decoded states x genes
 _GRID = torch.arange(-8.0, 8.5, 0.5)  # log fold changes, as far as counts per 10,000 reach
@@ -233,24 +238,65 @@ def fit_gene_effects(model: SAMSVAE) -> str | None:
     weight = torch.from_numpy(sums.weight.sum(1)[rows]).float().unsqueeze(1)
     information = torch.from_numpy(sums.coupling.diagonal()[rows]).float().unsqueeze(1)
     score = torch.from_numpy(sums.score[rows]).float() - predicted.score[rows]
+    whole, own = (torch.from_numpy(error[rows]).float() for error in sums.errors())
+    absorbed = absorbed_by_residuals(score / information, whole)
+    held_out = _held_out_residuals(model, conditions, responses, doses, cells, rows)
+    if held_out is not None:
+        seen, residual = held_out
+        share, error_of_share = absorbed_by_validation(
+            (predicted.score[rows] / information)[seen],
+            (score / information)[seen] - residual,
+            own[seen].square(),
+        )
+        if error_of_share < _MAX_SHARE_ERROR:
+            absorbed = min(max(share, 0.0), _MAX_ABSORBED)
+    fitted.absorbed.fill_(absorbed)
     solution = solve(
-        score,
-        sums.coupling[rows][:, rows],
-        torch.from_numpy(sums.errors()[rows]).float(),
-        fitted.target[rows].cpu(),
-        _ERROR_LEFT,
+        score, sums.coupling[rows][:, rows], whole, fitted.target[rows].cpu(), absorbed
     )
     # Where the cells of the perturbation are: at their mean dose, of which an effect is a share.
     dose = information / weight
     before = predicted.baseline + predicted.score[rows] / weight
-    error = dose * solution.variance.sqrt()
+    # What is left over is known to its posterior variance; what the model absorbed is an error of
+    # its own effect, whose draws of masks and effects take the networks as known.
+    error = dose * (solution.variance + absorbed * whole.square()).sqrt()
     # No gene is known to fall below the error that it is known to.
     after = torch.maximum(before + dose * solution.mean, torch.minimum(before, error))
     change = (predicted.curve.at(after) - predicted.curve.at(before)) / dose
     # A fold change is log-normal: its relative variance is that of the expression.
     spread = error / predicted.curve.slope(torch.maximum(after, error))
-    fitted.set_rows(rows, change, spread.square().log1p().sqrt() / dose, solution.lfsr)
+    std = spread.square().log1p().sqrt()
+    fitted.set_rows(rows, change, std / dose, solution.lfsr)
     return None
+
+
+def _held_out_residuals(
+    model: SAMSVAE,
+    conditions: Conditions,
+    responses: NDArray[np.float32],
+    doses: sparse.csr_matrix,
+    cells: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Which of the perturbations have validation cells, and the mean residuals of these.
+
+    Against the controls that were trained on, whose noise is then in both residuals.
+    """
+    others = model.validation_indices
+    if others is None or len(others) == 0:
+        return None
+    is_control = conditions.is_control[conditions.codes]
+    others = np.asarray(others)
+    others = np.sort(others[~is_control[others]])
+    if len(others) == 0:
+        return None
+    both = np.sort(np.concatenate([cells[is_control[cells]], others]))
+    sums = response_sums(model, both, doses[conditions.codes])
+    predicted = _predicted(model, conditions, responses, others)
+    information = torch.from_numpy(sums.coupling.diagonal()[rows]).float().unsqueeze(1)
+    residual = torch.from_numpy(sums.score[rows]).float() - predicted.score[rows]
+    seen = information.squeeze(1) > 0
+    return seen, residual[seen] / information[seen]
 
 
 def _responses(model: SAMSVAE, conditions: Conditions) -> NDArray[np.float32]:
