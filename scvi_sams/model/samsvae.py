@@ -40,6 +40,7 @@ from scvi_sams.data.checks import (
     genes_of,
     in_order_of,
 )
+from scvi_sams.data.contexts import ContextField
 from scvi_sams.data.field import (
     DoseField,
     PerturbationField,
@@ -55,6 +56,9 @@ from scvi_sams.model.prediction import average_treatment_effect, effect_scale, p
 from scvi_sams.model.query import added_perturbations, start_query
 from scvi_sams.model.read_outs import (
     check_level,
+    context_code,
+    context_names,
+    deviation_table,
     field_state,
     latent_names,
     latent_representation,
@@ -175,6 +179,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         that occur together in a cell, or the pairs.
     interaction_prior
         Prior probability that a pair moves a latent beyond the sum of its parts.
+    context_prior
+        Prior probability that the effect of a perturbation on a latent is another in one context
+        (``setup_anndata(context_key=...)``) than in the others.
     direct_effects
         Give each perturbation a log fold change on its own gene beside the latent shift, so that
         the knock-down of the target need not pass through shared latents. By default where its
@@ -243,6 +250,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         dose_response: Literal["linear", "hill"] = "linear",
         interactions: bool | Sequence[tuple[str, str]] = False,
         interaction_prior: float = 0.002,
+        context_prior: float = 0.002,
         direct_effects: bool | str | Mapping[str, str] | None = None,
         gene_effects: bool = True,
     ) -> None:
@@ -272,6 +280,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             reference_doses=median_doses(self, dose_response),
             interactions=[tuple(map(self.perturbation_names.index, p)) for p in interactions],
             interaction_prior=interaction_prior,
+            n_contexts=max(1, len(context_names(self))),
+            context_prior=context_prior,
             targets=target_genes(self, direct_effects),
             direct_effects=direct_effects is not False,
             gene_effects=gene_effects,
@@ -294,6 +304,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         categorical_covariate_keys: str | list[str] | None = None,
         continuous_covariate_keys: str | list[str] | None = None,
         is_count_data: bool = True,
+        context_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Say where an AnnData keeps counts, perturbations and covariates.
@@ -327,6 +338,12 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         is_count_data
             Whether the matrix holds counts, which is then checked. ``False`` for normalised or
             imaging features, with ``gene_likelihood="normal"``.
+        context_key
+            Column of ``adata.obs`` with what effects may depend on: cell type, stimulation, time
+            point. The effect of a perturbation is a part that all levels share plus a sparse
+            deviation in each. What cells of a level have in common without a perturbation is
+            their mean basal state; each level needs control cells for it. Effects on single genes
+            (``direct_effects``, ``gene_effects``) are shared by all levels.
 
         Raises
         ------
@@ -363,6 +380,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             perturbations,
             DoseField(),
         ]
+        if context_key is not None:
+            fields.append(ContextField(context_key))
         manager = ScreenManager(fields=fields, setup_method_args=setup_method_args)
         if (source := kwargs.get("source_registry")) is not None:
             add_dose_registry(source)
@@ -371,6 +390,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             conditions = registered_conditions(manager)
             check_doses(conditions)
             check_confounding(adata, conditions, batch_key)
+            check_confounding(adata, conditions, context_key, kind="context")
         cls.register_manager(manager)
 
     def _validate_anndata(
@@ -743,7 +763,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         table.attrs["mask_prior"] = effects.mask_prior.mean().squeeze().tolist()
         return table
 
-    def get_perturbation_effect(self) -> pd.DataFrame:
+    def get_perturbation_effect(self, context: str | None = None) -> pd.DataFrame:
         """Effect of each perturbation on each latent, as it is reported: mask times embedding.
 
         The inclusion probability of :meth:`get_perturbation_mask` times the posterior mean of the
@@ -755,6 +775,12 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         With ``embedding_posterior="correlated"``, whose embedding depends on all masks, it is the
         posterior expectation.
 
+        Parameters
+        ----------
+        context
+            Context (a level of ``context_key``) whose deviations are added, each again times its
+            probability; by default the part that all contexts share.
+
         Returns
         -------
         pandas.DataFrame
@@ -764,24 +790,34 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         ------
         NotImplementedError
             If perturbations do not act by a shift.
+        ScreenError
+            If the model does not know the context.
 
         Examples
         --------
         >>> model.get_perturbation_effect().loc["STAT1"]  # doctest: +SKIP
         """
-        effects = require_effects(self, "get_perturbation_effect")
+        effects, code = require_effects(self, "get_perturbation_effect"), None
+        if context_code(self, context) is not None and effects.n_deviations > 0:
+            code = str(context)
         if isinstance(effects, CorrelatedEmbeddings):
             with torch.no_grad():
                 return perturbation_table(self, effects.moments()[0])
-        return perturbation_table(self, effects.mask_probability() * effects.slab_mean)
+        values = effects.mask_probability() * effects.slab_mean
+        table = perturbation_table(self, values)
+        return table if code is None else table + deviation_table(self, values)[code]
 
-    def get_perturbation_shift(self, conditions: ConditionsLike) -> pd.DataFrame:
+    def get_perturbation_shift(
+        self, conditions: ConditionsLike, context: str | None = None
+    ) -> pd.DataFrame:
         """Expected shift of the latent state under conditions, measured or not.
 
         Parameters
         ----------
         conditions
             Labels (``"A"``, ``"A+B"``), dicts (``{"A": 1.0, "B": 0.5}``) or a dosage matrix.
+        context
+            Context that the cells are in, as in :meth:`predict`.
 
         Returns
         -------
@@ -804,8 +840,10 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         columns = (
             torch.as_tensor(c, device=self.device) for c in (asked.cell_index, asked.cell_dose)
         )
+        if (code := context_code(self, context)) is not None:
+            code = torch.full((1, 1), code, device=self.device)
         with torch.inference_mode():
-            shift = self.module.expected_shift(Doses(*columns))
+            shift = self.module.expected_shift(Doses(*columns, code))
         return pd.DataFrame(
             shift.cpu().numpy(), index=asked.cell_labels, columns=latent_names(self)
         )
@@ -1091,6 +1129,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         *,
         seed: int | None = 0,
         gene_effects: bool = True,
+        context: str | None = None,
     ) -> Counterfactual:
         """Draw one population of cells, to be put under any condition.
 
@@ -1099,7 +1138,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
         Parameters
         ----------
-        basal, batch, library_size
+        basal, batch, library_size, context
             As in :meth:`predict`.
         n_cells
             Cells of the population. Ignored if ``basal`` is cells.
@@ -1128,7 +1167,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         ... )  # doctest: +SKIP
         """
         self._check_if_trained(warn=False)
-        return draw_cells(self, basal, n_cells, batch, library_size, seed, gene_effects)
+        return draw_cells(self, basal, n_cells, batch, library_size, seed, gene_effects, context)
 
     def predict(
         self,
@@ -1140,6 +1179,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         return_mean: bool = False,
         *,
         seed: int | None = None,
+        context: str | None = None,
     ) -> AnnData:
         """Simulate cells under conditions, whether or not they were ever measured.
 
@@ -1167,12 +1207,18 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         seed
             Seed of all draws; by default they come from torch's stream, which
             ``scvi.settings.seed`` seeds.
+        context
+            Context to predict for, a level of ``context_key``: the cells are of that level
+            (unless ``basal`` is cells, which stay what they are), and so are the effects. One in
+            which a perturbation was never measured has the shared part, and draws of the deviation
+            from its prior. By default the cells are of all contexts, as controls are, and effects
+            are the part that contexts share.
 
         Returns
         -------
         anndata.AnnData
             Cells x genes with counts in ``X`` and ``obs`` columns ``condition``, ``library_size``
-            and ``basal_cell``; ``layers["normalized_expression"]`` holds each cell's expected
+            and ``basal_cell``, ``batch`` and ``context`` where there are such; ``layers["normalized_expression"]`` holds each cell's expected
             share of the library. With ``return_mean``, conditions x genes with the mean of that
             share in ``X`` and its standard deviation over cells in ``layers["std"]``.
 
@@ -1187,7 +1233,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         --------
         >>> cells = model.predict(["KLF1+CEBPA"], n_samples=200)  # doctest: +SKIP
         """
-        return predict(self, conditions, n_samples, basal, library_size, batch, return_mean, seed)
+        return predict(
+            self, conditions, n_samples, basal, library_size, batch, return_mean, seed, context
+        )
 
     def get_average_treatment_effect(
         self,
@@ -1201,6 +1249,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         batch: str | None = None,
         *,
         seed: int | None = None,
+        context: str | None = None,
     ) -> AnnData:
         """Average effect of conditions on each gene, over a population of cells.
 
@@ -1231,6 +1280,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Batch to predict for, as in :meth:`predict`.
         seed
             Seed of all draws, as in :meth:`predict`.
+        context
+            Context of cells and effects, as in :meth:`predict`.
 
         Returns
         -------
@@ -1258,7 +1309,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         """
         scale = effect_scale(self, method)
         check_level(credible_level)
-        cells = self.counterfactual(basal, n_cells, batch, seed=seed)
+        cells = self.counterfactual(basal, n_cells, batch, seed=seed, context=context)
         return average_treatment_effect(
             self, conditions, reference, scale, n_samples, credible_level, cells
         )
