@@ -97,9 +97,9 @@ def simulated_screen(
 
     On request, some pairs move one more latent by :math:`\pm\,\mathrm{effect\_size}`, and effects
     follow the dose of each cell by a Hill curve,
-    :math:`d^{h_t} / (d^{h_t} + \mathrm{EC50}_t^{h_t})`. With several contexts (cell types, say),
-    basal states lie about a mean of their context, and some perturbations act differently in one of
-    them: an effect on one latent is lost, has the other sign, or is there in that context alone.
+    :math:`d^{h_t} / (d^{h_t} + \mathrm{EC50}_t^{h_t})`. With several contexts, such as cell types,
+    basal states lie about a mean of their context, and some perturbations act differently in one
+    of them: an effect on one latent is lost, has the other sign, or is there alone.
 
     Parameters
     ----------
@@ -349,7 +349,7 @@ def _draw_contexts(
             difference[row, context, rng.choice(still)] = effect_size * rng.choice([-1.0, 1.0])
         else:
             latent = rng.choice(moved)
-            difference[row, context, latent] = -max(kind, 1) * effect[row, latent]
+            difference[row, context, latent] = -max(int(kind), 1) * effect[row, latent]
     return difference, centres
 
 

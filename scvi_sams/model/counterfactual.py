@@ -151,7 +151,7 @@ class Counterfactual:
 
         Of shape draws x cells x genes, or cells x genes with one draw a cell.
         """
-        columns = (
+        index, dose = (
             torch.as_tensor(column[[row]], device=self.device)
             for column in (conditions.index, conditions.dose)
         )
@@ -159,7 +159,7 @@ class Counterfactual:
         if self.context is not None:
             context = torch.full((1, 1), self.context, device=self.device)
         return self.module.decode_condition(
-            self.population, Doses(*columns, context), draws, one_draw_a_cell
+            self.population, Doses(index, dose, context), draws, one_draw_a_cell
         )
 
     @torch.inference_mode()
@@ -287,8 +287,8 @@ def _population(
     if len(controls) == 0:
         where = "" if context is None else " of this context"
         raise ScreenError(
-            f"basal='control' needs control cells{where}, and the model was trained without any; use "
-            "basal='prior' or give the cells."
+            f"basal='control' needs control cells{where}, and the model was trained without any; "
+            "use basal='prior' or give the cells."
         )
     return _given_cells(
         model, model.adata, controls[torch.randint(len(controls), (n_cells,)).numpy()]

@@ -115,8 +115,9 @@ def _start_new_batches(module: PerturbationVAEModule) -> None:
         module.closed_form.fill_unseen()
 
 
-# Tensors of effects and statistics with a row for each perturbation, pair and deviation. By name, as others
-# may have as many rows by chance (a rotation of as many latents), and `given` is right as made.
+# Tensors of effects and statistics with a row for each perturbation, pair and deviation. By name,
+# as others may have as many rows by chance (a rotation of as many latents), and `given` is right
+# as made.
 ROW_TENSORS = frozenset(
     {
         *("mask_logits", "slab_mean", "slab_log_variance", "code"),

@@ -837,13 +837,13 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         """
         require_effects(self, "get_perturbation_shift")
         asked = parse_conditions(self, conditions)
-        columns = (
+        index, dose = (
             torch.as_tensor(c, device=self.device) for c in (asked.cell_index, asked.cell_dose)
         )
-        if (code := context_code(self, context)) is not None:
-            code = torch.full((1, 1), code, device=self.device)
+        code = context_code(self, context)
+        codes = None if code is None else torch.full((1, 1), code, device=self.device)
         with torch.inference_mode():
-            shift = self.module.expected_shift(Doses(*columns, code))
+            shift = self.module.expected_shift(Doses(index, dose, codes))
         return pd.DataFrame(
             shift.cpu().numpy(), index=asked.cell_labels, columns=latent_names(self)
         )
@@ -1218,9 +1218,10 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         -------
         anndata.AnnData
             Cells x genes with counts in ``X`` and ``obs`` columns ``condition``, ``library_size``
-            and ``basal_cell``, ``batch`` and ``context`` where there are such; ``layers["normalized_expression"]`` holds each cell's expected
-            share of the library. With ``return_mean``, conditions x genes with the mean of that
-            share in ``X`` and its standard deviation over cells in ``layers["std"]``.
+            and ``basal_cell``, ``batch`` and ``context`` where there are such;
+            ``layers["normalized_expression"]`` holds each cell's expected share of the library.
+            With ``return_mean``, conditions x genes with the mean of that share in ``X`` and its
+            standard deviation over cells in ``layers["std"]``.
 
         Raises
         ------

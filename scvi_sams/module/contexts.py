@@ -20,10 +20,11 @@ _MAX_ELEMENTS = 20_000_000  # of perturbations x candidates x contexts x latents
 class ContextDeviations(NamedTuple):
     r"""Lists what a context changes of a perturbation as one more perturbation of its cells.
 
-    The shift of a cell in context c becomes :math:`\sum_t d_t (m_t e_t + m_{tc} \delta_{tc})`. As a
-    measured pair (:class:`~scvi_sams.module.doses.PairInteractions`), a deviation has a row of
-    effects, after those of perturbations and pairs; every perturbation has one for every context,
-    measured there or not. A row without cells stays at its prior.
+    The shift of a cell in context c becomes
+    :math:`\sum_t d_t (m_t e_t + m_{tc} \delta_{tc})`. As a measured pair
+    (:class:`~scvi_sams.module.doses.PairInteractions`), a deviation has a row of effects, after
+    those of perturbations and pairs; every perturbation has one for every context, measured there
+    or not. A row without cells stays at its prior.
 
     Attributes
     ----------
@@ -45,7 +46,7 @@ class ContextDeviations(NamedTuple):
     n_contexts: int
 
     def rows(self, perturbations: Tensor) -> Tensor:
-        """Rows of the deviations of perturbations, of all contexts, shape ``(n * n_contexts,)``."""
+        """Rows of the deviations of perturbations in all contexts, ``(n * n_contexts,)``."""
         if self.n_contexts < 2:
             return perturbations[:0]
         contexts = torch.arange(self.n_contexts, device=perturbations.device)
@@ -143,7 +144,8 @@ def shared_part(
         v = torch.where(measured, v, 1.0).unsqueeze(1)
         departs = log_deviation_prior[0] + _log_normal(gap, v + embedding_variance)
         follows = log_deviation_prior[1] + _log_normal(gap, v)
-        evidence = torch.where(measured.unsqueeze(1), torch.logaddexp(departs, follows), 0.0).sum(2)
+        evidence = torch.logaddexp(departs, follows)
+        evidence = torch.where(measured.unsqueeze(1), evidence, 0.0).sum(2)
         leaves = torch.sigmoid(departs - follows)
         precision = (1 - leaves) / v + leaves / (v + embedding_variance)
         precision = torch.where(measured.unsqueeze(1), precision, 0.0).sum(2)
@@ -160,9 +162,7 @@ def shared_part(
             )
         )
         best = (evidence + masks).argmax(1, keepdim=True)
-        log_odds = (departs - follows).gather(
-            1, best.unsqueeze(2).expand(-1, -1, n_contexts, -1)
-        )
+        log_odds = (departs - follows).gather(1, best.unsqueeze(2).expand(-1, -1, n_contexts, -1))
         log_odds = torch.where(measured, log_odds.squeeze(1), -torch.inf)
         parts.append((candidates.gather(1, best).squeeze(1), log_odds))
     shared, log_odds = (torch.cat(part) for part in zip(*parts, strict=True))

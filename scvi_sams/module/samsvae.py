@@ -278,7 +278,7 @@ class SAMSVAEModule(PerturbationVAEModule):
     def _basal_group(
         self, batch_index: Tensor | None, n_cells: int, context: Tensor | None
     ) -> Tensor:
-        """Which basal mean cells have, shape ``(n_cells,)``: a new batch comes after all others."""
+        """Which basal mean cells have, ``(n_cells,)``: those of a new batch come last."""
         group = torch.zeros(n_cells, dtype=torch.long, device=self.effects.rotation.device)
         if batch_index is not None:
             group = batch_index.squeeze(-1).long()
@@ -468,9 +468,7 @@ class SAMSVAEModule(PerturbationVAEModule):
         device = self.effects.rotation.device
         inputs = {key: None if v is None else v.to(device) for key, v in inputs.items()}
         x, library = inputs.pop("x"), inputs.pop("library")
-        given = Doses(
-            inputs.pop("perturbation").long(), inputs.pop("dose"), inputs.get("context")
-        )
+        given = Doses(inputs.pop("perturbation").long(), inputs.pop("dose"), inputs.get("context"))
         doses, gene_effects = self._acting(given, draws.hill, draws.direct)
         shift = draws.shift(doses)
         potential = self._potential(x, shift, **inputs)
