@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    arguments.add_argument("--max-epochs", type=int, default=50)
+    arguments.add_argument("--max-epochs", type=int, help="of simulated screens")
     arguments.add_argument(
         "--papalexi-seeds", type=int, nargs="*", default=[0, 1, 2], help="none to skip"
     )
@@ -84,7 +84,7 @@ def _fit(screen: AnnData, seed: int, max_epochs: int | None, **setup: Any) -> tu
 
 
 def _simulated(
-    seed: int, fraction: float, max_epochs: int
+    seed: int, fraction: float, max_epochs: int | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     arguments = _SCREEN | {"context_fraction": fraction, "seed": seed}
     screen = simulated_screen(n_cells=_N_CELLS, **arguments)
@@ -190,7 +190,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> float:
 
 def _papalexi(screen: AnnData, seed: int) -> dict[str, Any]:
     """Replicates are of the same cells: what differs between them is false."""
-    add_control_null(screen, "perturbation", "control", seed=seed)
+    fakes = add_control_null(screen, "perturbation", "control", n_cells=50, seed=seed)
     model, seconds = _fit(
         screen,
         seed,
@@ -204,8 +204,11 @@ def _papalexi(screen: AnnData, seed: int) -> dict[str, Any]:
     without = context_differences(model, 0.2, ())
     return {
         "seed": seed,
+        "fakes": len(fakes),
         **{f"calls at {nominal}": int(t["called"].sum()) for nominal, t in tables.items()},
-        "calls at 0.2, no null": int(without["called"].sum()),
+        "calls at 0.2, no null": ", ".join(
+            sorted(set(without["perturbation"][without["called"]]))
+        ),
         "largest probability": float(without["probability"].max()),
         "perturbations with a mask": int((model.get_perturbation_mask() > 0.5).any(axis=1).sum()),
         "core seconds": seconds,

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["context_differences"]
 
 
-@torch.no_grad()
 def context_differences(
     model: SAMSVAE,
     fdr: float = 0.05,
