@@ -18,6 +18,8 @@ class _SAMSRegistryKeys(NamedTuple):
     """
     DOSE_KEY: str = "dose"
     """Registry key, and key in every minibatch, of their doses, cells x K."""
+    CONTEXT_KEY: str = "context"
+    """Registry key, and key in every minibatch, of the context of each cell, cells x 1."""
     INDEX_OBSM_KEY: str = "_scvi_perturbation_index"
     """Where `setup_anndata` writes the positions in `adata.obsm`."""
     DOSE_OBSM_KEY: str = "_scvi_perturbation_dose"

@@ -85,6 +85,7 @@ class ScreenManager(AnnDataManager):
             asked.get("labels_key"),
             asked.get("categorical_covariate_keys"),
             asked.get("continuous_covariate_keys"),
+            asked.get("context_key"),
         )
         if asked.get("size_factor_key") is not None:
             check_size_factor(adata, asked["size_factor_key"])
@@ -421,6 +422,7 @@ def check_covariates(
     labels_key: str | None = None,
     categorical: Sequence[str] | None = None,
     continuous: Sequence[str] | None = None,
+    context_key: str | None = None,
 ) -> None:
     """Check that batches, labels and covariates are there, and have a value in every cell.
 
@@ -428,7 +430,7 @@ def check_covariates(
     ----------
     adata
         Annotated data.
-    batch_key, labels_key
+    batch_key, labels_key, context_key
         Columns of `adata.obs`.
     categorical, continuous
         Lists of columns of `adata.obs`.
@@ -444,7 +446,7 @@ def check_covariates(
     >>> adata = anndata.AnnData(obs=pd.DataFrame({"lane": ["1", "2"]}, index=["c1", "c2"]))
     >>> check_covariates(adata, batch_key="lane")
     """
-    named = [("batch", batch_key), ("label", labels_key)]
+    named = [("batch", batch_key), ("label", labels_key), ("context", context_key)]
     named += [("category", key) for key in categorical or ()]
     for kind, key in named:
         if key is None:
@@ -528,9 +530,16 @@ def check_doses(conditions: Conditions) -> None:
 
 
 def check_confounding(
-    adata: AnnData, conditions: Conditions, batch_key: str | None, *, min_cells: int = 10
+    adata: AnnData,
+    conditions: Conditions,
+    batch_key: str | None,
+    *,
+    min_cells: int = 10,
+    kind: str = "batch",
 ) -> None:
     """Warn of batches that are short of controls, and perturbations whose cells are all in one.
+
+    Contexts are batches of another `kind`, in which a perturbation need not be everywhere.
 
     Effects are told from the batch's only by the control cells of that batch; where it has none,
     not at all. Batches count as short below 20 controls, if that is not half of their share.
@@ -550,12 +559,14 @@ def check_confounding(
     expected = of_condition.sum(axis=1) * n_controls.sum() / max(1, known.sum())
     few = (n_controls < np.minimum(_FEW_CONTROLS, expected / 2)) & (n_cells.sum(axis=1) > 0)
     confounded = (n_cells.sum(axis=0) >= min_cells) & ((n_cells > 0).sum(axis=0) == 1)
+    confounded &= kind == "batch"
     names, messages = np.asarray(conditions.perturbations), []
     if few.any():
         shown = [f"{batches[k]}: {n_controls[k]}" for k in np.flatnonzero(few)]
         messages.append(
-            f"Batches of adata.obs[{batch_key!r}] that hold perturbed cells and fewer than "
-            f"{_FEW_CONTROLS} controls ({len(shown)}): {listed(shown)}. Effects of the batch and "
+            f"{'Batches' if kind == 'batch' else 'Contexts'} of adata.obs[{batch_key!r}] that "
+            "hold perturbed cells and fewer than "
+            f"{_FEW_CONTROLS} controls ({len(shown)}): {listed(shown)}. Effects of the {kind} and "
             "of perturbations are hard to tell apart there."
         )
     if confounded.any():
@@ -569,8 +580,8 @@ def check_confounding(
         alone &= confounded
     if alone.any():
         messages.append(
-            f"The batch of {listed(names[alone])} has no control cell: these effects cannot be "
-            "told from the batch's. Leave out the batch key, or read them with care."
+            f"The {kind} of {listed(names[alone])} has no control cell: these effects cannot be "
+            f"told from the {kind}'s. Leave out the {kind} key, or read them with care."
         )
     if messages:
         _warn(" ".join(messages))

@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import unknown_perturbations
 from scvi_sams.data.conditions import padded_to_csr
 from scvi_sams.data.field import registered_conditions
@@ -112,8 +113,10 @@ def response_sums(
         What all cells of the AnnData received, cells x perturbations.
     """
     manager = model.adata_manager
-    n_batch, n_genes = model.summary_stats.n_batch, model.summary_stats.n_vars
+    n_contexts, n_genes = model.module.n_contexts, model.summary_stats.n_vars
+    n_batch = model.summary_stats.n_batch * n_contexts
     batch = np.asarray(manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)).ravel().astype(int)
+    batch = batch * n_contexts + _contexts(model)  # controls are those of batch and context
     received = np.diff(doses.indptr) > 0
     controls, perturbed = cells[~received[cells]], cells[received[cells]]
 
@@ -164,6 +167,14 @@ def response_sums(
         control_dof,
         float(np.log2(1 + COUNTS_PER / np.median(np.concatenate(libraries)))),
     )
+
+
+def _contexts(model: SAMSVAE) -> NDArray[np.int64]:
+    """Context of each cell, zero where there are none."""
+    if model.module.n_contexts == 1:
+        return np.zeros(model.adata.n_obs, dtype=np.int64)
+    codes = model.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.CONTEXT_KEY)
+    return np.asarray(codes).ravel().astype(np.int64)
 
 
 def _member(row: NDArray[np.int64], n_rows: int) -> sparse.csr_matrix:
@@ -349,6 +360,8 @@ def _predicted(
     def decoded(state: torch.Tensor, doses: Doses) -> tuple[CellPopulation, object]:
         fields: Any = (None if f is None else f[state] for f in population)
         of_cells = CellPopulation(*fields)
+        if doses.context is not None:
+            of_cells = of_cells._replace(context=doses.context)
         return of_cells, module.decode_cells(of_cells, doses, noise[state])
 
     at_rest, px = decoded(states, Doses(nothing, nothing.float()))
@@ -358,32 +371,50 @@ def _predicted(
     ]
     unperturbed = expected_log_normalized_expression(px, at_rest.library, COUNTS_PER)
     curve = ExpressionCurve(_GRID, torch.stack([level.mean(0) for level in levels]))
+    baseline = unperturbed.mean(0).cpu()
 
+    # States in the contexts that the cells of a condition are in, by their shares.
+    n_contexts, contexts = module.n_contexts, _contexts(model)
+    if n_contexts > 1:
+        at_rest_in = [Doses(nothing, nothing.float(), nothing + c) for c in range(n_contexts)]
+        unperturbed = torch.cat(
+            [
+                expected_log_normalized_expression(px, of_cells.library, COUNTS_PER)
+                for of_cells, px in (decoded(states, doses) for doses in at_rest_in)
+            ]
+        )
+    in_order = np.lexsort((contexts[cells], conditions.codes[cells]))
+    context_of_cell = contexts[cells][in_order]
     n_cells = np.bincount(conditions.codes[cells], minlength=len(conditions.labels))
     n_cells[conditions.is_control] = 0
     n_states = np.minimum(n_cells, _N_STATES)
     row_condition = np.repeat(np.arange(len(n_cells)), n_states)
     row_state = np.arange(len(row_condition)) - np.repeat(np.cumsum(n_states) - n_states, n_states)
+    first_cell = np.cumsum(np.bincount(conditions.codes[cells], minlength=len(n_cells)))
+    first_cell -= np.bincount(conditions.codes[cells], minlength=len(n_cells))
+    at_share = (row_state + 0.5) * np.repeat(n_cells / np.maximum(n_states, 1), n_states)
+    row_context = context_of_cell[first_cell[row_condition] + at_share.astype(np.int64)]
     n_perturbations, n_genes = len(model.perturbation_names), unperturbed.shape[1]
     score = np.zeros((n_perturbations, n_genes))
     n_at_once = max(1, _ROWS_AT_ONCE // n_genes)
     for start in range(0, len(row_condition), n_at_once):
         rows = row_condition[start : start + n_at_once]
         state = torch.as_tensor(row_state[start : start + n_at_once], device=device)
+        context = torch.as_tensor(row_context[start : start + n_at_once], device=device)
         doses = Doses(
             torch.as_tensor(conditions.index[rows], dtype=torch.long, device=device),
             torch.as_tensor(conditions.dose[rows], device=device),
+            context.unsqueeze(1) if n_contexts > 1 else None,
         )
         of_cells, px = decoded(state, doses)
         effect = expected_log_normalized_expression(px, of_cells.library, COUNTS_PER)
-        change = (effect - unperturbed[state]).cpu().numpy()
+        change = (effect - unperturbed[context * _N_STATES + state]).cpu().numpy()
         share = (n_cells[rows] / n_states[rows]).astype(np.float32)
         of_row = padded_to_csr(
             conditions.index[rows], responses[rows] * share[:, None], n_perturbations
         )
         known = np.unique(of_row.indices)
         score[known] += of_row[:, known].T @ change
-    baseline = unperturbed.mean(0).cpu()
     return _Predicted(torch.from_numpy(score).float(), baseline, curve)
 
 

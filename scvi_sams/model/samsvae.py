@@ -41,6 +41,7 @@ from scvi_sams.data.checks import (
     in_order_of,
     registered_modality,
 )
+from scvi_sams.data.contexts import ContextField
 from scvi_sams.data.field import (
     DoseField,
     PerturbationField,
@@ -59,6 +60,9 @@ from scvi_sams.model.prediction import average_treatment_effect, effect_scale, p
 from scvi_sams.model.query import added_perturbations, start_query
 from scvi_sams.model.read_outs import (
     check_level,
+    context_code,
+    context_names,
+    deviation_table,
     field_state,
     latent_names,
     latent_representation,
@@ -181,6 +185,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         that occur together in a cell, or the pairs.
     interaction_prior
         Prior probability that a pair moves a latent beyond the sum of its parts.
+    context_prior
+        Prior probability that the effect of a perturbation on a latent is another in one context
+        (``setup_anndata(context_key=...)``) than in the others.
     direct_effects
         Give each perturbation a log fold change on its own gene beside the latent shift, so that
         the knock-down of the target need not pass through shared latents. By default where its
@@ -249,6 +256,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         dose_response: Literal["linear", "hill"] = "linear",
         interactions: bool | Sequence[tuple[str, str]] = False,
         interaction_prior: float = 0.002,
+        context_prior: float = 0.002,
         direct_effects: bool | str | Mapping[str, str] | None = None,
         gene_effects: bool = True,
     ) -> None:
@@ -279,6 +287,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             reference_doses=median_doses(self, dose_response),
             interactions=[tuple(map(self.perturbation_names.index, p)) for p in interactions],
             interaction_prior=interaction_prior,
+            n_contexts=max(1, len(context_names(self))),
+            context_prior=context_prior,
             targets=target_genes(self, direct_effects),
             direct_effects=direct_effects is not False,
             gene_effects=gene_effects,
@@ -304,6 +314,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         guide_key: str | None = None,
         guide_targets: GuideTargets | None = None,
         guide_threshold: float | None = None,
+        context_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Say where an AnnData keeps counts, perturbations and covariates.
@@ -353,6 +364,12 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Counts of a guide from which a cell has it, for a matrix of counts. A plain threshold
             misses guides of shallow cells and takes ambient ones in deep cells: calls of a
             mixture model, as crispat makes, are better.
+        context_key
+            Column of ``adata.obs`` with what effects may depend on: cell type, stimulation, time
+            point. The effect of a perturbation is a part that all levels share plus a sparse
+            deviation in each. What cells of a level have in common without a perturbation is
+            their mean basal state; each level needs control cells for it. Effects on single genes
+            (``direct_effects``, ``gene_effects``) are shared by all levels.
 
         Raises
         ------
@@ -395,6 +412,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             DoseField(),
             *([] if guide_key is None else [GuideField()]),
         ]
+        if context_key is not None:
+            fields.append(ContextField(context_key))
         manager = ScreenManager(fields=fields, setup_method_args=setup_method_args)
         if (source := kwargs.get("source_registry")) is not None:
             add_dose_registry(source)
@@ -403,6 +422,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             conditions = registered_conditions(manager)
             check_doses(conditions)
             check_confounding(adata, conditions, batch_key)
+            check_confounding(adata, conditions, context_key, kind="context")
         cls.register_manager(manager)
 
     @classmethod
@@ -841,7 +861,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         table.attrs["mask_prior"] = effects.mask_prior.mean().squeeze().tolist()
         return table
 
-    def get_perturbation_effect(self) -> pd.DataFrame:
+    def get_perturbation_effect(self, context: str | None = None) -> pd.DataFrame:
         """Effect of each perturbation on each latent, as it is reported: mask times embedding.
 
         The inclusion probability of :meth:`get_perturbation_mask` times the posterior mean of the
@@ -853,6 +873,12 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         With ``embedding_posterior="correlated"``, whose embedding depends on all masks, it is the
         posterior expectation.
 
+        Parameters
+        ----------
+        context
+            Context (a level of ``context_key``) whose deviations are added, each again times its
+            probability; by default the part that all contexts share.
+
         Returns
         -------
         pandas.DataFrame
@@ -862,24 +888,34 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         ------
         NotImplementedError
             If perturbations do not act by a shift.
+        ScreenError
+            If the model does not know the context.
 
         Examples
         --------
         >>> model.get_perturbation_effect().loc["STAT1"]  # doctest: +SKIP
         """
-        effects = require_effects(self, "get_perturbation_effect")
+        effects, code = require_effects(self, "get_perturbation_effect"), None
+        if context_code(self, context) is not None and effects.n_deviations > 0:
+            code = str(context)
         if isinstance(effects, CorrelatedEmbeddings):
             with torch.no_grad():
                 return perturbation_table(self, effects.moments()[0])
-        return perturbation_table(self, effects.mask_probability() * effects.slab_mean)
+        values = effects.mask_probability() * effects.slab_mean
+        table = perturbation_table(self, values)
+        return table if code is None else table + deviation_table(self, values)[code]
 
-    def get_perturbation_shift(self, conditions: ConditionsLike) -> pd.DataFrame:
+    def get_perturbation_shift(
+        self, conditions: ConditionsLike, context: str | None = None
+    ) -> pd.DataFrame:
         """Expected shift of the latent state under conditions, measured or not.
 
         Parameters
         ----------
         conditions
             Labels (``"A"``, ``"A+B"``), dicts (``{"A": 1.0, "B": 0.5}``) or a dosage matrix.
+        context
+            Context that the cells are in, as in :meth:`predict`.
 
         Returns
         -------
@@ -899,11 +935,13 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         """
         require_effects(self, "get_perturbation_shift")
         asked = parse_conditions(self, conditions)
-        columns = (
+        index, dose = (
             torch.as_tensor(c, device=self.device) for c in (asked.cell_index, asked.cell_dose)
         )
+        code = context_code(self, context)
+        codes = None if code is None else torch.full((1, 1), code, device=self.device)
         with torch.inference_mode():
-            shift = self.module.expected_shift(Doses(*columns))
+            shift = self.module.expected_shift(Doses(index, dose, codes))
         return pd.DataFrame(
             shift.cpu().numpy(), index=asked.cell_labels, columns=latent_names(self)
         )
@@ -1189,6 +1227,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         *,
         seed: int | None = 0,
         gene_effects: bool = True,
+        context: str | None = None,
     ) -> Counterfactual:
         """Draw one population of cells, to be put under any condition.
 
@@ -1197,7 +1236,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
         Parameters
         ----------
-        basal, batch, library_size
+        basal, batch, library_size, context
             As in :meth:`predict`.
         n_cells
             Cells of the population. Ignored if ``basal`` is cells.
@@ -1226,7 +1265,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         ... )  # doctest: +SKIP
         """
         self._check_if_trained(warn=False)
-        return draw_cells(self, basal, n_cells, batch, library_size, seed, gene_effects)
+        return draw_cells(self, basal, n_cells, batch, library_size, seed, gene_effects, context)
 
     def predict(
         self,
@@ -1238,6 +1277,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         return_mean: bool = False,
         *,
         seed: int | None = None,
+        context: str | None = None,
     ) -> AnnData:
         """Simulate cells under conditions, whether or not they were ever measured.
 
@@ -1265,14 +1305,21 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         seed
             Seed of all draws; by default they come from torch's stream, which
             ``scvi.settings.seed`` seeds.
+        context
+            Context to predict for, a level of ``context_key``: the cells are of that level
+            (unless ``basal`` is cells, which stay what they are), and so are the effects. One in
+            which a perturbation was never measured has the shared part, and draws of the deviation
+            from its prior. By default the cells are of all contexts, as controls are, and effects
+            are the part that contexts share.
 
         Returns
         -------
         anndata.AnnData
             Cells x genes with counts in ``X`` and ``obs`` columns ``condition``, ``library_size``
-            and ``basal_cell``; ``layers["normalized_expression"]`` holds each cell's expected
-            share of the library. With ``return_mean``, conditions x genes with the mean of that
-            share in ``X`` and its standard deviation over cells in ``layers["std"]``.
+            and ``basal_cell``, ``batch`` and ``context`` where there are such;
+            ``layers["normalized_expression"]`` holds each cell's expected share of the library.
+            With ``return_mean``, conditions x genes with the mean of that share in ``X`` and its
+            standard deviation over cells in ``layers["std"]``.
 
         Raises
         ------
@@ -1285,7 +1332,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         --------
         >>> cells = model.predict(["KLF1+CEBPA"], n_samples=200)  # doctest: +SKIP
         """
-        return predict(self, conditions, n_samples, basal, library_size, batch, return_mean, seed)
+        return predict(
+            self, conditions, n_samples, basal, library_size, batch, return_mean, seed, context
+        )
 
     def get_average_treatment_effect(
         self,
@@ -1299,6 +1348,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         batch: str | None = None,
         *,
         seed: int | None = None,
+        context: str | None = None,
     ) -> AnnData:
         """Average effect of conditions on each gene, over a population of cells.
 
@@ -1329,6 +1379,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Batch to predict for, as in :meth:`predict`.
         seed
             Seed of all draws, as in :meth:`predict`.
+        context
+            Context of cells and effects, as in :meth:`predict`.
 
         Returns
         -------
@@ -1356,7 +1408,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         """
         scale = effect_scale(self, method)
         check_level(credible_level)
-        cells = self.counterfactual(basal, n_cells, batch, seed=seed)
+        cells = self.counterfactual(basal, n_cells, batch, seed=seed, context=context)
         return average_treatment_effect(
             self, conditions, reference, scale, n_samples, credible_level, cells
         )

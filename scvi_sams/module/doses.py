@@ -37,10 +37,13 @@ class Doses(NamedTuple):
         Rows of the effects, integers of shape ``(n_cells, n_columns)``.
     dose
         Doses, shape ``([n_samples,] n_cells, n_columns)``; zero fills up the columns.
+    context
+        Context of each cell, integers of shape ``(n_cells, 1)``; ``None`` for what contexts share.
     """
 
     perturbation: Tensor
     dose: Tensor
+    context: Tensor | None = None
 
     def gather(self, effects: Tensor) -> Tensor:
         """Effect of each dose, from ``(..., n_rows, n_latent)`` to ``(..., *shape, n_latent)``."""

@@ -1,5 +1,6 @@
 """Analyses of a fitted model: mechanisms, programmes, pairs, differential expression."""
 
+from scvi_sams.tl._contexts import context_differences
 from scvi_sams.tl._control_null import add_control_null
 from scvi_sams.tl._differential_expression import differential_expression
 from scvi_sams.tl._gene_programs import gene_programs, top_genes
@@ -23,6 +24,7 @@ __all__ = [
     "add_control_null",
     "add_permuted_null",
     "classify_pairs",
+    "context_differences",
     "differential_expression",
     "direct_effects",
     "dose_response",
