@@ -49,7 +49,7 @@ def test_rows_are_written(benchmark, tmp_path, capsys):
     benchmark.main([*sizes, "--json", str(path)])
     rows = json.loads(path.read_text())
     printed = capsys.readouterr().out
-    assert all(name in printed for name in rows[0])
+    assert all(name in printed for name in rows[0] if name != "table")
     if benchmark is throughput:
         speeds = [rows[0][f"{name}, cells a second"] for name in ("SCVI", "SAMSVAE")]
         assert min(speeds) > 0
