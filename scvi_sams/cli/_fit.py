@@ -39,6 +39,7 @@ from scvi_sams.evaluation import effect_correlation, observed_effects, scorecard
 
 if TYPE_CHECKING:
     import argparse
+
     from numpy.typing import NDArray
 
     from scvi_sams.model import CPAVAE, SAMSVAE

@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--resume",
         action="store_true",
-        help="go on from a fit of the same arguments that was stopped; begin anew if there is none",
+        help="go on from a fit of the same arguments that was stopped, if there is one",
     )
     _add(fit.add_argument_group("what the file holds"), _OF_DATA)
     _add(fit.add_argument_group("training"), _OF_TRAINING | _OF_BOTH)
