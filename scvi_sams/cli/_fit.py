@@ -57,7 +57,9 @@ def fit(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     scvi.settings.seed = args.seed
     stopped = stopped_fit(args) if args.resume else None
-    staged = staged_folder(args.output, args.overwrite, stopped and stopped.folder)
+    staged = staged_folder(
+        args.output, args.overwrite, None if stopped is None else stopped.folder
+    )
     with staged as folder, redirect_stdout(Progress()):
         if stopped is not None:
             stopped = replace(stopped, folder=folder)  # where it was moved to

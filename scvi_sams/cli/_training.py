@@ -63,7 +63,8 @@ def train(
     tuple
         The trained model, and the seconds that it took, those before a stop included.
     """
-    state = {"arguments": arguments_of(args), "screen": _digest(model), "seconds": 0.0}
+    state: dict[str, Any] = {"arguments": arguments_of(args), "screen": _digest(model)}
+    state["seconds"] = 0.0
     if stopped is not None:
         if stopped.state["screen"] != state["screen"]:
             raise CommandError(

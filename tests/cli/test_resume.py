@@ -11,7 +11,6 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 import scvi_sams
-from scvi_sams.cli import _training
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +48,7 @@ def stop(fit, monkeypatch, tmp_path):
             real(model, callbacks=[*callbacks, Terminate(4)], **arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(_training, "_KEEP_EVERY", 0.0)
+            patch.setattr("scvi_sams.cli._training._KEEP_EVERY", 0.0)
             patch.setattr(scvi_sams.SAMSVAE, "train", train)
             done = fit(*words)
         assert done.code == 143
