@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Stopwatch", "coverage", "parser", "prepare", "print_table", "read_screen", "with_mean"]
 
 
+_WRITTEN: dict[str, list[dict[str, Any]]] = {}
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """Arguments that every benchmark takes."""
     arguments = argparse.ArgumentParser(description=description)
@@ -88,7 +91,10 @@ def with_mean(rows: list[dict[str, Any]], label: str) -> list[dict[str, Any]]:
 def print_table(
     title: str, rows: list[dict[str, Any]], arguments: argparse.Namespace, digits: int = 3
 ) -> None:
-    """Print rows as a Markdown table with their mean, and write them as JSON if asked."""
+    """Print rows as a Markdown table, and write them as JSON if asked.
+
+    Later tables of a run are added to the file, whose rows name their table.
+    """
     table = pd.DataFrame(rows)
     print(
         f"\n### {title}\n\ntorch.set_num_threads({arguments.threads}), "
@@ -98,4 +104,6 @@ def print_table(
     lines = [list(cells.columns), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
     print("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2, default=float))
+        written = _WRITTEN.setdefault(str(arguments.json.resolve()), [])
+        written += [{"table": title} | row for row in rows]
+        arguments.json.write_text(json.dumps(written, indent=2, default=lambda v: v.item()))

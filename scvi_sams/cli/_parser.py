@@ -96,12 +96,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_output(fit, "OUT", "folder to write to")
     fit.add_argument("--json", action="store_true", help="print the summary alone, as JSON")
+    fit.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from a fit of the same arguments that was stopped, if there is one",
+    )
     _add(fit.add_argument_group("what the file holds"), _OF_DATA)
     _add(fit.add_argument_group("training"), _OF_TRAINING | _OF_BOTH)
 
     predict = commands.add_parser("predict", help=_PREDICT, allow_abbrev=False)
     predict.add_argument("model", type=Path, metavar="OUT", help="the folder that fit wrote")
     _add_output(predict, "FILE", ".h5ad file to write")
+    predict.add_argument("--json", action="store_true", help="print what was written, as JSON")
     _add(predict, {"--conditions CONDITION": "such as KLF1+CEBPA"}, required=True)
     _add(predict, _OF_PREDICTION | _OF_BOTH)
     return parser

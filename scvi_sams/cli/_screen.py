@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 
 import scvi_sams
 from scvi_sams._exceptions import counted, listed
 from scvi_sams.cli._console import CommandError, say
+from scvi_sams.cli._file import check_columns, is_mudata
 from scvi_sams.cli._parser import SIMULATED
 from scvi_sams.data import guides_from_mudata
 from scvi_sams.data.field import registered_conditions
@@ -51,19 +51,9 @@ def read_screen(args: argparse.Namespace) -> ad.AnnData:
     if args.screen == SIMULATED:
         return scvi_sams.datasets.simulated_screen(seed=args.seed)
     path = Path(args.screen)
-    if not h5py.is_hdf5(path):
-        raise CommandError(
-            f"{path} is not an .h5ad file; read it in Python and write it with adata.write_h5ad"
-        )
     try:
-        with h5py.File(path) as file:
-            if "mod" in file:
-                return _of_mudata(path, args)
-            if missing := {"X", "obs", "var"}.difference(file):
-                raise CommandError(
-                    f"{path} is HDF5 but holds no AnnData: {', '.join(sorted(missing))} missing; "
-                    "write it with adata.write_h5ad"
-                )
+        if is_mudata(path):
+            return _of_mudata(path, args)
         adata = ad.read_h5ad(path)
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise CommandError(
@@ -109,23 +99,7 @@ def make_model(adata: ad.AnnData, args: argparse.Namespace) -> SAMSVAE | CPAVAE:
         for name, value in defaults.items():
             if getattr(args, name) is None:
                 setattr(args, name, value)
-    columns = listed(adata.obs, 20) or "none"
-    if args.dosage_obsm is not None:
-        if args.perturbation_key is not None or args.dosage_key is not None:
-            raise CommandError(
-                "--dosage-obsm is in place of labels: leave out --perturbation-key and "
-                "--dosage-key"
-            )
-    elif args.perturbation_key is None and args.guide_key is None:
-        raise CommandError(
-            "--perturbation-key is needed, the obs column of labels, or --guide-key; there are "
-            f"{columns}"
-        )
-    for name in ("perturbation_key", "dosage_key", "batch_key", "size_factor_key"):
-        key = getattr(args, name)
-        if key is not None and key not in adata.obs:
-            option = "--" + name.replace("_", "-")
-            raise CommandError(f"{option}: there is no obs column {key!r}; there are {columns}")
+    check_columns(args, adata.obs)
     if args.perturbation_key is not None and args.control is None:
         frequent = listed(adata.obs[args.perturbation_key].value_counts().index)
         raise CommandError(

@@ -6,6 +6,7 @@ from scvi_sams.data.guide_inputs import (
     guides_from_mudata,
     guides_from_table,
 )
+from scvi_sams.data.joined import join_files
 
 __all__ = [
     "Conditions",
@@ -13,4 +14,5 @@ __all__ = [
     "guides_from_features",
     "guides_from_mudata",
     "guides_from_table",
+    "join_files",
 ]

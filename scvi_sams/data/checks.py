@@ -17,6 +17,7 @@ from scvi.data import AnnDataManager
 
 from scvi_sams._constants import COUNTS_PER_GENE, SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed, nearest
+from scvi_sams.data.joined import check_sources
 from scvi_sams.data.matrices import is_on_disk, rows_of
 from scvi_sams.data.tables import layer_names
 
@@ -695,4 +696,5 @@ def _matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         raise ScreenError(f"There is no adata.X: pass the layer to model. {_other_layers(adata)}")
+    check_sources(matrix)
     return matrix, "adata.X" if layer is None else f"adata.layers[{layer!r}]"

@@ -14,7 +14,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed
-from scvi_sams.data.matrices import DiskMatrix, compact_rows, compact_size, is_on_disk
+from scvi_sams.data.matrices import (
+    DiskMatrix,
+    compact_rows,
+    compact_size,
+    compact_table,
+    is_on_disk,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Sized
@@ -178,13 +184,14 @@ class PoolSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[PoolBatch]:
         """Give the minibatches of an epoch."""
-        for pool in self._pools():
+        for pool in self.pools():
             for start in range(0, len(pool), self.batch_size):
                 stop = min(start + self.batch_size, len(pool))
                 if stop - start == self.batch_size or not self.drop_last_batch:
                     yield PoolBatch(pool, start, stop)
 
-    def _pools(self) -> Iterator[np.ndarray]:
+    def pools(self) -> Iterator[np.ndarray]:
+        """Give the pools of an epoch, as positions in the data set."""
         n_cells = len(self.dataset)  # type: ignore[arg-type]
         if not self.shuffle:
             n_batches = max(1, self.chunk_size * self.preload_nchunks // self.batch_size)
@@ -312,9 +319,8 @@ class DiskCells(DeviceCells):
         if self._pool is not batch.pool:
             self._kept = {}  # never two pools
             cells = self.indices[batch.pool]
-            registered = self._registered.items()
-            read = {key: (values[cells], dtype) for key, (values, dtype) in registered}
-            self._keep(read, np.arange(len(cells)))
+            for key, (values, dtype) in self._registered.items():
+                self._kept[key] = _pool_rows(values, cells, self._device), dtype
             self._pool = batch.pool
         n_given = self._n_given[batch.pool[batch.start : batch.stop]]
         return _narrowed(self._minibatch(torch.arange(batch.start, batch.stop)), n_given)
@@ -345,6 +351,15 @@ def _narrowed(tensors: dict[str, Tensor], n_given: np.ndarray) -> dict[str, Tens
         if key in tensors and tensors[key].shape[1] > width:
             tensors[key] = tensors[key][:, :width]
     return tensors
+
+
+def _pool_rows(
+    values: MatrixRows | DiskMatrix, cells: np.ndarray, device: torch.device | str
+) -> CompactMatrix | Tensor:
+    """Rows of a pool; dense ones on disk go straight into a table, in which counts are bytes."""
+    if isinstance(values, DiskMatrix) and not values.is_sparse:
+        return compact_table(values, cells, device)
+    return compact_rows(values[cells], np.arange(len(cells)), device)
 
 
 def reads_from_disk(adata_manager: AnnDataManager) -> bool:

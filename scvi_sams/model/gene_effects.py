@@ -15,7 +15,7 @@ from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import unknown_perturbations
 from scvi_sams.data.conditions import padded_to_csr
 from scvi_sams.data.field import registered_conditions
-from scvi_sams.data.matrices import CHUNK_CELLS, DiskMatrix, is_on_disk
+from scvi_sams.data.matrices import CHUNK_CELLS, DiskMatrix, is_on_disk, rows_at_once
 from scvi_sams.data.tables import log_expression
 from scvi_sams.model.counterfactual import COUNTS_PER, draw_cells
 from scvi_sams.model.prediction import compared_means
@@ -194,8 +194,10 @@ def _log_expression(
     sizes = None
     if REGISTRY_KEYS.SIZE_FACTOR_KEY in manager.data_registry:
         sizes = np.asarray(manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY)).ravel()
-    for start in range(0, len(cells), CHUNK_CELLS):
-        rows = cells[start : start + CHUNK_CELLS]
+    is_sparse = getattr(counts, "is_sparse", sparse.issparse(counts))
+    n_at_once = CHUNK_CELLS if is_sparse else rows_at_once(counts)
+    for start in range(0, len(cells), n_at_once):
+        rows = cells[start : start + n_at_once]
         y = sparse.csr_matrix(counts[rows], dtype=np.float64)
         library = np.asarray(y.sum(1)).ravel() if sizes is None else sizes[rows].astype(float)
         known = library > 0

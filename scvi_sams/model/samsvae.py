@@ -29,8 +29,8 @@ from scvi.model.base import (
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
 
 from scvi_sams._arguments import checked, settings_of
-from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams._exceptions import ScreenError
+from scvi_sams._constants import COUNTS_PER_GENE, SAMS_REGISTRY_KEYS
+from scvi_sams._exceptions import ScreenError, listed
 from scvi_sams.data.checks import (
     ScreenManager,
     check_adata,
@@ -95,8 +95,9 @@ from scvi_sams.model.training import (
 from scvi_sams.module import SAMSVAEModule
 from scvi_sams.module.doses import Doses
 from scvi_sams.module.posteriors import CorrelatedEmbeddings
-from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan
+from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan, StreamedCells
 from scvi_sams.train.interruption import Interruption
+from scvi_sams.train.streamed import PARTS, screen_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -512,12 +513,96 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         return ordered
 
     @classmethod
-    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
-        """Not offered: scvi-tools' out-of-memory loader reads no labels of perturbations."""
-        raise NotImplementedError(
-            "scvi-tools' annbatch loader reads no labels of perturbations; use setup_anndata with "
-            "a backed AnnData, which train(data_placement='disk') reads in shuffled chunks."
+    def setup_annbatch(
+        cls,
+        source: Any,
+        *,
+        perturbation_key: str,
+        dosage_key: str | None = None,
+        control: str | Sequence[str] | None = None,
+        combination_delimiter: str | None = "+",
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: str | list[str] | None = None,
+        continuous_covariate_keys: str | list[str] | None = None,
+        is_count_data: bool = True,
+        split_key: str | None = None,
+        **kwargs: Any,
+    ) -> StreamedCells:
+        """Say what the cells of an annbatch collection received, to train on them as they stream.
+
+        It takes Python 3.12 and annbatch 0.2 or 0.3, ``pip install "scvi-sams[annbatch]"``.
+
+        Parameters
+        ----------
+        source
+            An ``annbatch.Loader`` of the collection, or scvi-tools' ``AnnbatchDataModule``, whose
+            loader is taken.
+        perturbation_key, dosage_key, control, combination_delimiter, batch_key, labels_key, \
+        size_factor_key, categorical_covariate_keys, continuous_covariate_keys, is_count_data
+            As in :meth:`setup_anndata`; columns of obs.
+        split_key
+            Column of obs with ``"train"``, ``"validation"``, ``"test"`` and ``"unused"``, as the
+            splits of :mod:`scvi_sams.evaluation` write it; these cells may lie anywhere in the
+            collection. By default all cells are trained on.
+        **kwargs
+            ``batch_size``, ``chunk_size`` and ``preload_nchunks`` of
+            :class:`~scvi_sams.train.StreamedCells`.
+
+        Returns
+        -------
+        StreamedCells
+            Its ``registry`` makes the model, and it is the ``datamodule`` of :meth:`train`.
+
+        Raises
+        ------
+        ScreenError
+            If a column is missing or cannot be used.
+
+        Examples
+        --------
+        >>> import annbatch  # doctest: +SKIP
+        >>> loader = annbatch.Loader().use_collection(
+        ...     annbatch.DatasetCollection("screen.zarr")
+        ... )  # doctest: +SKIP
+        >>> cells = SAMSVAE.setup_annbatch(
+        ...     loader, perturbation_key="perturbation", control="control", split_key="split"
+        ... )  # doctest: +SKIP
+        >>> model = SAMSVAE(registry=cells.registry)  # doctest: +SKIP
+        >>> model.train(max_epochs=2, datamodule=cells)  # doctest: +SKIP
+        """
+        categorical = _as_list(categorical_covariate_keys) or []
+        continuous = _as_list(continuous_covariate_keys) or []
+        keys = [perturbation_key, dosage_key, batch_key, labels_key, size_factor_key, split_key]
+        screen = screen_of(source, [*keys, *categorical, *continuous])
+        parts = [np.arange(screen.n_obs), np.array([], int), np.array([], int)]
+        if split_key is not None:
+            part_of = screen.obs[split_key].astype(str).to_numpy()
+            if others := set(part_of) - {*PARTS, "unused"}:
+                raise ScreenError(
+                    f"obs[{split_key!r}] holds {listed(sorted(others))}; a cell is "
+                    f"{', '.join(map(repr, PARTS))} or 'unused'."
+                )
+            parts = [np.flatnonzero(part_of == part) for part in PARTS]
+        cls.setup_anndata(
+            screen,
+            perturbation_key=perturbation_key,
+            dosage_key=dosage_key,
+            control=control,
+            combination_delimiter=combination_delimiter,
+            batch_key=batch_key,
+            labels_key=labels_key,
+            size_factor_key=size_factor_key,
+            categorical_covariate_keys=categorical or None,
+            continuous_covariate_keys=continuous or None,
+            is_count_data=is_count_data,
         )
+        manager = cls._get_most_recent_anndata_manager(screen, required=True)
+        manager.registry[COUNTS_PER_GENE] = None  # nobody has read the counts
+        cells = StreamedCells(source, manager, parts, **kwargs)
+        cls._setup_adata_manager_store.pop(manager.adata_uuid)  # nor keeps the stand-in
+        return cells
 
     def train(
         self,

@@ -565,15 +565,10 @@ class ClosedForm(HostState, nn.Module):
         floor = self._floor(in_training=not self.settled)
         n_together = self.statistics.n_together
         most = torch.where(n_together > 2, 1 / n_together, _MAX_STEP)
-<<<<<<< HEAD
         self._follow(effects, n_training_cells)
-        for _ in range(n_sweeps):
-            if is_free and align:
-=======
         most, blocks = self._blocks(effects, most)
         for block in blocks * n_sweeps:
             if is_free and align and block is blocks[0]:
->>>>>>> contexts
                 _align_rotation(effects, *self._problem(effects, n_training_cells))
             score, curvature, mean = self._problem(effects, n_training_cells)
             score = score - curvature * self._drift(effects.to_network(mean))
@@ -608,7 +603,6 @@ class ClosedForm(HostState, nn.Module):
                 of_perturbations = effects.parameters_of(slice(effects.n_perturbations))
                 effects.background_variance.copy_(learned_background_variance(of_perturbations))
 
-<<<<<<< HEAD
     def _follow(self, effects: SpikeAndSlab, n_training_cells: int) -> None:
         """Let the effects that are remembered forget as the running averages do."""
         n_seen = self.statistics.n_cells_seen.to(self.seen_cells.dtype)
@@ -631,7 +625,7 @@ class ClosedForm(HostState, nn.Module):
         share = statistics.n_occurrences / statistics.n_cells_seen.clamp(min=1)
         change = share.to(present.dtype) * (present - self.seen_effects)
         return torch.where(statistics.n_together > 2, change.sum(0) - change, 0.0)
-=======
+
     def _blocks(
         self, effects: SpikeAndSlab, most: Tensor
     ) -> tuple[Tensor, list[Tensor] | list[None]]:
@@ -644,7 +638,6 @@ class ClosedForm(HostState, nn.Module):
         index = torch.arange(effects.n_rows, device=effects.rotation.device).unsqueeze(1)
         deviates = (index >= effects.n_rows - effects.n_deviations).to(most.dtype)
         return (2 * most).clamp(max=_MAX_STEP), [1 - deviates, deviates]
->>>>>>> contexts
 
     def _problem(
         self, effects: SpikeAndSlab, n_training_cells: int

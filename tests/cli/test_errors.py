@@ -198,7 +198,8 @@ def test_a_trained_model_outlives_a_full_disk(run, screen_path, tmp_path, monkey
     assert done.code == 1
     assert done.error.startswith("scvi-sams: error: the disk is full (")
     assert done.error.endswith(
-        f"free some space or choose another -o; what was finished is in {kept}"
+        f"free some space or choose another -o; what was finished is in {kept}; "
+        "the same command with --resume goes on from there"
     )
     assert (kept / "model" / "model.pt").is_file()
 
