@@ -1,0 +1,182 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A gallery of plots
+#
+# Every plot of [`scvi_sams.pl`](../api/plots), once, on a simulated screen. Each takes a table
+# that a model returned, draws into the axes that it is given (`ax=`) or makes a figure, and
+# returns the axes, which are yours to change.
+
+# %%
+import os
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import scanpy as sc
+import scvi
+
+import scvi_sams
+
+scvi.settings.seed = 0
+
+# %% tags=["hide-cell"]
+small = os.environ.get("SCVI_SAMS_TUTORIALS") == "small"
+size = {"n_cells": 3_000, "n_genes": 150} if small else {}
+max_epochs = 30 if small else None
+
+# %%
+adata = scvi_sams.datasets.simulated_screen(**size, inactive_fraction=0.2)
+scvi_sams.SAMSVAE.setup_anndata(
+    adata,
+    layer="counts",
+    perturbation_key="perturbation",
+    control="control",
+    batch_key="replicate",
+)
+model = scvi_sams.SAMSVAE(adata, n_latent=12)
+model.train(max_epochs=max_epochs, train_size=0.7, check_val_every_n_epoch=1)
+
+# %% [markdown]
+# ## Training
+#
+# {func}`~scvi_sams.pl.training_history`: has it converged, does it overfit?
+
+# %%
+ax = scvi_sams.pl.training_history(model.history)
+
+# %% [markdown]
+# ## Masks and effects
+#
+# {func}`~scvi_sams.pl.mask_heatmap`: which perturbations move which latents. The strip at the
+# left is for what you know about the perturbations: here the mechanism that was planted first.
+
+# %%
+mask, effect = model.get_perturbation_mask(), model.get_perturbation_effect()
+ax = scvi_sams.pl.mask_heatmap(mask)
+
+# %%
+truth = adata.uns["truth"]
+planted = {
+    name: f"mechanism {row.argmax()}" if row.any() else "none"
+    for name, row in zip(truth["perturbation_names"], truth["mask"] > 0, strict=True)
+}
+ax = scvi_sams.pl.mask_heatmap(mask, effect, pathways=planted)
+
+# %% [markdown]
+# ## Genes of a latent
+#
+# {func}`~scvi_sams.pl.gene_program`: what it raises and what it lowers.
+
+# %%
+programs = scvi_sams.tl.gene_programs(model, "typical")
+most_used = (mask > 0.5).sum().idxmax()
+ax = scvi_sams.pl.gene_program(programs, most_used)
+
+# %% [markdown]
+# ## Genes of a perturbation
+#
+# {func}`~scvi_sams.pl.effect_heatmap`: all conditions, the genes that change most.
+
+# %%
+strength = effect.abs().sum(axis=1).sort_values(ascending=False)
+strong = list(strength.index[:15])
+effects = model.get_average_treatment_effect(strong, n_samples=20)
+ax = scvi_sams.pl.effect_heatmap(effects, n_genes=40, pathways=planted)
+
+# %% [markdown]
+# {func}`~scvi_sams.pl.volcano`: one condition, every gene.
+
+# %%
+table = scvi_sams.tl.differential_expression(model, strong[:1], delta=0.5)
+ax = scvi_sams.pl.volcano(table)
+
+# %% [markdown]
+# {func}`~scvi_sams.pl.model_vs_observed_effects`: what the model says beside what the cells say.
+
+# %%
+observed = scvi_sams.evaluation.observed_effects(adata, "perturbation", "control", layer="counts")
+ax = scvi_sams.pl.model_vs_observed_effects(effects, observed)
+
+# %% [markdown]
+# ## Cells
+#
+# The latent space is for scanpy: neighbours, UMAP, clusters. Beside it the same of the basal
+# states, which perturbations do not move.
+
+# %%
+titles = {"X_sams": "basal state and perturbation", "X_basal": "basal state"}
+adata.obsm["X_sams"] = model.get_latent_representation()
+adata.obsm["X_basal"] = model.get_latent_representation(representation="basal")
+cells = sc.pp.subsample(adata, n_obs=2_000, copy=True)
+colored = cells.obs["perturbation"].where(cells.obs["perturbation"].isin([*strong[:6], "control"]))
+cells.obs["strongest"] = colored.cat.remove_unused_categories()
+figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+for ax, (key, title) in zip(axes, titles.items(), strict=True):
+    sc.pp.neighbors(cells, use_rep=key)
+    sc.tl.umap(cells)
+    sc.pl.umap(cells, color="strongest", title=title, na_in_legend=False, ax=ax, show=False)
+
+# %% [markdown]
+# ## Pairs
+#
+# {func}`~scvi_sams.pl.pair_vs_additive_effects`: a pair against the sum of its parts. Genes off
+# the line are where the model expects the whole to differ from the sum.
+
+# %%
+pairs = [name for name in adata.obs["perturbation"].cat.categories if "+" in name]
+pair = max(pairs, key=lambda name: strength[name.split("+")].sum())
+interactions = scvi_sams.tl.pair_interactions(model, [pair], n_samples=20)
+ax = scvi_sams.pl.pair_vs_additive_effects(interactions)
+
+# %% [markdown]
+# ## Scores
+#
+# {func}`~scvi_sams.pl.scorecard`: the model beside baselines and ceilings, by any measure of
+# [a scorecard](../user_guide/evaluation).
+
+# %%
+card = scvi_sams.evaluation.scorecard(model, n_bootstrap=200)
+ax = scvi_sams.pl.scorecard(card, "pearson_perturbed")
+
+# %% [markdown]
+# ## Doses
+#
+# {func}`~scvi_sams.pl.dose_response`: of a model with `dose_response="hill"`. Curves are solid
+# where doses were measured.
+
+# %%
+dosed = scvi_sams.datasets.simulated_screen(
+    2_000 if small else 6_000, 150, n_perturbations=8, n_pairs=0, doses=(0.1, 0.3, 1.0, 3.0, 10.0)
+)
+scvi_sams.SAMSVAE.setup_anndata(
+    dosed, layer="counts", perturbation_key="perturbation", dosage_key="dose", control="control"
+)
+scvi.settings.num_threads = 1  # scanpy has raised it, and many small steps are slower then
+hill = scvi_sams.SAMSVAE(dosed, n_latent=12, dose_response="hill")
+hill.train(max_epochs=max_epochs)
+strength = hill.get_perturbation_effect().abs().sum(axis=1)
+curves = scvi_sams.tl.dose_response(hill).loc[strength.nlargest(4).index]
+measured = dosed.obs.assign(dose=pd.to_numeric(dosed.obs["dose"], errors="coerce"))
+measured = measured.groupby("perturbation", observed=True)["dose"].agg(["min", "max"])
+ax = scvi_sams.pl.dose_response(curves, measured)
+
+# %% [markdown]
+# ## Into a paper
+#
+# ```python
+# ax.figure.savefig("masks.pdf", bbox_inches="tight")
+# ```
+#
+# Labels have 7 points, colours are those of Okabe and Ito and can be told apart by colour-blind
+# readers. Set the size of the figure rather than scaling it afterwards:
+# `figure, ax = plt.subplots(figsize=(3.5, 3), layout="constrained")`, then `ax=ax`.
