@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image  # matplotlib brings it
 
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = ROOT / "tutorials"
@@ -51,25 +53,38 @@ def _execute(notebook: Any) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":  # progress bars and advice say nothing to a reader
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
-    notebook.metadata["language_info"] = {"name": "python"}
 
 
 def _take_outputs(notebook: Any, earlier: Any) -> None:
     """Outputs of the last run, if it ran the same code."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     ran = [cell for cell in earlier.cells if cell.cell_type == "code"]
-    for cell, old in zip(
-        [cell for cell in notebook.cells if cell.cell_type == "code"], ran, strict=True
-    ):
+    for cell, old in zip(code, ran, strict=True):
         cell.outputs, cell.execution_count = old.outputs, old.execution_count
-    notebook.metadata["language_info"] = {"name": "python"}
 
 
-def _write_pictures(notebook: Any) -> None:
-    PICTURES.mkdir(exist_ok=True)
+def _shrink(picture: str) -> str:
+    """PNG with a palette, a third of the size; one that has a palette stays as it is."""
+    image = Image.open(io.BytesIO(base64.b64decode(picture)))
+    if image.mode == "P":
+        return picture
+    small, on_white = io.BytesIO(), Image.new("RGBA", image.size, "white")
+    on_white.alpha_composite(image.convert("RGBA"))
+    on_white.convert("RGB").quantize(64).save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
+
+
+def _keep_pictures(notebook: Any) -> None:
+    """Make pictures small, and write those with a name."""
     for cell in notebook.cells:
+        drawn = []
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = _shrink(output.data["image/png"])
+                drawn.append(output.data["image/png"])
         for tag in cell.metadata.get("tags", []):
             if tag.startswith("picture:"):
-                drawn = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+                PICTURES.mkdir(exist_ok=True)
                 path = PICTURES / f"{tag.removeprefix('picture:')}.png"
                 path.write_bytes(base64.b64decode(drawn[-1]))
 
@@ -92,8 +107,9 @@ def main() -> None:
         else:
             print(f"{name}: running", flush=True)
             _execute(notebook)
+        _keep_pictures(notebook)
+        notebook.metadata["language_info"] = {"name": "python"}
         nbformat.write(notebook, written)
-        _write_pictures(notebook)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ effect.to_df()[genes].round(2)
 # What would each cell be without its perturbation? In the basal representation perturbed cells
 # lie among the controls; in the representation of the shifts they lie where their mechanism is.
 
-# %% tags=["picture:latent_space"]
+# %%
 adata.obsm["X_basal"] = model.get_latent_representation(representation="basal")
 adata.obsm["X_sams"] = model.get_latent_representation()
 figure, axes = plt.subplots(1, 2, figsize=(10, 4))

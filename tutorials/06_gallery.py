@@ -80,7 +80,7 @@ ax = scvi_sams.pl.gene_program(programs, most_used)
 #
 # `scvi_sams.pl.effect_heatmap`: all conditions, the genes that change most.
 
-# %% tags=["picture:effect_heatmap"]
+# %%
 strength = effect.abs().sum(axis=1).sort_values(ascending=False)
 strong = list(strength.index[:15])
 effects = model.get_average_treatment_effect(strong, n_samples=20)
@@ -147,7 +147,7 @@ ax = scvi_sams.pl.scorecard(card, "pearson_perturbed")
 # `scvi_sams.pl.dose_response`: of a model with `dose_response="hill"`. Curves are solid
 # where doses were measured.
 
-# %% tags=["picture:dose_response"]
+# %%
 dosed = scvi_sams.datasets.simulated_screen(
     6_000, 150, n_perturbations=8, n_pairs=0, doses=(0.1, 0.3, 1.0, 3.0, 10.0)
 )
