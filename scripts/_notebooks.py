@@ -8,6 +8,7 @@ goes to ``docs/_static/pictures/NAME.png``, for the README and the landing page.
 from __future__ import annotations
 
 import argparse
+import ast
 import base64
 import io
 import os
@@ -27,7 +28,8 @@ SCREENS = Path(os.environ.get("SCVI_SAMS_TEST_DATA", ROOT.parent / "shared" / "d
 
 
 def _code(notebook: Any) -> list[str]:
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    """What the cells do, whatever their comments and line breaks."""
+    return [ast.dump(ast.parse(c.source)) for c in notebook.cells if c.cell_type == "code"]
 
 
 def _read(tutorial: Path) -> Any:

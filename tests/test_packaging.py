@@ -27,7 +27,8 @@ PINS = {
         if not line.startswith("#")
     )
 }
-SCRIPTS = [ROOT / "scripts" / name for name in ("demo", "docs", "lock", "notebooks", "test")] + [ROOT / ".ci" / "run"]
+SCRIPTS = [ROOT / "scripts" / name for name in ("demo", "docs", "lock", "notebooks", "test")]
+SCRIPTS.append(ROOT / ".ci" / "run")
 
 
 def test_every_pin_is_one_released_version():
@@ -105,6 +106,6 @@ def test_wheel_and_sdist_can_be_uploaded_and_installed(tmp_path):
     python = tmp_path / "venv" / "bin" / "python"
     install = ("install", "--quiet", "--no-deps", "--no-index", wheel)
     run(sys.executable, "-m", "pip", "--python", python, *install)
-    code = "import scvi_sams as s; print(s.__version__, 'SAMSVAE' in dir(s), s.ScreenError.__name__)"
-    assert run(python, "-I", "-c", code) == f"{PROJECT['version']} True ScreenError"
+    code = "import scvi_sams; print(scvi_sams.__version__, 'SAMSVAE' in dir(scvi_sams))"
+    assert run(python, "-I", "-c", code) == f"{PROJECT['version']} True"
     assert PROJECT["version"] in run(python.with_name("scvi-sams"), "--version")

@@ -170,9 +170,7 @@ scvi_sams.SAMSVAE.setup_anndata(
     screen, perturbation_key="perturbation", control="control", size_factor_key="size_factor"
 )
 real = scvi_sams.SAMSVAE(screen)
-real.train(
-    datasplitter_kwargs={"external_indexing": scvi_sams.evaluation.split_indices(screen)}
-)
+real.train(datasplitter_kwargs={"external_indexing": scvi_sams.evaluation.split_indices(screen)})
 print(scvi_sams.evaluation.scorecard(real, n_bootstrap=200))
 
 # %% [markdown]
