@@ -72,7 +72,7 @@ def _shrink(picture: str) -> str:
         return picture
     small, on_white = io.BytesIO(), Image.new("RGBA", image.size, "white")
     on_white.alpha_composite(image.convert("RGBA"))
-    on_white.convert("RGB").quantize(64).save(small, "PNG", optimize=True)
+    on_white.convert("RGB").quantize(256, kmeans=2).save(small, "PNG", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
 
 
