@@ -46,8 +46,10 @@ def small(monkeypatch, tmp_path):
 
     monkeypatch.setattr(scvi_sams.datasets, "simulated_screen", small_screen)
     monkeypatch.setattr(scvi_sams.SAMSVAE, "train", short_training)
-    monkeypatch.setattr(sc.settings, "autoshow", False)
     monkeypatch.chdir(tmp_path)
+    shown, sc.settings.autoshow = sc.settings.autoshow, False  # a property: no monkeypatch
+    yield
+    sc.settings.autoshow = shown
 
 
 def _run(name: str) -> dict[str, object]:
