@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["COUNTS_PER_GENE", "SAMS_REGISTRY_KEYS"]
-
-COUNTS_PER_GENE = "counts_per_gene"
-"""Key in a registry of the counts of the screen divided by its genes; later cells keep it."""
+__all__ = ["SAMS_REGISTRY_KEYS"]
 
 
 class _SAMSRegistryKeys(NamedTuple):

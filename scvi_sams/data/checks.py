@@ -15,7 +15,7 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
-from scvi_sams._constants import COUNTS_PER_GENE, SAMS_REGISTRY_KEYS
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed, nearest
 from scvi_sams.data.joined import check_sources
 from scvi_sams.data.matrices import is_on_disk, rows_of
@@ -71,15 +71,10 @@ class ScreenManager(AnnDataManager):
         check_genes(adata)
         if source_registry is not None:
             check_same_genes(adata.var_names, genes_of(source_registry))
-        counts_per_gene = None
         if asked.get("is_count_data", True):
-            counts_per_gene = check_counts(adata, asked.get("layer")) / adata.n_vars
+            check_counts(adata, asked.get("layer"))
         else:
             check_features(adata, asked.get("layer"))
-        if source_registry is not None:
-            # The width of the networks follows from it: cells that come later keep it.
-            counts_per_gene = source_registry.get(COUNTS_PER_GENE)
-        self.registry[COUNTS_PER_GENE] = counts_per_gene
         check_covariates(
             adata,
             asked.get("batch_key"),
@@ -273,10 +268,10 @@ def check_unchanged(manager: AnnDataManager) -> None:
         )
 
 
-def check_counts(adata: AnnData, layer: str | None = None) -> float:
+def check_counts(adata: AnnData, layer: str | None = None) -> None:
     """Check that the matrix to be modelled holds counts, and that every cell has some.
 
-    Every entry is read, in blocks, so that a backed AnnData stays on disk. Returns their sum.
+    Every entry is read, in blocks, so that a backed AnnData stays on disk.
     """
     matrix, source = _matrix(adata, layer)
     check_structure(matrix, source)
@@ -299,7 +294,6 @@ def check_counts(adata: AnnData, layer: str | None = None) -> float:
             f"Cells without counts in {source} ({empty.size}): {listed(adata.obs_names[empty])}. "
             "Drop them, as with `sc.pp.filter_cells(adata, min_counts=1)`."
         )
-    return float(totals.sum())
 
 
 def check_features(adata: AnnData, layer: str | None = None) -> None:

@@ -29,7 +29,7 @@ from scvi.model.base import (
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
 
 from scvi_sams._arguments import checked, settings_of
-from scvi_sams._constants import COUNTS_PER_GENE, SAMS_REGISTRY_KEYS
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed
 from scvi_sams.data.checks import (
     ScreenManager,
@@ -133,9 +133,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         Number of latent dimensions; about twice as many as mechanisms are expected. Those that no
         perturbation uses cost little.
     n_hidden
-        Units of a hidden layer. By default a fortieth of the counts that the screen has of a
-        gene, between 64 and 400: a wider network learns the cells of a small or shallow screen
-        by heart.
+        Units of a hidden layer.
     n_layers
         Hidden layers of encoder and decoder.
     dropout_rate
@@ -236,7 +234,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         registry: dict[str, Any] | None = None,
         *,
         n_latent: int = 40,
-        n_hidden: int | None = None,
+        n_hidden: int = 400,
         n_layers: int = 1,
         dropout_rate: float = 0.05,
         encode_covariates: bool = False,
@@ -599,7 +597,6 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             is_count_data=is_count_data,
         )
         manager = cls._get_most_recent_anndata_manager(screen, required=True)
-        manager.registry[COUNTS_PER_GENE] = None  # nobody has read the counts
         cells = StreamedCells(source, manager, parts, **kwargs)
         cls._setup_adata_manager_store.pop(manager.adata_uuid)  # nor keeps the stand-in
         return cells

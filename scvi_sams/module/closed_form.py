@@ -329,6 +329,8 @@ class ClosedForm(HostState, nn.Module):
 
     host_state = ("settled",)
     basal_mean: Tensor
+    seen_effects: Tensor
+    seen_cells: Tensor
 
     def __init__(
         self,

@@ -39,11 +39,13 @@ if TYPE_CHECKING:
 
     from scvi_sams.module.base import PerturbationVAEModule
 
+_WEIGHTS = "weights"  # name of their group of parameters
+
 __all__ = ["EpochMeans", "SAMSTrainingPlan", "initialize_from", "parameter_groups"]
 
 
 def parameter_groups(module: PerturbationVAEModule, global_lr: float) -> list[dict[str, Any]]:
-    """Networks, and a second group of global latents where gradients train these.
+    """Weights of the networks, all else of them, and global latents where gradients train these.
 
     Parameters
     ----------
@@ -53,12 +55,19 @@ def parameter_groups(module: PerturbationVAEModule, global_lr: float) -> list[di
         Learning rate of the global latents. They are never decayed: their priors do that.
     """
     shared = {id(parameter) for parameter in module.global_parameters()}
+    networks = module.encoder, module.decoder
+    matrices = {id(p) for network in networks for p in network.parameters() if p.dim() == 2}
     trainable = [p for p in module.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in shared]}]
-    if len(groups[0]["params"]) < len(trainable):
-        latents = [p for p in trainable if id(p) in shared]
-        groups.append({"params": latents, "lr": global_lr, "weight_decay": 0.0})
-    return groups
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trainable if id(p) not in shared | matrices]},
+        {"params": [p for p in trainable if id(p) in matrices], "name": _WEIGHTS},
+        {
+            "params": [p for p in trainable if id(p) in shared],
+            "lr": global_lr,
+            "weight_decay": 0.0,
+        },
+    ]
+    return [group for group in groups if group["params"]]
 
 
 @torch.no_grad()
@@ -200,6 +209,10 @@ class SAMSTrainingPlan(TrainingPlan):
         Epsilon of Adam. scvi-tools' 0.01 would freeze the global latents.
     weight_decay
         Weight decay of the networks; never applied to masks and embeddings.
+    weight_precision
+        Precision of a normal prior of the networks' weights at the start of training; it falls
+        linearly to zero at the end. It prunes hidden units that the counts do not pay for, so that
+        small and shallow screens are not learned by heart; what is left at the end is not shrunk.
     kl_warmup_fraction, min_kl_weight
         The weight on the divergence of the basal state rises from ``min_kl_weight`` to one over
         this share of training; 0.8 by default for screens of fewer than 1,000 counts a cell, 0.4
@@ -249,6 +262,7 @@ class SAMSTrainingPlan(TrainingPlan):
         global_lr_factor: float = 10.0,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        weight_precision: float = 200.0,
         kl_warmup_fraction: float | None = None,
         kl_pulse: float | None = None,
         min_kl_weight: float = 0.01,
@@ -264,6 +278,7 @@ class SAMSTrainingPlan(TrainingPlan):
     ) -> None:
         self.kl_warmup_fraction = kl_warmup_fraction
         self.kl_pulse = kl_pulse
+        self.weight_precision = weight_precision
         self.mask_warmup_fraction = mask_warmup_fraction
         self._n_steps = 0
         self._warm_start = False
@@ -333,7 +348,7 @@ class SAMSTrainingPlan(TrainingPlan):
         self.elbo_val.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Two groups of parameters, and a learning rate that follows the share of steps."""
+        """Groups of parameters, and a learning rate that follows the share of steps."""
         groups = parameter_groups(self.module, self.lr * self.global_lr_factor)
         if self.optimizer_name == "Adam":
             optimizer = torch.optim.Adam(
@@ -503,6 +518,14 @@ class SAMSTrainingPlan(TrainingPlan):
         """Leave the known perturbations of a query as they are."""
         if self.module.effects is not None and self.module.effects.is_query:
             self.module.drop_frozen_gradients()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Let the prior of the weights fade with what is left of training."""
+        # The loss is a mean over cells, of which the prior is given once.
+        of_prior = self.weight_precision * (1 - self.progress) / self.n_obs_training
+        for group in self._optimizer.param_groups:
+            if group.get("name") == _WEIGHTS:
+                group["weight_decay"] = self.weight_decay + of_prior
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Guard against divergence, then update the global latents if it is time."""

@@ -253,8 +253,8 @@ class TestSchedules:
         assert ((mask > 0.9) & (after < 0.1)).mean() < 0.05
 
     def test_learning_rate_ends_low(self, trained):
-        (group,) = trained.trainer.optimizers[0].param_groups
-        assert group["lr"] == pytest.approx(0.02 * group["initial_lr"], rel=0.01)
+        for group in trained.trainer.optimizers[0].param_groups:
+            assert group["lr"] == pytest.approx(0.02 * group["initial_lr"], rel=0.01)
 
 
 class TestOptimizer:
@@ -263,22 +263,40 @@ class TestOptimizer:
         model = make_model(global_inference="gradient")
         plan_kwargs = {"lr": 1e-3, "global_lr_factor": 7.0, "weight_decay": 0.1}
         train(model, 1, plan_kwargs=plan_kwargs | {"optimizer": optimizer})
-        networks, effects = model.trainer.optimizers[0].param_groups
-        assert networks["initial_lr"] == 1e-3
+        networks, weights, effects = model.trainer.optimizers[0].param_groups
+        assert networks["initial_lr"] == weights["initial_lr"] == 1e-3
         assert effects["initial_lr"] == pytest.approx(7e-3)
         assert networks["weight_decay"] == 0.1
         assert effects["weight_decay"] == 0
         expected = {id(parameter) for parameter in model.module.effects.parameters()}
         assert {id(parameter) for parameter in effects["params"]} == expected
         everything = {id(parameter) for parameter in model.module.parameters()}
-        assert {id(parameter) for parameter in networks["params"]} == everything - expected
+        of_networks = {id(parameter) for parameter in networks["params"] + weights["params"]}
+        assert of_networks == everything - expected
 
     def test_closed_form_engine_trains_the_networks_only(self, trained):
-        (group,) = trained.trainer.optimizers[0].param_groups
-        trained_by_gradient = {id(parameter) for parameter in group["params"]}
+        groups = trained.trainer.optimizers[0].param_groups
+        trained_by_gradient = {id(p) for group in groups for p in group["params"]}
         effects = {id(parameter) for parameter in trained.module.effects.parameters()}
         assert not trained_by_gradient & effects
-        assert group["eps"] == 1e-8
+        assert {group["eps"] for group in groups} == {1e-8}
+
+    def test_the_prior_is_of_the_weights_of_both_networks_and_fades(self, make_model):
+        model, seen = make_model(), []
+
+        class Look(Callback):
+            def on_before_optimizer_step(self, trainer, module, optimizer):
+                seen.append([group["weight_decay"] for group in optimizer.param_groups])
+
+        train(model, 4, plan_kwargs={"weight_precision": 50.0}, callbacks=[Look()])
+        networks, weights = np.transpose(seen)
+        n_steps, n_cells = len(seen), len(model.train_indices)
+        np.testing.assert_array_equal(networks, 0)
+        left = 1 - np.arange(n_steps) / n_steps
+        np.testing.assert_allclose(weights, 50 * left / n_cells)
+        decayed = {id(p) for p in model.trainer.optimizers[0].param_groups[1]["params"]}
+        networks = model.module.encoder, model.module.decoder
+        assert decayed == {id(p) for n in networks for p in n.parameters() if p.dim() == 2}
 
     @pytest.mark.parametrize("engine", ["closed_form", "gradient"])
     def test_reduce_on_plateau(self, make_model, engine):
