@@ -18,10 +18,12 @@ import pandas as pd
 import scvi
 import torch
 
+from scvi_sams.evaluation._measures import coverage_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Stopwatch", "parser", "prepare", "print_table", "read_screen", "with_mean"]
+__all__ = ["Stopwatch", "coverage", "parser", "prepare", "print_table", "read_screen", "with_mean"]
 
 
 _WRITTEN: dict[str, list[dict[str, Any]]] = {}
@@ -70,6 +72,14 @@ class Stopwatch:
         wall, cpu = time.perf_counter(), time.process_time()
         yield
         self.wall, self.cpu = time.perf_counter() - wall, time.process_time() - cpu
+
+
+def coverage(predicted: ad.AnnData, observed: ad.AnnData) -> dict[str, float]:
+    """Share of observed effects in the 50, 80 and 95% intervals, which noise of theirs widens."""
+    shares = coverage_of(predicted, observed)
+    if shares is None:
+        raise ValueError("The prediction has no standard deviations.")
+    return {name.replace("_", " ") + "%": float(shares[name].mean()) for name in shares}
 
 
 def with_mean(rows: list[dict[str, Any]], label: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_columns", "check_file_of_screen"]
+__all__ = ["check_columns", "check_file_of_screen", "is_mudata"]
 
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ def check_file_of_screen(path: Path, args: argparse.Namespace) -> None:
             f"{path} is not an .h5ad file; read it in Python and write it with adata.write_h5ad"
         )
     try:
+        if is_mudata(path):
+            return  # whose columns are those of several tables
         with h5py.File(path) as file:
             if missing := {"X", "obs", "var"}.difference(file):
                 raise CommandError(
@@ -35,6 +37,12 @@ def check_file_of_screen(path: Path, args: argparse.Namespace) -> None:
         raise CommandError(f"{path} cannot be read, and may be damaged: {error}") from error
     if columns is not None:
         check_columns(args, columns)
+
+
+def is_mudata(path: Path) -> bool:
+    """Whether a file holds modalities, as of a MuData, in place of one AnnData."""
+    with h5py.File(path) as file:
+        return "mod" in file
 
 
 def _columns(obs: Any) -> list[str] | None:
@@ -55,11 +63,13 @@ def check_columns(args: argparse.Namespace, columns: Iterable[str]) -> None:
                 "--dosage-obsm is in place of labels: leave out --perturbation-key and "
                 "--dosage-key"
             )
-    elif args.perturbation_key is None:
+    elif args.perturbation_key is None and args.guide_key is None:
         raise CommandError(
-            f"--perturbation-key is needed: the obs column of labels; there are {there_are}"
+            "--perturbation-key is needed, the obs column of labels, or --guide-key; there are "
+            f"{there_are}"
         )
-    for name, key in vars(args).items():
-        if name.endswith("_key") and key is not None and key not in columns:
+    for name in ("perturbation_key", "dosage_key", "batch_key", "size_factor_key"):
+        key = getattr(args, name)
+        if key is not None and key not in columns:
             option = "--" + name.replace("_", "-")
             raise CommandError(f"{option}: there is no obs column {key!r}; there are {there_are}")

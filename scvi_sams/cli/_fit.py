@@ -32,6 +32,7 @@ from scvi_sams.cli._screen import (
     held_out_cells,
     make_model,
     read_screen,
+    reported,
 )
 from scvi_sams.cli._training import remove_state, train
 from scvi_sams.data.field import registered_conditions
@@ -86,7 +87,7 @@ def fit(args: argparse.Namespace) -> None:
             mask.to_csv(folder / "masks.csv")
         if model.module.direct_effects is not None:
             tl.direct_effects(model).to_csv(folder / "direct_effects.csv")
-        ate = model.get_average_treatment_effect(conditions.matrix[~conditions.is_control])
+        ate = model.get_average_treatment_effect(reported(conditions))
         ate.write_h5ad(folder / "ate.h5ad")
         latent = _latent(model, adata, held_out, effect.columns)
         latent.write_h5ad(folder / "latent.h5ad")
@@ -160,7 +161,8 @@ def _latent(
 def _observed_effects(adata: ad.AnnData, args: argparse.Namespace) -> ad.AnnData | None:
     """Effects (conditions x genes) in these cells; None where they lack controls or others."""
     is_control = adata.obs[CONDITION] == CONTROL
-    if is_control.all() or not is_control.any():
+    few_alike = 2 * adata.obs[CONDITION].nunique() > len(adata)  # many guides a cell
+    if is_control.all() or not is_control.any() or few_alike:
         return None
     return observed_effects(
         adata, CONDITION, CONTROL, layer=args.layer, size_factor_key=args.size_factor_key
