@@ -66,11 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_one(_run, arguments)
         return
     if arguments.updates:
-        rows = [
-            {"latents": n_latent, "perturbations": n} | time_global_updates(n_latent, n)
-            for n_latent in arguments.update_latents
-            for n in arguments.update_perturbations
-        ]
+        rows = []
+        for n_latent in arguments.update_latents:
+            for n in arguments.update_perturbations:
+                found = time_global_updates(n_latent, n)
+                rows.append({"latents": n_latent, "perturbations": n} | found)
+                print(rows[-1], flush=True)
         print_table("Frame and updates, one processor", rows, arguments)
         return
     if arguments.quick:

@@ -44,7 +44,10 @@ def test_every_dependency_is_pinned_to_a_version_it_allows():
     wanted = [Requirement(text) for text in [*PROJECT["dependencies"], *sum(extras.values(), [])]]
     for requirement in wanted:
         name = canonicalize_name(requirement.name)
-        if name != canonicalize_name(PROJECT["name"]):
+        # Pins are of the oldest Python, and annbatch takes a newer one.
+        marker = requirement.marker
+        is_for_oldest = marker is None or marker.evaluate({"python_version": "3.11"})
+        if name != canonicalize_name(PROJECT["name"]) and is_for_oldest:
             (pin,) = PINS[name].specifier
             assert requirement.specifier.contains(pin.version), name
 

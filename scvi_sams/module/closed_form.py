@@ -574,7 +574,8 @@ class ClosedForm(HostState, nn.Module):
                 _align_rotation(effects, *self._problem(effects, n_training_cells))
             score, curvature, mean = self._problem(effects, n_training_cells)
             score = score - curvature * self._drift(effects.to_network(mean))
-            step = torch.minimum(most, safe_step(curvature, effects.rotation))
+            steps = [safe_step(rows, effects.rotation) for (rows,) in _row_blocks(curvature)]
+            step = torch.minimum(most, torch.cat(steps))
             curvature = curvature @ effects.rotation.T.square()
             score = score @ effects.rotation.T + curvature * mean
             log_on, log_off = effects.mask_prior.log_probabilities()
@@ -670,20 +671,37 @@ def _under_mixture(
     score, curvature = score[:n], curvature[:n]
     variances, weights = effects.background_scales.square(), effects.background_weights
     if not effects.is_query:
-        found = scale_mixture(score, curvature, variances, weights)
         off = torch.sigmoid(-posterior.mask_logits[:n])
-        count = (found.responsibility * off).sum((1, 2))
+        counts = [
+            (scale_mixture(s, h, variances, weights).responsibility * share).sum((1, 2))
+            for s, h, share in _row_blocks(score, curvature, off)
+        ]
+        count = torch.stack(counts).sum(0)
         count[0] += _NULL_EFFECTS
         weights.copy_(count / count.sum())
         effects.background_variance.copy_(weights @ variances)
-    found = scale_mixture(score, curvature, variances, weights)
+    found = [scale_mixture(s, h, variances, weights) for s, h in _row_blocks(score, curvature)]
     kept = effects.frozen[:n]
     divergence = effects.spike_divergence
-    divergence[:n] = torch.where(kept, divergence[:n], found.divergence)
+    of_perturbations = torch.cat([block.divergence for block in found])
+    divergence[:n] = torch.where(kept, divergence[:n], of_perturbations)
     return posterior._replace(
-        spike_mean=torch.cat([found.mean, posterior.spike_mean[n:]]),
-        spike_variance=torch.cat([found.variance, posterior.spike_variance[n:]]),
+        spike_mean=torch.cat([*(block.mean for block in found), posterior.spike_mean[n:]]),
+        spike_variance=torch.cat(
+            [*(block.variance for block in found), posterior.spike_variance[n:]]
+        ),
     )
+
+
+_BLOCK_ELEMENTS = 2**15  # of float32, times the scales of a mixture: they stay in a core's cache
+
+
+def _row_blocks(*fields: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of matrices in blocks, for what treats rows one by one and takes many passes."""
+    n_rows = len(fields[0])
+    if fields[0].device.type == "cpu":  # a GPU is faster with all at once
+        n_rows = max(1, _BLOCK_ELEMENTS // fields[0].shape[1])
+    return zip(*(field.split(max(1, n_rows)) for field in fields), strict=True)
 
 
 def _align_rotation(effects: SpikeAndSlab, score: Tensor, curvature: Tensor, mean: Tensor) -> None:
