@@ -30,7 +30,7 @@ class ContextField(CategoricalObsField):
     --------
     >>> import anndata, pandas as pd
     >>> from scvi.data import AnnDataManager
-    >>> obs = pd.DataFrame({"cell_type": ["T", "B", "T"]}, index=list("abc"))
+    >>> obs = pd.DataFrame({"cell_type": 3 * ["T", "B"]}, index=list("abcdef"))
     >>> manager = AnnDataManager([ContextField("cell_type")])
     >>> manager.register_fields(anndata.AnnData(obs=obs))
     >>> manager.get_state_registry("context").categorical_mapping.tolist()
