@@ -44,7 +44,11 @@ def test_every_dependency_is_pinned_to_a_version_it_allows():
     wanted = [Requirement(text) for text in [*PROJECT["dependencies"], *sum(extras.values(), [])]]
     for requirement in wanted:
         name = canonicalize_name(requirement.name)
-        if name != canonicalize_name(PROJECT["name"]):
+        # The tested versions are those of Python 3.11.
+        wanted_there = not requirement.marker or requirement.marker.evaluate(
+            {"python_version": "3.11"}
+        )
+        if wanted_there and name != canonicalize_name(PROJECT["name"]):
             (pin,) = PINS[name].specifier
             assert requirement.specifier.contains(pin.version), name
 
