@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import contextlib
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -520,7 +520,9 @@ class ClosedForm(HostState, nn.Module):
                 _align_rotation(effects, *self._problem(effects, n_training_cells))
             score, curvature, mean = self._problem(effects, n_training_cells)
             score = score - curvature * self._drift(effects.to_network(mean))
-            step = torch.minimum(most, safe_step(curvature, effects.rotation))
+            # Of a change that all effects share the two bounds multiply.
+            safe = safe_step(curvature, effects.rotation)
+            step = torch.where(n_together > 2, most * safe, torch.minimum(most, safe))
             curvature = curvature @ effects.rotation.T.square()
             score = score @ effects.rotation.T + curvature * mean
             log_on, log_off = effects.mask_prior.log_probabilities()
