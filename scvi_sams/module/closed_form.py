@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -293,6 +294,7 @@ _SWITCH_ON_LOGIT = 8.0  # masks start on and are pruned
 _SWITCH_ON_SWEEPS = 15
 _RENEW_SWEEPS = 8  # from masks that are on, after the latents were turned
 _FINAL_SWEEPS = 30
+_SWEEPS_OF_STEP = 4  # in the last update, of steps of one over that many: 0.02 of the way is left
 _LEAST_GAIN = 1.0  # nats that other axes must be worth
 _N_RANDOM_STARTS = 2  # of the last search, when there is time
 _NULL_EFFECTS = 10.0  # effects of exactly zero that the prior of the background's scales counts
@@ -330,6 +332,7 @@ class ClosedForm(HostState, nn.Module):
     host_state = ("settled",)
     basal_mean: Tensor
     seen_effects: Tensor
+    seen_basal: Tensor
     seen_cells: Tensor
 
     def __init__(
@@ -350,6 +353,7 @@ class ClosedForm(HostState, nn.Module):
         self.register_buffer("basal_mean", torch.zeros(n_groups, n_latent))
         # Effects that the running averages were made under, see `_drift`: they follow the fit.
         self.register_buffer("seen_effects", torch.zeros(n_rows, n_latent), persistent=False)
+        self.register_buffer("seen_basal", torch.zeros(n_groups, n_latent), persistent=False)
         self.register_buffer("seen_cells", torch.zeros(()), persistent=False)
 
     @torch.no_grad()
@@ -407,13 +411,19 @@ class ClosedForm(HostState, nn.Module):
 
     @torch.no_grad()
     @one_thread()
-    def centre(self) -> None:
+    def centre(self, effects: SpikeAndSlab | None = None, n_training_cells: int = 0) -> None:
         """Move the basal means to where the cells are.
 
         An exact reparametrisation of the decoder. Without it an offset of the encoder, which costs
-        little, looks like a shift that all perturbations share.
+        little, looks like a shift that all perturbations share. With `effects`, where cells have
+        many, by what these have moved since they were averaged, too (see :meth:`_drift`).
         """
-        self.basal_mean.copy_(self.statistics.basal_mean())
+        basal_mean = self.statistics.basal_mean()
+        if effects is not None:
+            self._follow(effects, n_training_cells)
+            change = self._change(effects.to_network(effects.moments()[0]))
+            basal_mean = basal_mean - change.sum(0)
+        self.basal_mean.copy_(basal_mean)
         if self.n_contexts > 1:
             self.fill_unseen()
 
@@ -480,7 +490,10 @@ class ClosedForm(HostState, nn.Module):
             effects.start_mixture()
         self.settled = True
         self.share(effects, n_training_cells)
-        self.update(effects, n_training_cells, _FINAL_SWEEPS, align=False)
+        # Of perturbations that share cells steps are short: masks need as many more.
+        n_together = self.statistics.n_together.max().item()
+        n_sweeps = max(_FINAL_SWEEPS, math.ceil(_SWEEPS_OF_STEP * n_together))
+        self.update(effects, n_training_cells, n_sweeps, align=False)
         effects.order_latents()
 
     def _renew_masks(
@@ -574,8 +587,9 @@ class ClosedForm(HostState, nn.Module):
                 _align_rotation(effects, *self._problem(effects, n_training_cells))
             score, curvature, mean = self._problem(effects, n_training_cells)
             score = score - curvature * self._drift(effects.to_network(mean))
-            steps = [safe_step(rows, effects.rotation) for (rows,) in _row_blocks(curvature)]
-            step = torch.minimum(most, torch.cat(steps))
+            safe = torch.cat([safe_step(r, effects.rotation) for (r,) in _row_blocks(curvature)])
+            # Of a change that all effects share the two bounds multiply.
+            step = torch.where(n_together > 2, most * safe, torch.minimum(most, safe))
             curvature = curvature @ effects.rotation.T.square()
             score = score @ effects.rotation.T + curvature * mean
             log_on, log_off = effects.mask_prior.log_probabilities()
@@ -612,22 +626,33 @@ class ClosedForm(HostState, nn.Module):
         n_new = (n_seen - self.seen_cells).clamp(min=0)  # none after a restart
         forgotten = -torch.expm1(-n_new / max(1, n_training_cells))
         present = effects.to_network(effects.moments()[0])
-        before = torch.where(self.seen_effects.isfinite(), self.seen_effects, present)
-        self.seen_effects.copy_(before + forgotten * (present - before))
+        for seen, now in ((self.seen_effects, present), (self.seen_basal, self.basal_mean)):
+            before = torch.where(seen.isfinite(), seen, now)
+            seen.copy_(before + forgotten * (now - before))
         self.seen_cells.copy_(n_seen)
 
-    def _drift(self, present: Tensor) -> Tensor:
-        """How far the shift by a cell's other perturbations has moved since it was averaged.
+    def _change(self, present: Tensor) -> Tensor:
+        """What each effect adds to the mean shift of cells, beyond what was averaged.
 
-        Averages remember the others as they were up to an epoch ago. Where cells have many, each
-        effect would answer to a common change of all others that is over long since, all at once,
-        and the answers would grow from update to update. The change is that of an average cell.
         Zero where cells have two perturbations or fewer.
         """
         statistics = self.statistics
         share = statistics.n_occurrences / statistics.n_cells_seen.clamp(min=1)
         change = share.to(present.dtype) * (present - self.seen_effects)
-        return torch.where(statistics.n_together > 2, change.sum(0) - change, 0.0)
+        return torch.where(statistics.n_together > 2, change, 0.0)
+
+    def _drift(self, present: Tensor) -> Tensor:
+        """How far basal means, and shifts by a cell's other perturbations, moved since averaged.
+
+        Averages remember both as they were up to an epoch ago. Where cells have many
+        perturbations, each effect would answer to a common change of all others that is over long
+        since, all at once, and the answers would grow from update to update. The change is that
+        of an average cell, and zero where cells have two perturbations or fewer.
+        """
+        change = self._change(present)
+        weight = self.statistics.basal_weight / self.statistics.basal_weight.sum().clamp(min=1)
+        of_basal = (weight * (self.basal_mean - self.seen_basal)).sum(0)
+        return torch.where(self.statistics.n_together > 2, change.sum(0) - change + of_basal, 0.0)
 
     def _blocks(
         self, effects: SpikeAndSlab, most: Tensor

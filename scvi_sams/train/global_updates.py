@@ -80,7 +80,7 @@ class GlobalUpdates:
         else:
             solved: SpikeAndSlab = effects  # type: ignore[assignment]
             if self._is_periodic(step, n_steps) and not effects.is_query:
-                closed_form.centre()
+                closed_form.centre(solved, module.n_training_cells)
             if self._switches_on(step, n_steps):
                 generator = torch.Generator().manual_seed(self.seed)
                 closed_form.switch_on(solved, module.n_training_cells, generator)

@@ -44,7 +44,7 @@ def _errors(guides_per_cell, n_epochs=40):
             closed_form.observe(effects, of_cells, potential, mean, of_dose, batch, N_CELLS)
             step += 1
             if step % 5 == 0:
-                closed_form.centre()
+                closed_form.centre(effects, N_CELLS)
                 if effects.masks_on:
                     closed_form.update(effects, N_CELLS)
                 elif epoch >= 5:
