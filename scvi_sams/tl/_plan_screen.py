@@ -70,11 +70,12 @@ def plan_screen(
     replicates, that differ in what they do make the effect of a gene differ from screen to screen
     by their relative standard deviation, over the root of their number.
 
-    That the networks and the latents are learned from the same cells is not in the formula. What
-    was promised from a quarter and a half of the cells, and what was found in all, is printed by
-    ``python -m benchmarks detectable_effects``: numbers of perturbations are safer than those of
-    mechanisms, which a small pilot with wrong latents counts twice. Latents that the pilot has not
-    found are not there.
+    That the networks and the latents are learned from the same cells is not in the formula, and
+    latents that the pilot has not found are not there: for screens much larger than the pilot the
+    numbers are a lower bound, and their intervals too narrow. What was promised from a quarter and
+    a half of the cells, and what was found in all, is printed by
+    ``python -m benchmarks detectable_effects``. Numbers of perturbations are safer than those of
+    mechanisms, which a small pilot with wrong latents counts twice.
 
     Parameters
     ----------
