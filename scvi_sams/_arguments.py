@@ -87,6 +87,7 @@ ARGUMENTS: dict[str, _Kind] = {
     "mask_evidence_cells": _Kind(float, above=0, optional=True),
     "dose_response": _words("linear", "hill"),
     "interaction_prior": _Kind(float, above=0, below=1),
+    "context_prior": _Kind(float, above=0, below=1),
     # of train
     "max_epochs": _COUNT_OR_NONE,
     "train_size": _Kind(float, above=0, most=1, optional=True),

@@ -26,6 +26,12 @@ _OF_DATA = {
     "--combination-delimiter TEXT": "what joins the parts of a label; default: +",
     "--dosage-key COLUMN": "obs column of doses, beside --perturbation-key",
     "--dosage-obsm KEY": "obsm key of a matrix of doses, cells x perturbations, for labels",
+    "--guide-key KEY": "obs column of guides, or obsm key of their calls, cells x guides; alone "
+    "they say what cells received. Of an .h5mu file, its modality of guides is read",
+    "--guide-targets FILE.csv": "columns guide and target: what each guide targets, the control "
+    "label for those that do not; or a key of uns",
+    "--guide-threshold N": "counts of a guide from which a cell has it, where --guide-key names "
+    "counts",
     "--batch-key COLUMN": "obs column of batches",
     "--layer LAYER": "layer of the counts; default: X",
     "--size-factor-key COLUMN": "obs column of library sizes; default: the sum of the counts. "
@@ -38,6 +44,8 @@ _OF_TRAINING = {
     "cleaner masks; default: 100",
     "--targets FILE.csv": "columns perturbation and gene: the gene that each changes directly; "
     "default: the gene of the same name",
+    "--target-gene-key KEY": "the same from the file: an obs column that names the target of each "
+    "cell, or a dict or Series in uns",
     "--max-epochs N": "default: by the number of cells",
     "--held-out-fraction F": "share of the cells kept for evaluation; default: 0.1, 0 for none",
     "--held-out-conditions CONDITION": "conditions kept from training altogether and scored "
@@ -94,16 +102,23 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "screen",
         metavar="SCREEN",
-        help=f"an .h5ad file with counts, or '{SIMULATED}' for a small screen of known effects",
+        help=f"an .h5ad or .h5mu file with counts, or '{SIMULATED}' for a small screen of known "
+        "effects",
     )
     _add_output(fit, "OUT", "folder to write to")
     fit.add_argument("--json", action="store_true", help="print the summary alone, as JSON")
+    fit.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from a fit of the same arguments that was stopped, if there is one",
+    )
     _add(fit.add_argument_group("what the file holds"), _OF_DATA)
     _add(fit.add_argument_group("training"), _OF_TRAINING | _OF_BOTH)
 
     predict = commands.add_parser("predict", help=_PREDICT, allow_abbrev=False)
     predict.add_argument("model", type=Path, metavar="OUT", help="the folder that fit wrote")
     _add_output(predict, "FILE", ".h5ad file to write")
+    predict.add_argument("--json", action="store_true", help="print what was written, as JSON")
     _add(predict, {"--conditions CONDITION": "such as KLF1+CEBPA"}, required=True)
     _add(predict, _OF_PREDICTION | _OF_BOTH)
 
@@ -150,6 +165,7 @@ _REAL = {"type": _between(float, sys.float_info.min, float("inf"), "above 0")}
 _KINDS: dict[str, dict[str, Any]] = {
     "--control": {"nargs": "+"},
     "--combination-delimiter": {"default": "+"},
+    "--guide-threshold": {"type": _between(float, sys.float_info.min, float("inf"), "above 0")},
     "--model": {"default": "samsvae", "choices": ("samsvae", "cpavae")},
     "--n-latent": _INTEGER,
     "--mask-evidence-cells": _REAL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["load", "predict"]
 
+import json
 from typing import TYPE_CHECKING
 
 import scvi
@@ -32,6 +33,16 @@ def predict(args: argparse.Namespace) -> None:
             library_size=args.library_size,
         )
         cells.write_h5ad(path)
+    if args.json:
+        summary = {
+            "output": str(args.output),
+            "conditions": args.conditions,
+            "n_cells": cells.n_obs,
+            "n_genes": cells.n_vars,
+            "seed": args.seed,
+        }
+        print(json.dumps(summary, indent=2))
+        return
     print(
         f"{counted(cells.n_obs, 'cell')} x {counted(cells.n_vars, 'gene')}, "
         f"{args.n_samples:,} of each of {counted(len(args.conditions), 'condition')}, are in "

@@ -27,6 +27,7 @@ __all__ = [
     "Conditions",
     "ConditionsLike",
     "as_labels",
+    "is_missing",
     "obs_column",
     "padded_to_csr",
     "split_label",
@@ -149,7 +150,7 @@ class Conditions:
         if faulty := [
             text
             for text, pieces in zip(texts, parts, strict=True)
-            if any(_is_missing(piece, whole) for piece in pieces)
+            if any(is_missing(piece, whole) for piece in pieces)
         ]:
             raise ScreenError(
                 f"Labels with an empty part in {column}: {listed(faulty)}. Correct them, or set "
@@ -532,7 +533,7 @@ def unknown_parts(labels: pd.Series, known: Collection[str], delimiter: str | No
         for label in labels.dropna().unique()
         for part in split_label(str(label).strip(), delimiter, known)
     }
-    return sorted(part for part in parts.difference(known) if not _is_missing(part, known))
+    return sorted(part for part in parts.difference(known) if not is_missing(part, known))
 
 
 def obs_column(adata: AnnData, key: str) -> pd.Series:
@@ -735,7 +736,8 @@ def _checked_names(names: Sequence[str]) -> list[str]:
 # -- labels of cells -----------------------------------------------------------------------------
 
 
-def _is_missing(text: str, known: Collection[str]) -> bool:
+def is_missing(text: str, known: Collection[str] = ()) -> bool:
+    """Whether text stands for no value, and is not a known name."""
     return text.casefold() in _MISSING and text not in known
 
 
@@ -746,7 +748,7 @@ def _check_present(
     known: Collection[str],
     column: str,
 ) -> None:
-    faulty = [code for code, text in enumerate(texts) if _is_missing(text, known)]
+    faulty = [code for code, text in enumerate(texts) if is_missing(text, known)]
     missing = np.isin(codes, [-1, *faulty])
     if missing.any():
         spelt = f", written {listed(texts[code] for code in faulty)}" if faulty else ""

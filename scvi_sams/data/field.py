@@ -14,12 +14,16 @@ from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed
 from scvi_sams.data.checks import check_conditions
 from scvi_sams.data.conditions import Conditions, as_labels, padded_to_csr, unknown_parts
+from scvi_sams.data.guides import GuideField, Guides, GuideSource, padded_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+    from numpy.typing import NDArray
     from scvi.data import AnnDataManager
+
+    from scvi_sams.data.guides import GuideTargets
 
 __all__ = [
     "DoseField",
@@ -64,22 +68,34 @@ class PerturbationField(ObsmField):
         perturbation_names_uns_key: str | None = None,
         control: object = None,
         combination_delimiter: str | None = "+",
+        guide_key: str | None = None,
+        guide_targets: GuideTargets | None = None,
+        guide_threshold: float | None = None,
     ) -> None:
         super().__init__(SAMS_REGISTRY_KEYS.PERTURBATION_KEY, SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY)
-        if perturbation_key is None and dosage_key is None:
+        if perturbation_key is None and dosage_key is None and guide_key is None:
             raise ScreenError(
                 "Say what each cell received: `perturbation_key` names a column of adata.obs with "
-                "labels, `dosage_key` a dosage matrix in adata.obsm."
+                "labels, `dosage_key` a dosage matrix in adata.obsm, `guide_key` its guides."
+            )
+        if guide_key is None and not (guide_targets is None and guide_threshold is None):
+            raise ScreenError(
+                "`guide_targets` and `guide_threshold` are of guides: name them by `guide_key`."
             )
         if perturbation_key is not None and perturbation_names_uns_key is not None:
             raise ScreenError(
                 "`perturbation_names_uns_key` names the columns of a dosage matrix, but with "
                 "`perturbation_key` the names come from the labels: leave one of the two out."
             )
-        written = {SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY, SAMS_REGISTRY_KEYS.DOSE_OBSM_KEY}
-        if perturbation_key is None and dosage_key in written:
+        written = {
+            SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY,
+            SAMS_REGISTRY_KEYS.DOSE_OBSM_KEY,
+            SAMS_REGISTRY_KEYS.GUIDE_OBSM_KEY,
+        }
+        of_obsm = guide_key if perturbation_key is not None else dosage_key
+        if of_obsm in written or guide_key in written:
             raise ScreenError(
-                f"adata.obsm[{dosage_key!r}] is where the registered doses are written: store "
+                f"adata.obsm[{of_obsm!r}] is where the registered doses are written: store "
                 "yours under another key."
             )
         self.perturbation_key = perturbation_key
@@ -87,9 +103,26 @@ class PerturbationField(ObsmField):
         self.perturbation_names_uns_key = perturbation_names_uns_key
         self.control = as_labels(control)
         self.combination_delimiter = combination_delimiter
+        self.guides: GuideSource | None = None
+        if guide_key is not None:
+            self.guides = GuideSource(
+                guide_key,
+                guide_targets,
+                guide_threshold,
+                perturbation_names_uns_key if dosage_key is None else None,
+                self.control,
+                combination_delimiter,
+            )
+
+    @property
+    def _reads_guides(self) -> bool:
+        """Whether guides say what cells received."""
+        return self.perturbation_key is None and self.dosage_key is None
 
     def validate_field(self, adata: AnnData) -> None:
         """Check that `adata` has the columns or matrices that the field reads."""
+        if self.guides is not None:
+            self.guides.validate(adata)
         for argument, attribute in (
             ("perturbation_key", "obs"),
             ("dosage_key", "obsm" if self.perturbation_key is None else "obs"),
@@ -112,9 +145,11 @@ class PerturbationField(ObsmField):
         """Write positions and doses into `adata.obsm`, and return names for the registry."""
         self.validate_field(adata)
         conditions = self.read(adata)
+        if self._reads_guides and self.guides is not None:
+            self.guides.warn_of_cells_without(adata)
         is_labelled = self.perturbation_key is not None
         check_conditions(conditions, is_labelled, self.dosage_key is not None)
-        return self._write(conditions, adata)
+        return self._write(conditions, adata, self._coded(adata, conditions))
 
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
@@ -130,7 +165,30 @@ class PerturbationField(ObsmField):
         if kwargs.get("extend_categories", False):
             names += self.unknown_names(adata_target, names)
         conditions = self.read(adata_target, names).align(names)
-        return self._write(conditions, adata_target)
+        known = None
+        if self.guides is not None:
+            of_model = (
+                state_registry[key] for key in (GuideField.NAMES_KEY, GuideField.TARGETS_KEY)
+            )
+            nothing = np.empty((0, 1), np.int32)
+            known = Guides(list(next(of_model)), np.asarray(next(of_model), np.int32), nothing)
+        extend = kwargs.get("extend_categories", False)
+        return self._write(
+            conditions, adata_target, self._coded(adata_target, conditions, known, extend)
+        )
+
+    def _coded(
+        self,
+        adata: AnnData,
+        conditions: Conditions,
+        known: Guides | None = None,
+        extend: bool = True,
+    ) -> Guides | None:
+        if self.guides is None:
+            return None
+        labels = None if self.perturbation_key is None else adata.obs[self.perturbation_key]
+        has_doses = self.dosage_key is not None
+        return self.guides.coded(adata, conditions, labels, has_doses, known, extend)
 
     def unknown_names(self, adata: AnnData, names: Sequence[str]) -> list[str]:
         """List perturbations of `adata` that are not among `names`."""
@@ -151,12 +209,17 @@ class PerturbationField(ObsmField):
             if self.perturbation_key is None
             else f"adata.obs[{self.perturbation_key!r}]"
         )
+        if self._reads_guides and self.guides is not None:
+            source = f"guides of {self.guides.key!r}"
         for index, name in enumerate(state_registry[self.COLUMN_NAMES_KEY]):
             table.add_row("" if index else source, name, str(index))
         return table
 
     def read(self, adata: AnnData, names: Sequence[str] | None = None) -> Conditions:
         """Read the doses; `names` are those of the model, if there is one."""
+        if self._reads_guides and self.guides is not None:
+            calls = self.guides.read(adata)
+            return calls.conditions(self.control, self.combination_delimiter)
         if self.perturbation_key is None:
             matrix = adata.obsm[self.dosage_key]
             key, names = self.perturbation_names_uns_key, None
@@ -191,10 +254,19 @@ class PerturbationField(ObsmField):
         rows = matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix)
         return rows[:, kept], [columns[k] for k in kept]
 
-    def _write(self, conditions: Conditions, adata: AnnData) -> dict[str, Any]:
-        adata.obsm[SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY] = conditions.cell_index
-        adata.obsm[SAMS_REGISTRY_KEYS.DOSE_OBSM_KEY] = conditions.cell_dose
-        return {
+    def _write(
+        self, conditions: Conditions, adata: AnnData, guides: Guides | None
+    ) -> dict[str, Any]:
+        adata.obsm[SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY] = _stored(conditions.cell_index)
+        adata.obsm[SAMS_REGISTRY_KEYS.DOSE_OBSM_KEY] = _stored(conditions.cell_dose)
+        of_guides: dict[str, Any] = {}
+        if guides is not None:
+            adata.obsm[SAMS_REGISTRY_KEYS.GUIDE_OBSM_KEY] = _stored(guides.codes + 1)
+            of_guides = {
+                GuideField.NAMES_KEY: guides.names,
+                GuideField.TARGETS_KEY: guides.targets.tolist(),
+            }
+        return of_guides | {
             self.COLUMN_NAMES_KEY: conditions.perturbations,
             self.CONTROL_KEY: list(self.control),
             self.DELIMITER_KEY: self.combination_delimiter,
@@ -226,12 +298,24 @@ class DoseField(ObsmField):
         return {}
 
 
+_USUAL_COLUMNS = 8
+
+
+def _stored(columns: NDArray[Any]) -> NDArray[Any] | sparse.csr_matrix:
+    """Padded columns, sparse where one cell of many perturbations would widen those of all."""
+    if columns.shape[1] <= _USUAL_COLUMNS:
+        return columns
+    as_sparse = sparse.csr_matrix(columns)
+    size = as_sparse.data.nbytes + as_sparse.indices.nbytes + as_sparse.indptr.nbytes
+    return as_sparse if 2 * size < columns.nbytes else columns
+
+
 def registered_conditions(manager: AnnDataManager) -> Conditions:
     """What the cells of a registered AnnData received."""
     state = manager.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
     return Conditions.from_columns(
-        manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY),
-        manager.get_from_registry(SAMS_REGISTRY_KEYS.DOSE_KEY),
+        padded_columns(manager, SAMS_REGISTRY_KEYS.PERTURBATION_KEY),
+        padded_columns(manager, SAMS_REGISTRY_KEYS.DOSE_KEY),
         list(state[PerturbationField.COLUMN_NAMES_KEY]),
         state[PerturbationField.CONTROL_KEY],
         state[PerturbationField.DELIMITER_KEY],
@@ -242,8 +326,8 @@ def registered_dosage(manager: AnnDataManager) -> sparse.csr_matrix:
     """Doses of the cells of a registered AnnData, cells x perturbations."""
     state = manager.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
     return padded_to_csr(
-        manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY),
-        manager.get_from_registry(SAMS_REGISTRY_KEYS.DOSE_KEY),
+        padded_columns(manager, SAMS_REGISTRY_KEYS.PERTURBATION_KEY),
+        padded_columns(manager, SAMS_REGISTRY_KEYS.DOSE_KEY),
         len(state[PerturbationField.COLUMN_NAMES_KEY]),
     )
 

@@ -400,6 +400,9 @@ def _cells_of(
         setup.get("perturbation_names_uns_key"),
         setup.get("control"),
         setup.get("combination_delimiter", "+"),
+        setup.get("guide_key"),
+        setup.get("guide_targets"),
+        setup.get("guide_threshold"),
     )
     found = field.read(screen)
     training = _grouped(screen, trained_on[0], found, setup)

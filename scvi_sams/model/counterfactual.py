@@ -12,10 +12,11 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scvi_sams._arguments import checked
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data import Conditions
 from scvi_sams.data.loader import cells_of
-from scvi_sams.model.read_outs import controls_of, field_state
+from scvi_sams.model.read_outs import context_code, controls_of, field_state
 from scvi_sams.module.base import CellPopulation
 from scvi_sams.module.doses import Doses
 from scvi_sams.module.likelihood import expected_expression, expected_log_normalized_expression
@@ -80,6 +81,8 @@ class Counterfactual:
         State of the generators after the draw of the cells.
     gene_effects
         Whether conditions have the effects on single genes that latents leave over.
+    context
+        Position of the context whose effects conditions have; ``None`` for what contexts share.
 
     Examples
     --------
@@ -96,6 +99,7 @@ class Counterfactual:
     seed: int | None
     random_state: list[torch.Tensor]
     gene_effects: bool = True
+    context: int | None = None
 
     @property
     def n_cells(self) -> int:
@@ -147,12 +151,15 @@ class Counterfactual:
 
         Of shape draws x cells x genes, or cells x genes with one draw a cell.
         """
-        columns = (
+        index, dose = (
             torch.as_tensor(column[[row]], device=self.device)
             for column in (conditions.index, conditions.dose)
         )
+        context = None
+        if self.context is not None:
+            context = torch.full((1, 1), self.context, device=self.device)
         return self.module.decode_condition(
-            self.population, Doses(*columns), draws, one_draw_a_cell
+            self.population, Doses(index, dose, context), draws, one_draw_a_cell
         )
 
     @torch.inference_mode()
@@ -210,14 +217,16 @@ def draw_cells(
     library_size: float | None,
     seed: int | None,
     gene_effects: bool = True,
+    context: str | None = None,
 ) -> Counterfactual:
     """See ``SAMSVAE.counterfactual``."""
     n_cells, seed = checked("n_cells", n_cells), checked("seed", seed)
     library_size = checked("library_size", library_size)
     if isinstance(library_size, str):
         raise ScreenError(f"library_size={library_size!r} is no number: library sizes are given.")
+    code = context_code(model, context)
     with seeded(seed, model.device):
-        population, names = _population(model, basal, n_cells)
+        population, names = _population(model, basal, n_cells, code)
         state = _random_state(model.device)
     if batch is not None:
         batches = batch_names(model)
@@ -225,14 +234,15 @@ def draw_cells(
             raise ScreenError(
                 f"batch={batch!r} is not a batch of this model; it knows {', '.join(batches)}."
             )
-        code = batches.index(str(batch))
-        batch_index = torch.full_like(population.library, code, dtype=torch.long)
+        batch_index = torch.full_like(
+            population.library, batches.index(str(batch)), dtype=torch.long
+        )
         population = population._replace(batch_index=batch_index)
     if library_size is not None:
         library = torch.full_like(population.library, library_size)
         population = population._replace(library=library)
     return Counterfactual(
-        model.module, model.perturbation_names, population, names, seed, state, gene_effects
+        model.module, model.perturbation_names, population, names, seed, state, gene_effects, code
     )
 
 
@@ -242,7 +252,7 @@ def batch_names(model: SAMSVAE) -> list[str]:
 
 
 def _population(
-    model: SAMSVAE, basal: Basal, n_cells: int
+    model: SAMSVAE, basal: Basal, n_cells: int, context: int | None
 ) -> tuple[CellPopulation, list[str] | None]:
     """Basal states and covariates of cells, with the names of those that are real."""
     is_prior = isinstance(basal, str) and basal == "prior"
@@ -253,6 +263,8 @@ def _population(
         )
     if is_prior:
         reference = model.reference_cells_
+        if context is not None:
+            reference = _of_context(reference, context)
         n_reference = len(reference[REGISTRY_KEYS.SIZE_FACTOR_KEY])
         drawn = torch.randint(n_reference, (n_cells,)).numpy()
         states = torch.randn(n_cells, model.module.n_latent).to(model.device)
@@ -269,14 +281,26 @@ def _population(
     controls = np.flatnonzero(controls_of(model))
     if model.train_indices is not None:
         controls = np.intersect1d(controls, model.train_indices)
+    if context is not None:
+        contexts = model.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.CONTEXT_KEY)
+        controls = controls[np.asarray(contexts).ravel()[controls] == context]
     if len(controls) == 0:
+        where = "" if context is None else " of this context"
         raise ScreenError(
-            "basal='control' needs control cells, and the model was trained without any; use "
-            "basal='prior' or give the cells."
+            f"basal='control' needs control cells{where}, and the model was trained without any; "
+            "use basal='prior' or give the cells."
         )
     return _given_cells(
         model, model.adata, controls[torch.randint(len(controls), (n_cells,)).numpy()]
     )
+
+
+def _of_context(reference: dict[str, np.ndarray], context: int) -> dict[str, np.ndarray]:
+    """Reference cells of a context, or all of them moved there where it has none."""
+    contexts = reference[SAMS_REGISTRY_KEYS.CONTEXT_KEY]
+    if not (there := contexts.ravel() == context).any():
+        return reference | {SAMS_REGISTRY_KEYS.CONTEXT_KEY: np.full_like(contexts, context)}
+    return {key: values[there] for key, values in reference.items()}
 
 
 def _given_cells(
@@ -311,4 +335,5 @@ def _on_device(
         moved(REGISTRY_KEYS.BATCH_KEY, torch.long),
         moved(REGISTRY_KEYS.CAT_COVS_KEY, torch.long),
         moved(REGISTRY_KEYS.CONT_COVS_KEY, torch.float32),
+        moved(SAMS_REGISTRY_KEYS.CONTEXT_KEY, torch.long),
     )

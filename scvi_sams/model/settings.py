@@ -15,7 +15,7 @@ from scvi_sams._constants import COUNTS_PER_GENE
 from scvi_sams._exceptions import ScreenError, listed, unknown_perturbations
 from scvi_sams.data import Conditions
 from scvi_sams.data.field import registered_conditions, registered_dosage
-from scvi_sams.model.read_outs import field_state, pairs_together
+from scvi_sams.model.read_outs import context_names, field_state, pairs_together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,7 @@ _NO_TARGETS = (
     "No perturbation is named like a gene, so that none has an effect of its own on its target: "
     "say which gene each targets by direct_effects, a dict, an obs column or a key of uns."
 )
-_NOT_SHOWN = {"targets", "interactions", "reference_doses"}
+_NOT_SHOWN = {"targets", "interactions", "reference_doses", "n_contexts", "context_prior"}
 
 
 def make_module(model: SAMSVAE, **settings: Any) -> None:
@@ -52,6 +52,11 @@ def make_module(model: SAMSVAE, **settings: Any) -> None:
         raise ScreenError(
             f"gene_likelihood={gene_likelihood!r} is for counts, and the data were set up with "
             "is_count_data=False; use gene_likelihood='normal', or set up the counts."
+        )
+    if context_names(model) and "n_contexts" not in settings:
+        raise ScreenError(
+            f"{type(model).__name__} has no effects that could depend on a context: leave "
+            "context_key out, or use SAMSVAE."
         )
     n_cats_per_cov = None
     if stats.get("n_extra_categorical_covs", 0) > 0:

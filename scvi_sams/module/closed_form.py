@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from scvi_sams._compat import HostState
+from scvi_sams.module.contexts import shared_part
 from scvi_sams.module.posteriors import SpikeSlab
 from scvi_sams.module.rotation import SparseEvidence, procrustes, sparse_rotation
 from scvi_sams.module.statistics import RunningStatistics
@@ -351,6 +352,9 @@ class ClosedForm(HostState, nn.Module):
         Shape of the effects.
     n_batch
         Number of batches.
+    n_contexts
+        Number of contexts. A basal mean is then one of a batch and a context, and the last rows
+        of the effects are deviations by context.
     mask_evidence_cells
         Evidence for a mask saturates at this many cells; ``None`` for no limit. An effect must
         stand out from a background of standard deviation ``mask_evidence_cells ** -0.5`` (in
@@ -372,13 +376,19 @@ class ClosedForm(HostState, nn.Module):
         n_latent: int,
         *,
         n_batch: int = 1,
+        n_contexts: int = 1,
         mask_evidence_cells: float | None = 100.0,
     ) -> None:
         super().__init__()
+        self.n_contexts = n_contexts
         self.mask_evidence_cells = mask_evidence_cells
         self.settled = False
-        self.statistics = RunningStatistics(n_rows, n_latent, n_batch)
-        self.register_buffer("basal_mean", torch.zeros(n_batch, n_latent))
+        n_groups = n_batch * n_contexts
+        self.statistics = RunningStatistics(n_rows, n_latent, n_groups)
+        self.register_buffer("basal_mean", torch.zeros(n_groups, n_latent))
+        # Effects that the running averages were made under, see `_drift`: they follow the fit.
+        self.register_buffer("seen_effects", torch.zeros(n_rows, n_latent), persistent=False)
+        self.register_buffer("seen_cells", torch.zeros(()), persistent=False)
 
     @torch.no_grad()
     def observe(
@@ -405,7 +415,7 @@ class ClosedForm(HostState, nn.Module):
             Expected shifts of the cells, shape ``(n_cells, n_latent)``, and what they are the
             sums of, shape ``(n_cells, n_columns, n_latent)``.
         batch_index
-            Batch of each cell, shape ``(n_cells,)``.
+            Batch of each cell, or batch and context, shape ``(n_cells,)``.
         n_training_cells
             Number of training cells.
         """
@@ -442,6 +452,20 @@ class ClosedForm(HostState, nn.Module):
         little, looks like a shift that all perturbations share.
         """
         self.basal_mean.copy_(self.statistics.basal_mean())
+        if self.n_contexts > 1:
+            self.fill_unseen()
+
+    @torch.no_grad()
+    def fill_unseen(self) -> None:
+        """Start the basal means of batches that were never seen at those of the others.
+
+        Of batches in a context, at those of the others in that context.
+        """
+        seen = self.statistics.basal_weight.squeeze(1) > 0
+        for context in range(self.n_contexts):
+            means = self.basal_mean[context :: self.n_contexts]
+            known = seen[context :: self.n_contexts]
+            means[~known] = means[known].mean(0) if known.any() else self.basal_mean[seen].mean(0)
 
     @torch.no_grad()
     @one_thread()
@@ -493,6 +517,7 @@ class ClosedForm(HostState, nn.Module):
                 self._renew_masks(effects, shifts, n_training_cells, _RENEW_SWEEPS)
             effects.start_mixture()
         self.settled = True
+        self.share(effects, n_training_cells)
         self.update(effects, n_training_cells, _FINAL_SWEEPS, align=False)
         effects.order_latents()
 
@@ -503,7 +528,48 @@ class ClosedForm(HostState, nn.Module):
         effects.slab_mean.copy_(shifts @ effects.rotation.T)
         effects.set_mask_logits(_SWITCH_ON_LOGIT)
         effects.masks_on = True
+        self.share(effects, n_training_cells)
         self.update(effects, n_training_cells, n_sweeps, align=False)
+
+    @torch.no_grad()
+    def share(self, effects: SpikeAndSlab, n_training_cells: int) -> None:
+        """Choose anew what contexts share of the effects that are free; nothing without contexts.
+
+        See :func:`~scvi_sams.module.contexts.shared_part`.
+        """
+        if effects.n_deviations == 0:
+            return
+        n, first = effects.n_perturbations, effects.n_rows - effects.n_deviations
+        score, curvature = (
+            values[first:].view(n, self.n_contexts, -1)
+            for values in self.statistics.score_and_curvature(
+                torch.zeros_like(effects.slab_mean), n_training_cells
+            )
+        )
+        known = 1 / (curvature + 1 / effects.embedding_variance)
+        floor = self._floor(in_training=not self.settled)
+        estimate = (known * score) @ effects.rotation.T
+        variance = known @ effects.rotation.T.square() + floor
+        n_cells = self.statistics.n_cells(n_training_cells, slice(first, None))
+        variance = torch.where(n_cells.view(n, self.n_contexts, 1) > 0, variance, torch.inf)
+        log_on, log_off = effects.mask_prior.log_probabilities()
+        shared, log_odds = shared_part(
+            estimate,
+            variance,
+            log_prior=(log_on[:n], log_off[:n].clamp(min=-1e6)),
+            log_deviation_prior=(log_on[-1, 0].item(), log_off[-1, 0].item()),
+            embedding_variance=effects.embedding_variance,
+            background_variance=effects.background_variance.clamp(min=max(floor, 1e-4)),
+        )
+        on = torch.where(torch.cat([shared != 0, (log_odds > 0).flatten(0, 1)]), 1.0, -1.0)
+        rows = torch.cat([torch.arange(n), torch.arange(first, effects.n_rows)]).to(shared.device)
+        free = ~effects.frozen[rows]
+        apart = (estimate - shared.unsqueeze(1)).flatten(0, 1)
+        logits = effects.mask_logits.clone()
+        logits[rows] = torch.where(free, _SWITCH_ON_LOGIT * on, logits[rows])
+        effects.set_mask_logits(logits)
+        means = torch.cat([shared, apart])
+        effects.slab_mean[rows] = torch.where(free, means, effects.slab_mean[rows])
 
     def _evidence(self, effects: SpikeAndSlab, score: Tensor, curvature: Tensor) -> SparseEvidence:
         """Evidence of perturbations for axes, with masks as they are judged in training."""
@@ -539,17 +605,20 @@ class ClosedForm(HostState, nn.Module):
         floor = self._floor(in_training=not self.settled)
         n_together = self.statistics.n_together
         most = torch.where(n_together > 2, 1 / n_together, _MAX_STEP)
-        for _ in range(n_sweeps):
-            if is_free and align:
+        self._follow(effects, n_training_cells)
+        most, blocks = self._blocks(effects, most)
+        for block in blocks * n_sweeps:
+            if is_free and align and block is blocks[0]:
                 _align_rotation(effects, *self._problem(effects, n_training_cells))
             score, curvature, mean = self._problem(effects, n_training_cells)
+            score = score - curvature * self._drift(effects.to_network(mean))
             step = torch.minimum(most, safe_step(curvature, effects.rotation))
             curvature = curvature @ effects.rotation.T.square()
             score = score @ effects.rotation.T + curvature * mean
             posterior = spike_slab(score, curvature, **self._prior(effects))
             if effects.has_mixture:
                 posterior = _under_mixture(effects, posterior, score, curvature)
-            effects.assign(posterior, step)
+            effects.assign(posterior, step if block is None else step * block)
             if floor > 0:
                 penalty = selection_penalty(
                     effects.mask_log_odds(),
@@ -630,14 +699,55 @@ class ClosedForm(HostState, nn.Module):
         gain = (self.statistics.basal_gain * n_cells.unsqueeze(1)).sum(0)
         return (factor * gain) @ effects.rotation.T.square()
 
+    def _follow(self, effects: SpikeAndSlab, n_training_cells: int) -> None:
+        """Let the effects that are remembered forget as the running averages do."""
+        n_seen = self.statistics.n_cells_seen.to(self.seen_cells.dtype)
+        n_new = (n_seen - self.seen_cells).clamp(min=0)  # none after a restart
+        forgotten = -torch.expm1(-n_new / max(1, n_training_cells))
+        present = effects.to_network(effects.moments()[0])
+        before = torch.where(self.seen_effects.isfinite(), self.seen_effects, present)
+        self.seen_effects.copy_(before + forgotten * (present - before))
+        self.seen_cells.copy_(n_seen)
+
+    def _drift(self, present: Tensor) -> Tensor:
+        """How far the shift by a cell's other perturbations has moved since it was averaged.
+
+        Averages remember the others as they were up to an epoch ago. Where cells have many, each
+        effect would answer to a common change of all others that is over long since, all at once,
+        and the answers would grow from update to update. The change is that of an average cell.
+        Zero where cells have two perturbations or fewer.
+        """
+        statistics = self.statistics
+        share = statistics.n_occurrences / statistics.n_cells_seen.clamp(min=1)
+        change = share.to(present.dtype) * (present - self.seen_effects)
+        return torch.where(statistics.n_together > 2, change.sum(0) - change, 0.0)
+
+    def _blocks(
+        self, effects: SpikeAndSlab, most: Tensor
+    ) -> tuple[Tensor, list[Tensor] | list[None]]:
+        """Longest steps, and which rows move together: shared parts and deviations take turns.
+
+        One at a time they need no shorter step for being in the same cells.
+        """
+        if effects.n_deviations == 0:
+            return most, [None]
+        index = torch.arange(effects.n_rows, device=effects.rotation.device).unsqueeze(1)
+        deviates = (index >= effects.n_rows - effects.n_deviations).to(most.dtype)
+        return (2 * most).clamp(max=_MAX_STEP), [1 - deviates, deviates]
+
     def _problem(
         self, effects: SpikeAndSlab, n_training_cells: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Score and curvature in the networks' coordinates, expected effects in latents."""
         mean, _ = effects.moments()
-        score, curvature = self.statistics.score_and_curvature(
-            effects.to_network(mean), n_training_cells
-        )
+        moved = effects.to_network(mean)
+        score, curvature = self.statistics.score_and_curvature(moved, n_training_cells)
+        if effects.n_deviations > 0:  # what cells say of either is of the sum of the two
+            n, first = effects.n_perturbations, effects.n_rows - effects.n_deviations
+            shape = (n, self.n_contexts, -1)
+            score[:n] -= (curvature[first:] * moved[first:]).view(shape).sum(1)
+            shared = moved[:n].unsqueeze(1).expand(-1, self.n_contexts, -1).flatten(0, 1)
+            score[first:] -= curvature[first:] * shared
         return score, curvature, mean
 
     def _at_zero(self, effects: SpikeAndSlab, n_training_cells: int) -> tuple[Tensor, Tensor]:
@@ -650,7 +760,7 @@ def _under_mixture(
     effects: SpikeAndSlab, posterior: SpikeSlab, score: Tensor, curvature: Tensor
 ) -> SpikeSlab:
     """Effects outside the masks under a mixture of scales; a step of EM for its weights."""
-    n = effects.n_perturbations  # pairs have no background
+    n = effects.n_perturbations  # pairs and deviations have no background
     score, curvature = score[:n], curvature[:n]
     variances, weights = effects.background_scales.square(), effects.background_weights
     if not effects.is_query:

@@ -255,7 +255,7 @@ def _differences(model: SAMSVAE) -> _Differences:
     # Perturbations that are always together share what they do.
     coupling = coupling + 1e-6 * sparse.diags(coupling.diagonal())
     mean[known] = spsolve(coupling.tocsc(), sums.score[known]).reshape(len(known), -1)
-    error[known] = sums.errors()[known]
+    error[known] = sums.errors()[0][known]
     return _Differences(mean, error)
 
 

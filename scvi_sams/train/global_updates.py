@@ -116,6 +116,7 @@ def infer_effects(module: PerturbationVAEModule, dataloader: Any, n_passes: int)
     for _ in track(range(n_passes), description="Infer effects"):
         for tensors in dataloader:
             module.observe(module.inference(**module._get_inference_input(tensors)))
+        module.closed_form.share(effects, module.n_training_cells)  # type: ignore[union-attr]
         module.closed_form.update(  # type: ignore[union-attr]
             effects, module.n_training_cells, n_sweeps=_QUERY_SWEEPS
         )
