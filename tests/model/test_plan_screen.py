@@ -87,7 +87,7 @@ class TestDepth:
         shallow, deep, deeper = (depth_factor(pilot, k) for k in (0.01, 100.0, 1e4))
         assert (shallow < 1).all()
         assert (deep >= 1).all()
-        np.testing.assert_allclose(deep, deeper, rtol=0.05)
+        np.testing.assert_allclose(deep, deeper, rtol=0.1)
 
     def test_shallow_screens_recover_less(self, pilot):
         table = tl.plan_screen(pilot, 30, depth=[0.002, 0.05, 1])
