@@ -130,6 +130,7 @@ ARGUMENTS: dict[str, _Kind] = {
     "include_global": _FLAG,
     "representation": _words("full", "basal", "perturbation"),
     "fdr": _Kind(float, above=0, below=1),
+    "power": _Kind(float, above=0, below=1),
     "delta": _NOT_NEGATIVE,
     "pseudocount": _POSITIVE,
     "by": _words("effect", "mask"),

@@ -142,6 +142,16 @@ card = scvi_sams.evaluation.scorecard(model, n_bootstrap=200)
 ax = scvi_sams.pl.scorecard(card, "pearson_perturbed")
 
 # %% [markdown]
+# ## Plans
+#
+# {func}`~scvi_sams.pl.plan_screen`: what a smaller or a larger screen of these perturbations
+# would recover, and the interval in which one such screen would fall.
+
+# %%
+plan = scvi_sams.tl.plan_screen(model)
+ax = scvi_sams.pl.plan_screen(plan)
+
+# %% [markdown]
 # ## Doses
 #
 # `scvi_sams.pl.dose_response`: of a model with `dose_response="hill"`. Curves are solid

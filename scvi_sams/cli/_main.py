@@ -115,7 +115,10 @@ def _run(args: argparse.Namespace) -> None:
         if not (args.model / "model" / "model.pt").is_file():
             raise CommandError(f"there is no model in {args.model}; give a folder that fit wrote")
         check_file(args.output, args.overwrite)
-        from scvi_sams.cli._predict import predict as command
+        if args.command == "plan":
+            from scvi_sams.cli._plan import plan as command
+        else:
+            from scvi_sams.cli._predict import predict as command
     for library in ("lightning.pytorch", "lightning.fabric", "scvi"):
         logging.getLogger(library).setLevel(logging.ERROR)  # now that the libraries have set it
     command(args)

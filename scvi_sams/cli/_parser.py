@@ -19,6 +19,7 @@ SIMULATED = "simulated"
 """A screen that needs no file."""
 _FIT = "train on a screen; write model, masks, effects, figures and a summary"
 _PREDICT = "simulate cells under conditions, measured or not, from a trained model"
+_PLAN = "say what screens of other sizes would recover, from a trained model"
 _OF_DATA = {
     "--perturbation-key COLUMN": "obs column of labels, such as KLF1+CEBPA",
     "--control LABEL": "label or labels of unperturbed cells",
@@ -58,6 +59,16 @@ _OF_PREDICTION = {
     "--batch LABEL": "default: batches as among controls",
     "--library-size L": "of every cell; default: library sizes as among controls",
 }
+_OF_PLANS = {
+    "--cells N": "mean numbers of cells a perturbation; default: a quarter to eight times as many",
+    "--controls N": "numbers of control cells; default: in proportion",
+    "--depth F": "counts a cell, as multiples of those of the screen; default: 1",
+    "--guides N": "guides a gene, whose cells are its cells; default: 1",
+    "--guide-variation F": "standard deviation of their effects, as a share of the mean effect",
+    "--replicates N": "default: 1",
+    "--replicate-variation F": "the same of replicates",
+    "--fdr F": "false discovery rate of the calls; default: 0.1",
+}
 _OF_BOTH = {"--seed N": "default: 0"}
 
 
@@ -75,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     Returns
     -------
     argparse.ArgumentParser
-        A parser whose ``command`` is ``"fit"`` or ``"predict"``.
+        A parser whose ``command`` is ``"fit"``, ``"predict"`` or ``"plan"``.
 
     Examples
     --------
@@ -110,6 +121,11 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--json", action="store_true", help="print what was written, as JSON")
     _add(predict, {"--conditions CONDITION": "such as KLF1+CEBPA"}, required=True)
     _add(predict, _OF_PREDICTION | _OF_BOTH)
+
+    plan = commands.add_parser("plan", help=_PLAN, allow_abbrev=False)
+    plan.add_argument("model", type=Path, metavar="OUT", help="the folder that fit wrote")
+    _add_output(plan, "FILE", ".csv file to write; a picture of the same name ends in .png")
+    _add(plan, _OF_PLANS | _OF_BOTH)
     return parser
 
 
@@ -143,6 +159,7 @@ def _between(
     return parse
 
 
+_NOT_NEGATIVE = {"type": _between(float, 0, float("inf"), "at least 0")}
 _INTEGER = {"type": _between(int, 1, float("inf"), "above 0")}
 _REAL = {"type": _between(float, sys.float_info.min, float("inf"), "above 0")}
 _KINDS: dict[str, dict[str, Any]] = {
@@ -163,6 +180,17 @@ _KINDS: dict[str, dict[str, Any]] = {
     "--conditions": {"nargs": "+"},
     "--n-samples": _INTEGER | {"default": 200},
     "--library-size": _REAL,
+    "--cells": _REAL | {"nargs": "+"},
+    "--controls": _REAL | {"nargs": "+"},
+    "--depth": _REAL | {"nargs": "+", "default": [1.0]},
+    "--guides": _INTEGER | {"nargs": "+", "default": [1]},
+    "--guide-variation": _NOT_NEGATIVE | {"default": 0.0},
+    "--replicates": _INTEGER | {"nargs": "+", "default": [1]},
+    "--replicate-variation": _NOT_NEGATIVE | {"default": 0.0},
+    "--fdr": {
+        "type": _between(float, sys.float_info.min, 1, "above 0 and below 1"),
+        "default": 0.1,
+    },
     # What numpy takes.
     "--seed": {"type": _between(int, 0, 2**32, "at least 0 and below 2**32"), "default": 0},
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["predict"]
+__all__ = ["load", "predict"]
 
 import json
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def predict(args: argparse.Namespace) -> None:
     """Simulate cells and write them to ``args.output``."""
-    model = _load(args.model / "model")
+    model = load(args.model / "model")
     with staged_file(args.output, args.overwrite) as path:
         scvi.settings.seed = args.seed
         cells = model.predict(
@@ -50,7 +50,8 @@ def predict(args: argparse.Namespace) -> None:
     )
 
 
-def _load(folder: Path) -> SAMSVAE | CPAVAE:
+def load(folder: Path) -> SAMSVAE | CPAVAE:
+    """Load a model that ``fit`` wrote, without its cells."""
     classes = {each.__name__: each for each in (scvi_sams.SAMSVAE, scvi_sams.CPAVAE)}
     name = scvi_sams.SAMSVAE.load_registry(folder).get("model_name")
     if name not in classes:

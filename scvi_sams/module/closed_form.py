@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ClosedForm",
     "learned_background_variance",
+    "MaskEvidence",
+    "mask_evidence",
     "one_thread",
     "MixturePosterior",
     "safe_step",
@@ -60,6 +62,45 @@ def one_thread() -> Iterator[None]:
 
 
 _MAX_LOGIT = 12.0  # inclusion probabilities stay off 0 and 1, so that a mask can change its mind
+
+
+class MaskEvidence(NamedTuple):
+    """What the cells of a perturbation can say of its masks, each ``(n_rows, n_latent)``.
+
+    A score has the variance ``curvature`` about ``curvature * effect``; the log-odds of a mask
+    are ``at_zero + per_square * score**2``.
+    """
+
+    curvature: Tensor
+    at_zero: Tensor
+    per_square: Tensor
+
+
+def mask_evidence(
+    curvature: Tensor,
+    *,
+    mask_prior_logit: Tensor | float,
+    embedding_variance: float,
+    background_variance: Tensor | float = 0.0,
+    mask_floor_variance: float = 0.0,
+) -> MaskEvidence:
+    """Log-odds of masks as a function of the score; arguments as of :func:`spike_slab`.
+
+    Examples
+    --------
+    >>> evidence = mask_evidence(
+    ...     torch.tensor([3.0]), mask_prior_logit=0.0, embedding_variance=1.0
+    ... )
+    >>> evidence.at_zero, evidence.per_square
+    (tensor([-0.6931]), tensor([0.1250]))
+    """
+    variance = torch.as_tensor(background_variance, dtype=curvature.dtype, device=curvature.device)
+    background = variance.clamp(min=mask_floor_variance)
+    # Shrinking score and curvature alike is what noise of the background's variance does.
+    discount = 1 / (1 + background * curvature)
+    evidence_variance = embedding_variance / (1 + embedding_variance * discount * curvature)
+    at_zero = mask_prior_logit + 0.5 * torch.log(evidence_variance / embedding_variance)
+    return MaskEvidence(curvature, at_zero, 0.5 * evidence_variance * discount.square())
 
 
 def spike_slab(
@@ -113,15 +154,14 @@ def spike_slab(
     slab_posterior = 1 / (curvature + 1 / (embedding_variance + variance))
     # The form that stays finite for a point spike.
     spike_posterior = variance / (1 + variance * curvature)
-    background = variance.clamp(min=mask_floor_variance)
-    # Shrinking score and curvature alike is what noise of the background's variance does.
-    discount = 1 / (1 + background * curvature)
-    evidence_variance = embedding_variance / (1 + embedding_variance * discount * curvature)
-    mask_logits = (
-        mask_prior_logit
-        + 0.5 * torch.log(evidence_variance / embedding_variance)
-        + 0.5 * evidence_variance * (discount * score).square()
+    evidence = mask_evidence(
+        curvature,
+        mask_prior_logit=mask_prior_logit,
+        embedding_variance=embedding_variance,
+        background_variance=variance,
+        mask_floor_variance=mask_floor_variance,
     )
+    mask_logits = evidence.at_zero + evidence.per_square * score.square()
     return SpikeSlab(
         mask_logits.clamp(-_MAX_LOGIT, _MAX_LOGIT),
         slab_posterior * score,
@@ -592,16 +632,7 @@ class ClosedForm(HostState, nn.Module):
             step = torch.where(n_together > 2, most * safe, torch.minimum(most, safe))
             curvature = curvature @ effects.rotation.T.square()
             score = score @ effects.rotation.T + curvature * mean
-            log_on, log_off = effects.mask_prior.log_probabilities()
-            posterior = spike_slab(
-                score,
-                curvature,
-                mask_prior_logit=log_on - log_off,
-                embedding_variance=effects.embedding_variance,
-                # What masks mean does not depend on the scales that a mixture finds.
-                background_variance=0.0 if effects.has_mixture else effects.prior_background(),
-                mask_floor_variance=floor,
-            )
+            posterior = spike_slab(score, curvature, **self._prior(effects))
             if effects.has_mixture:
                 posterior = _under_mixture(effects, posterior, score, curvature)
             effects.assign(posterior, step if block is None else step * block)
@@ -619,6 +650,71 @@ class ClosedForm(HostState, nn.Module):
             if effects.learns_background and is_free and not effects.has_mixture:
                 of_perturbations = effects.parameters_of(slice(effects.n_perturbations))
                 effects.background_variance.copy_(learned_background_variance(of_perturbations))
+
+    def _prior(self, effects: SpikeAndSlab) -> dict[str, Any]:
+        """Against what masks are judged."""
+        log_on, log_off = effects.mask_prior.log_probabilities()
+        return {
+            "mask_prior_logit": log_on - log_off,
+            "embedding_variance": effects.embedding_variance,
+            # What masks mean does not depend on the scales that a mixture finds.
+            "background_variance": 0.0 if effects.has_mixture else effects.prior_background(),
+            "mask_floor_variance": self._floor(in_training=not self.settled),
+        }
+
+    @torch.no_grad()
+    def evidence(
+        self, effects: SpikeAndSlab, n_training_cells: int, factor: Tensor | float = 1.0
+    ) -> MaskEvidence:
+        """How masks are judged, in latents, as they are reported.
+
+        Parameters
+        ----------
+        effects
+            Posterior of the effects.
+        n_training_cells
+            Number of training cells.
+        factor
+            Of the curvature in the networks' coordinates, as if there were more cells or counts,
+            broadcastable.
+        """
+        _, curvature = self.statistics.score_and_curvature(effects.slab_mean, n_training_cells)
+        curvature = (factor * curvature) @ effects.rotation.T.square()
+        prior = self._prior(effects)
+        evidence = mask_evidence(curvature, **prior)
+        if (floor := prior["mask_floor_variance"]) == 0:
+            return evidence
+        penalty = selection_penalty(
+            effects.mask_log_odds(),
+            curvature,
+            embedding_variance=effects.embedding_variance,
+            mask_floor_variance=floor,
+        )
+        return evidence._replace(at_zero=evidence.at_zero - penalty)
+
+    @torch.no_grad()
+    def scores(self, effects: SpikeAndSlab, n_training_cells: int) -> Tensor:
+        """Score of each effect at zero, the others as they are expected, in latents."""
+        score, curvature, mean = self._problem(effects, n_training_cells)
+        return score @ effects.rotation.T + (curvature @ effects.rotation.T.square()) * mean
+
+    @torch.no_grad()
+    def basal_curvature(
+        self, effects: SpikeAndSlab, n_cells: Tensor, factor: Tensor | float = 1.0
+    ) -> Tensor:
+        """Inverse variance of the basal mean, latents.
+
+        Parameters
+        ----------
+        effects
+            Posterior of the effects.
+        n_cells
+            Number of training cells of each batch, controls and others.
+        factor
+            Of the curvature in the networks' coordinates.
+        """
+        gain = (self.statistics.basal_gain * n_cells.unsqueeze(1)).sum(0)
+        return (factor * gain) @ effects.rotation.T.square()
 
     def _follow(self, effects: SpikeAndSlab, n_training_cells: int) -> None:
         """Let the effects that are remembered forget as the running averages do."""

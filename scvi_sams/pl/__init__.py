@@ -4,6 +4,7 @@ from scvi_sams.pl._dose_response import dose_response
 from scvi_sams.pl._effects import model_vs_observed_effects, pair_vs_additive_effects
 from scvi_sams.pl._gene_program import gene_program
 from scvi_sams.pl._heatmaps import effect_heatmap, mask_heatmap
+from scvi_sams.pl._plan_screen import plan_screen
 from scvi_sams.pl._scorecard import scorecard
 from scvi_sams.pl._training_history import training_history
 from scvi_sams.pl._volcano import volcano
@@ -15,6 +16,7 @@ __all__ = [
     "mask_heatmap",
     "model_vs_observed_effects",
     "pair_vs_additive_effects",
+    "plan_screen",
     "scorecard",
     "training_history",
     "volcano",
