@@ -68,6 +68,11 @@ def fit(args: argparse.Namespace) -> None:
             f"{counted((~conditions.is_control).sum(), 'condition')}; "
             f"{counted(held_out.sum(), 'cell')} held out"
         )
+        if model.module.direct_effects is None:
+            say(
+                "No perturbation is named like a gene, so that none has an effect of its own on its "
+                "target: give targets by --targets or --target-gene-key"
+            )
         trained = time.perf_counter()
         _train(model, held_out, args, folder)
         training_seconds = time.perf_counter() - trained
