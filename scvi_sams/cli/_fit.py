@@ -70,8 +70,8 @@ def fit(args: argparse.Namespace) -> None:
         )
         if model.module.direct_effects is None:
             say(
-                "No perturbation is named like a gene, so that none has an effect of its own on its "
-                "target: give targets by --targets or --target-gene-key"
+                "No perturbation is named like a gene, so that none has an effect of its own on "
+                "its target: give targets by --targets or --target-gene-key"
             )
         trained = time.perf_counter()
         _train(model, held_out, args, folder)
