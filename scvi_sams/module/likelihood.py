@@ -288,7 +288,8 @@ def expected_log_normalized(
     # log1p is slow, and needed only where a rounding of its argument is raised to a high power.
     is_plain = not is_poisson and inverse_dispersion.max().item() < _MAX_PLAIN_THETA
     weights = [_STEP * math.exp(-node) for node in nodes]
-    total = torch.full_like(first, sum(weights))
+    total = torch.zeros_like(first)
+    whole = first.new_zeros(())  # summed up as the rest is, so that no counts are exactly zero
     work = torch.empty_like(first)
     for node, weight in zip(nodes, weights, strict=True):
         torch.mul(ratio, -torch.expm1(-rate * node), out=work)
@@ -298,9 +299,11 @@ def expected_log_normalized(
             work = work.add_(1).log_() if is_plain else work.log1p_()
             work.mul_(-inverse_dispersion)
         total.sub_(work.exp_(), alpha=weight)
+        whole += -weight
     # Below the last node the integrand is a line and a parabola, so that the nodes left out are
     # two geometric series. Where they begin depends on what is computed together, and the result
     # must not.
+    total = total.sub_(whole).clamp_(min=0)
     last = nodes[-1]
     square = (first * excess + rate).mul_(first)  # rate**2 times the mean square
     total.add_(first, alpha=_STEP * last / math.expm1(_STEP))
