@@ -74,6 +74,11 @@ def fit(args: argparse.Namespace) -> None:
             f"{counted((~conditions.is_control).sum(), 'condition')}; "
             f"{counted(held_out.sum(), 'cell')} held out"
         )
+        if model.module.direct_effects is None:
+            say(
+                "No perturbation is named like a gene, so that none has an effect of its own on "
+                "its target: give targets by --targets or --target-gene-key"
+            )
         if args.resume and stopped is None:
             say("There is no stopped fit to go on from: begins anew")
         model, training_seconds = train(model, held_out, args, folder, stopped)

@@ -21,7 +21,7 @@ import pandas as pd
 
 import scvi_sams
 from scvi_sams._exceptions import counted, listed
-from scvi_sams.cli._console import CommandError, say
+from scvi_sams.cli._console import CommandError
 from scvi_sams.cli._file import check_columns, is_mudata
 from scvi_sams.cli._parser import SIMULATED
 from scvi_sams.data import guides_from_mudata
@@ -134,11 +134,6 @@ def make_model(adata: ad.AnnData, args: argparse.Namespace) -> SAMSVAE | CPAVAE:
             raise
         message = str(error).replace("direct_effects=", "--target-gene-key ")
         raise CommandError(message) from error
-    if model.module.direct_effects is None:
-        say(
-            "No perturbation is named like a gene, so that none has an effect of its own on its "
-            "target: give targets by --targets or --target-gene-key"
-        )
     conditions = registered_conditions(model.adata_manager)
     labels = np.where(conditions.is_control, CONTROL, np.array(conditions.labels, object))
     adata.obs[CONDITION] = pd.Categorical(labels[conditions.codes])
