@@ -21,7 +21,7 @@ REAL_SCREENS = {  # the fixture, the name of the screen in the tutorial, a pertu
     "02_interferon_gamma": ("papalexi_path", "adata", "CAV1"),
     "03_pairs": ("norman_path", "screen", "KLF1"),
 }
-AT_MOST = {"n_cells": 1_500, "n_genes": 100, "n_perturbations": 12}
+AT_MOST = {"n_cells": 2_000, "n_genes": 100, "n_perturbations": 12}
 
 of_libraries = pytest.mark.filterwarnings(
     "ignore::UserWarning",
@@ -63,10 +63,11 @@ def _stand_in(name: str) -> Any:
     """A simulated screen with the names of a public one, which is not fetched in the tests."""
     papalexi = ["IFNGR1", "IFNGR2", "JAK2", "STAT1", "SMAD4"]
     names = {f"P{i:03d}": target for i, target in enumerate(papalexi, start=1)}
-    screen = scvi_sams.datasets.simulated_screen(n_pairs=0 if name == "papalexi_2021" else 8)
+    if name != "papalexi_2021":
+        return scvi_sams.datasets.simulated_screen()
+    screen = scvi_sams.datasets.simulated_screen(n_pairs=0, control_fraction=0.3)
     labels = screen.obs["perturbation"].astype(str)
-    if name == "papalexi_2021":
-        screen.obs["perturbation"] = labels.replace(names).astype("category")
+    screen.obs["perturbation"] = labels.replace(names).astype("category")
     return screen
 
 
@@ -84,7 +85,8 @@ def test_runs_without_real_screens(name, small, monkeypatch):
 def test_runs_on_the_real_screen(name, request, small):
     fixture, variable, perturbation = REAL_SCREENS[name]
     screen = request.getfixturevalue(fixture)
-    Path(screen.name).symlink_to(screen)
+    cells = sc.read_h5ad(screen)
+    cells[:: max(cells.n_obs // 5_000, 1)].copy().write_h5ad(screen.name)
     namespace = _run(name)
     assert perturbation in set(namespace[variable].obs["perturbation"])
 

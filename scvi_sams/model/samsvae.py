@@ -542,7 +542,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             As in :meth:`setup_anndata`; columns of obs.
         split_key
             Column of obs with ``"train"``, ``"validation"``, ``"test"`` and ``"unused"``, as the
-            splits of :mod:`scvi_sams.evaluation` write it; these cells may lie anywhere in the
+            splits of ``scvi_sams.evaluation`` write it; these cells may lie anywhere in the
             collection. By default all cells are trained on.
         **kwargs
             ``batch_size``, ``chunk_size`` and ``preload_nchunks`` of
