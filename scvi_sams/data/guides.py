@@ -468,7 +468,8 @@ class GuideSource:
                     number = numbers.setdefault(name, len(numbers))
                     triples.append((row, position[part], number))
         table = np.array(sorted(set(triples)), dtype=np.int64).reshape(-1, 3)
-        return _Triples(*table.T, len(rows)), list(numbers), row_of_cell
+        found = _Triples(table[:, 0], table[:, 1], table[:, 2], len(rows))
+        return found, list(numbers), row_of_cell
 
 
 class _Triples(NamedTuple):

@@ -339,7 +339,8 @@ def about_expectation(module: PerturbationVAEModule, draws: GlobalDraws) -> Glob
     """
     if module.effects is None or draws.effects is None or draws.n_samples == 1:
         return draws
-    expected = module.effects.to_network(module.effects.moments(draws.rows)[0])
+    rows = slice(None) if draws.rows is None else draws.rows
+    expected = module.effects.to_network(module.effects.moments(rows)[0])
     return draws._replace(effects=draws.effects + (expected - draws.effects.mean(0)))
 
 

@@ -283,17 +283,18 @@ def expected_log_normalized(
     largest = (first * excess).max().item()
     lower = math.log(_SERIES / (1 + largest + rate.max().item()))
     nodes = torch.arange(_UPPER, lower, -_STEP, dtype=torch.float64).exp().tolist()
-    is_poisson = inverse_dispersion is None
-    ratio = mean if is_poisson else mean / inverse_dispersion
+    ratio = mean if inverse_dispersion is None else mean / inverse_dispersion
     # log1p is slow, and needed only where a rounding of its argument is raised to a high power.
-    is_plain = not is_poisson and inverse_dispersion.max().item() < _MAX_PLAIN_THETA
+    is_plain = (
+        inverse_dispersion is not None and inverse_dispersion.max().item() < _MAX_PLAIN_THETA
+    )
     weights = [_STEP * math.exp(-node) for node in nodes]
     total = torch.zeros_like(first)
     whole = first.new_zeros(())  # summed up as the rest is, so that no counts are exactly zero
     work = torch.empty_like(first)
     for node, weight in zip(nodes, weights, strict=True):
         torch.mul(ratio, -torch.expm1(-rate * node), out=work)
-        if is_poisson:
+        if inverse_dispersion is None:
             work.neg_()
         else:
             work = work.add_(1).log_() if is_plain else work.log1p_()
