@@ -144,7 +144,7 @@ ax = scvi_sams.pl.scorecard(card, "pearson_perturbed")
 # %% [markdown]
 # ## Plans
 #
-# {func}`~scvi_sams.pl.plan_screen`: what a smaller or a larger screen of these perturbations
+# `pl.plan_screen`: what a smaller or a larger screen of these perturbations
 # would recover, and the interval in which one such screen would fall.
 
 # %%

@@ -224,12 +224,10 @@ def guides_from_mudata(
     ...     {"intended_target_name": ["KLF1", "none"], "targeting": [True, False]},
     ...     index=["KLF1_g1", "NT_3"],
     ... )
-    >>> mdata = mudata.MuData(
-    ...     {
-    ...         "gene": anndata.AnnData(np.ones((2, 3)), cells.copy()),
-    ...         "guide": anndata.AnnData(np.eye(2), cells.copy(), var),
-    ...     }
-    ... )
+    >>> gene = anndata.AnnData(np.ones((2, 3)), cells.copy())
+    >>> guide = anndata.AnnData(np.eye(2), cells.copy(), var)
+    >>> with mudata.set_options(pull_on_update=False):
+    ...     mdata = mudata.MuData({"gene": gene, "guide": guide})
     >>> guides_from_mudata(mdata).uns["guides"]["target"].tolist()
     ['KLF1', 'non-targeting']
     """

@@ -39,13 +39,11 @@ if TYPE_CHECKING:
 
     from scvi_sams.module.base import PerturbationVAEModule
 
-_WEIGHTS = "weights"  # name of their group of parameters
-
 __all__ = ["EpochMeans", "SAMSTrainingPlan", "initialize_from", "parameter_groups"]
 
 
 def parameter_groups(module: PerturbationVAEModule, global_lr: float) -> list[dict[str, Any]]:
-    """Weights of the networks, all else of them, and global latents where gradients train these.
+    """Networks, and a second group of global latents where gradients train these.
 
     Parameters
     ----------
@@ -55,19 +53,12 @@ def parameter_groups(module: PerturbationVAEModule, global_lr: float) -> list[di
         Learning rate of the global latents. They are never decayed: their priors do that.
     """
     shared = {id(parameter) for parameter in module.global_parameters()}
-    networks = module.encoder, module.decoder
-    matrices = {id(p) for network in networks for p in network.parameters() if p.dim() == 2}
     trainable = [p for p in module.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trainable if id(p) not in shared | matrices]},
-        {"params": [p for p in trainable if id(p) in matrices], "name": _WEIGHTS},
-        {
-            "params": [p for p in trainable if id(p) in shared],
-            "lr": global_lr,
-            "weight_decay": 0.0,
-        },
-    ]
-    return [group for group in groups if group["params"]]
+    groups: list[dict[str, Any]] = [{"params": [p for p in trainable if id(p) not in shared]}]
+    if len(groups[0]["params"]) < len(trainable):
+        latents = [p for p in trainable if id(p) in shared]
+        groups.append({"params": latents, "lr": global_lr, "weight_decay": 0.0})
+    return groups
 
 
 @torch.no_grad()
@@ -210,9 +201,10 @@ class SAMSTrainingPlan(TrainingPlan):
     weight_decay
         Weight decay of the networks; never applied to masks and embeddings.
     weight_precision
-        Precision of a normal prior of the networks' weights at the start of training; it falls
-        linearly to zero at the end. It prunes hidden units that the counts do not pay for, so that
-        small and shallow screens are not learned by heart; what is left at the end is not shrunk.
+        Precision of a normal prior of the networks' weights at the start of a first training; it
+        falls linearly to zero at the end. It prunes hidden units that the counts do not pay for,
+        so that small and shallow screens are not learned by heart; what is left at the end is
+        not shrunk.
     kl_warmup_fraction, min_kl_weight
         The weight on the divergence of the basal state rises from ``min_kl_weight`` to one over
         this share of training; 0.8 by default for screens of fewer than 1,000 counts a cell, 0.4
@@ -281,7 +273,7 @@ class SAMSTrainingPlan(TrainingPlan):
         self.weight_precision = weight_precision
         self.mask_warmup_fraction = mask_warmup_fraction
         self._n_steps = 0
-        self._warm_start = False
+        self._warm_start = self._trained_before = False
         super().__init__(
             module,
             lr=lr,
@@ -348,7 +340,7 @@ class SAMSTrainingPlan(TrainingPlan):
         self.elbo_val.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Groups of parameters, and a learning rate that follows the share of steps."""
+        """Two groups of parameters, and a learning rate that follows the share of steps."""
         groups = parameter_groups(self.module, self.lr * self.global_lr_factor)
         if self.optimizer_name == "Adam":
             optimizer = torch.optim.Adam(
@@ -470,6 +462,7 @@ class SAMSTrainingPlan(TrainingPlan):
         module, effects = self.module, self.module.effects
         if self.global_step == 0:
             self._warm_start = effects is not None and effects.masks_on
+            self._trained_before = module.initialized
         if effects is None or not effects.is_frozen:  # else their bound stays as it is
             module.n_training_cells = self.n_obs_training
         if not module.initialized:
@@ -519,13 +512,17 @@ class SAMSTrainingPlan(TrainingPlan):
         if self.module.effects is not None and self.module.effects.is_query:
             self.module.drop_frozen_gradients()
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Let the prior of the weights fade with what is left of training."""
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add the gradient of the prior of the networks' weights, while it lasts."""
+        if self._trained_before or self.weight_precision == 0:
+            return
+        networks = self.module.encoder, self.module.decoder
         # The loss is a mean over cells, of which the prior is given once.
-        of_prior = self.weight_precision * (1 - self.progress) / self.n_obs_training
-        for group in self._optimizer.param_groups:
-            if group.get("name") == _WEIGHTS:
-                group["weight_decay"] = self.weight_decay + of_prior
+        precision = self.weight_precision * (1 - self.progress) / self.n_obs_training
+        for network in networks:
+            for parameter in network.parameters():
+                if parameter.dim() == 2 and parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach(), alpha=precision)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Guard against divergence, then update the global latents if it is time."""
@@ -574,6 +571,7 @@ class SAMSTrainingPlan(TrainingPlan):
         checkpoint["sams_training"] = {
             "n_restarts": self.n_restarts,
             "warm_start": self._warm_start,
+            "trained_before": self._trained_before,
             "gradient_norm": float(self.clipping.mean_norm),
             "guard": self.guard.state_dict(),
             "random_state": torch.get_rng_state(),
@@ -588,6 +586,7 @@ class SAMSTrainingPlan(TrainingPlan):
         state = checkpoint["sams_training"]
         self.n_restarts = state["n_restarts"]
         self._warm_start = state["warm_start"]
+        self._trained_before = state["trained_before"]
         self.clipping.mean_norm = state["gradient_norm"]
         self.guard.load_state_dict(state["guard"])
         then, now = state.get("training_cells"), self._training_cells()

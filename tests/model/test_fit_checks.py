@@ -46,8 +46,8 @@ def _messages(model, **kwargs):
 
 class TestTooShort:
     def test_few_epochs(self):
-        messages = _messages(_shallow_model(), max_epochs=6, train_size=1.0)
-        assert any("still falling" in m and "max_epochs=12" in m for m in messages)
+        messages = _messages(_shallow_model(), max_epochs=4, train_size=1.0)
+        assert any("still falling" in m and "max_epochs=8" in m for m in messages)
 
     def test_one_latent_that_all_share(self):
         model = _shallow_model()
@@ -83,10 +83,15 @@ class TestTooShort:
 class TestByHeart:
     def test_wide_networks_on_shallow_cells(self):
         model = _shallow_model(600, library_size=80.0, n_hidden=400)
-        (message,) = _messages(model, train_size=0.7, check_val_every_n_epoch=1)
+        settings = {"train_size": 0.7, "check_val_every_n_epoch": 1}
+        (message,) = _messages(model, plan_kwargs={"weight_precision": 0.0}, **settings)
         assert "one rate a gene" in message
         assert "max_epochs=40" in message
         assert "n_hidden=200" in message
+
+    def test_the_prior_of_weights_is_why_the_default_does_not(self):
+        model = _shallow_model(600, library_size=80.0, n_hidden=400)
+        assert _messages(model, train_size=0.7, check_val_every_n_epoch=1) == []
 
     def test_the_default_says_nothing(self):
         assert _messages(_shallow_model(4_000), max_epochs=40, check_val_every_n_epoch=1) == []
