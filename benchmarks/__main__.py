@@ -14,4 +14,4 @@ NAMES = sorted(
 
 if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
     raise SystemExit(f"usage: python -m benchmarks {{{','.join(NAMES)}}} [arguments]")
-importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
+sys.exit(importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:]))

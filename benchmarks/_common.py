@@ -18,10 +18,15 @@ import pandas as pd
 import scvi
 import torch
 
+from scvi_sams.evaluation._measures import coverage_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Stopwatch", "parser", "prepare", "print_table", "read_screen", "with_mean"]
+__all__ = ["Stopwatch", "coverage", "parser", "prepare", "print_table", "read_screen", "with_mean"]
+
+
+_WRITTEN: dict[str, list[dict[str, Any]]] = {}
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -69,6 +74,14 @@ class Stopwatch:
         self.wall, self.cpu = time.perf_counter() - wall, time.process_time() - cpu
 
 
+def coverage(predicted: ad.AnnData, observed: ad.AnnData) -> dict[str, float]:
+    """Share of observed effects in the 50, 80 and 95% intervals, which noise of theirs widens."""
+    shares = coverage_of(predicted, observed)
+    if shares is None:
+        raise ValueError("The prediction has no standard deviations.")
+    return {name.replace("_", " ") + "%": float(shares[name].mean()) for name in shares}
+
+
 def with_mean(rows: list[dict[str, Any]], label: str) -> list[dict[str, Any]]:
     """Append the means of the columns, labelled in the column ``label``."""
     means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key != label}
@@ -78,7 +91,10 @@ def with_mean(rows: list[dict[str, Any]], label: str) -> list[dict[str, Any]]:
 def print_table(
     title: str, rows: list[dict[str, Any]], arguments: argparse.Namespace, digits: int = 3
 ) -> None:
-    """Print rows as a Markdown table with their mean, and write them as JSON if asked."""
+    """Print rows as a Markdown table, and write them as JSON if asked.
+
+    Later tables of a run are added to the file, whose rows name their table.
+    """
     table = pd.DataFrame(rows)
     print(
         f"\n### {title}\n\ntorch.set_num_threads({arguments.threads}), "
@@ -88,4 +104,6 @@ def print_table(
     lines = [list(cells.columns), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
     print("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2, default=float))
+        written = _WRITTEN.setdefault(str(arguments.json.resolve()), [])
+        written += [{"table": title} | row for row in rows]
+        arguments.json.write_text(json.dumps(written, indent=2, default=lambda v: v.item()))

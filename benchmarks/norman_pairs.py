@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scvi
 
-from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen, with_mean
+from benchmarks._common import (
+    Stopwatch,
+    coverage,
+    parser,
+    prepare,
+    print_table,
+    read_screen,
+    with_mean,
+)
 from scvi_sams import SAMSVAE
 from scvi_sams.evaluation import BASELINES, effect_agreement, observed_effects
 
@@ -81,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             with_mean(rows, "pair"),
             arguments,
         )
+        shares = coverage(predicted["model"], observed)
+        print("\n" + ", ".join(f"{name} {share:.3f}" for name, share in shares.items()))
     on = model.get_perturbation_mask() > 0.5
     print(
         f"\nperturbations with a mask: {int(on.any(axis=1).sum())} of {len(on)}; "

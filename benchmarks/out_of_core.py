@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments.add_argument("--genes", type=int, default=2_000)
     arguments.add_argument("--perturbations", type=int, default=10_000)
+    arguments.add_argument(
+        "--layout", default="sparse", choices=["sparse", "dense"], help="of the counts on disk"
+    )
     arguments.add_argument("--folder", type=Path, help="where to write (temporary by default)")
     arguments = arguments.parse_args(argv)
     prepare(arguments)
@@ -63,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ):
             path = Path(folder) / f"{placement}.h5ad"
             start = time.perf_counter()
-            write_random_screen(path, n_cells, **size)
-            one = {"cells": n_cells, "kept": placement}
+            write_random_screen(path, n_cells, **size, is_dense=arguments.layout == "dense")
+            one = {"cells": n_cells, "kept": placement, "layout": arguments.layout}
             written = {
                 "file, MiB": path.stat().st_size / 2**20,
                 "seconds to write": time.perf_counter() - start,
@@ -79,8 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_table(f"Out of core, {arguments.accelerator}", rows, arguments, digits=2)
 
 
-def write_random_screen(path: Path, n_cells: int, genes: int, perturbations: int) -> None:
-    """Write sparse counts without structure to an h5ad file, some cells at a time.
+def write_random_screen(
+    path: Path, n_cells: int, genes: int, perturbations: int, is_dense: bool = False
+) -> None:
+    """Write counts without structure to an h5ad file, some cells at a time.
 
     Parameters
     ----------
@@ -88,6 +93,8 @@ def write_random_screen(path: Path, n_cells: int, genes: int, perturbations: int
         File to write.
     n_cells, genes, perturbations
         Sizes of the screen. One perturbation a cell, 5% of the counts not zero.
+    is_dense
+        Write the zeros too.
     """
     unfinished = path.with_suffix(".unfinished")
     labels = []
@@ -95,7 +102,18 @@ def write_random_screen(path: Path, n_cells: int, genes: int, perturbations: int
         n_now = min(_CELLS_AT_ONCE, n_cells - first)
         part = random_screen(n_now, genes, perturbations, _DENSITY, seed=first)
         labels.append(part.obs["perturbation"].array)
-        if first == 0:
+        if is_dense:
+            if first == 0:
+                ad.AnnData(obs=part.obs, var=part.var).write_h5ad(unfinished)
+            with h5py.File(unfinished, "a") as file:
+                if first == 0:
+                    shape, chunks = (n_cells, genes), (min(256, n_cells), genes)
+                    matrix = file.create_dataset("X", shape, np.float32, chunks=chunks)
+                    matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+                for row in range(0, n_now, 5_000):
+                    counts = part.X[row : row + 5_000].toarray()
+                    file["X"][first + row : first + row + len(counts)] = counts
+        elif first == 0:
             part.X.indptr = part.X.indptr.astype(np.int64)  # of all cells there may be many
             part.write_h5ad(unfinished)
         else:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scvi
 
-from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen, with_mean
+from benchmarks._common import (
+    Stopwatch,
+    coverage,
+    parser,
+    prepare,
+    print_table,
+    read_screen,
+    with_mean,
+)
 from scvi_sams import SAMSVAE
 from scvi_sams.evaluation import effect_agreement, effect_correlation, observed_effects
 
@@ -29,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--splits", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     arguments.add_argument("--seed", type=int, help="seed of training (default: the split)")
     arguments.add_argument("--max-epochs", type=int)
+    arguments.add_argument(
+        "--train-size", type=float, default=1.0, help="below 1: the rest is for validation"
+    )
     arguments.add_argument("--batch-key", help="column of the batches, none by default")
     arguments = arguments.parse_args(argv)
     prepare(arguments)
@@ -46,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with watch():
             model.train(
                 max_epochs=arguments.max_epochs,
-                train_size=1.0,
+                train_size=arguments.train_size,
                 accelerator="cpu",
                 enable_progress_bar=False,
             )
@@ -65,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "squared error, model": error,
                 "squared error, raw": raw_error,
                 "ratio of errors": error / raw_error,
+                **coverage(predicted, held_out),
+                "noise absorbed": float(model.module.gene_effects.absorbed),
                 "core seconds": watch.cpu,
             }
         )

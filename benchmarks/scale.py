@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import scvi
 
 from benchmarks._common import prepare, print_table
+from benchmarks._global_updates import time_global_updates
 from benchmarks._speed import (
     StepTimer,
     clock,
@@ -32,6 +33,7 @@ _POSTERIORS: dict[str, dict[str, Any]] = {
     "mean_field": _PAPER | {"embedding_posterior": "mean_field"},
     "correlated": _PAPER | {"embedding_posterior": "correlated"},
 }
+_UPDATE_LATENTS = [20, 50, 64, 65, 100, 200, 400]
 _BASE = {"perturbations": 1_000, "cells": 20_000, "genes": 1_000, "latents": 50, "particles": 1}
 
 
@@ -46,12 +48,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--latents", type=int, nargs="*", default=[100])
     arguments.add_argument("--particles", type=int, nargs="*", default=[5])
     arguments.add_argument(
+        "--updates",
+        action="store_true",
+        help="time frame and updates alone, without training, at --update-latents by "
+        "--update-perturbations",
+    )
+    arguments.add_argument("--update-latents", type=int, nargs="+", default=_UPDATE_LATENTS)
+    arguments.add_argument(
+        "--update-perturbations", type=int, nargs="+", default=[100, 1_000, 20_000]
+    )
+    arguments.add_argument(
         "--posteriors", nargs="+", default=["closed form"], choices=list(_POSTERIORS)
     )
     arguments = arguments.parse_args(argv)
     prepare(arguments)
     if arguments.one:
         run_one(_run, arguments)
+        return
+    if arguments.updates:
+        rows = []
+        for n_latent in arguments.update_latents:
+            for n in arguments.update_perturbations:
+                found = time_global_updates(n_latent, n)
+                rows.append({"latents": n_latent, "perturbations": n} | found)
+                print(rows[-1], flush=True)
+        print_table("Frame and updates, one processor", rows, arguments)
         return
     if arguments.quick:
         arguments.cells, arguments.genes, arguments.latents, arguments.particles = [], [], [], []

@@ -24,39 +24,29 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxcontrib.bibtex",
-    "prose_returns",
+    "llms_txt",
+    "mathml",
     "public_names",
 ]
-exclude_patterns = ["_build", "_ext", "_jupyter_cache", "conf.py"]
+exclude_patterns = ["_build", "_ext"]
 templates_path = ["_templates"]
 
 # Sphinx reads what is below its own folder only.
-for tutorial in sorted((ROOT / "tutorials").glob("[0-9]*.py")):
-    copy = HERE / "tutorials" / tutorial.name
-    if not copy.exists() or not filecmp.cmp(tutorial, copy, shallow=False):
-        shutil.copyfile(tutorial, copy)
+for notebook in sorted((ROOT / "tutorials").glob("[0-9]*.ipynb")):
+    copy = HERE / "tutorials" / notebook.name
+    if not copy.exists() or not filecmp.cmp(notebook, copy, shallow=False):
+        shutil.copyfile(notebook, copy)
 
-# Notebooks, kept as Python text. They run when the documentation is built, and again only when
-# they have changed; SCVI_SAMS_DOCS_EXECUTE=off builds without their outputs, "force" runs all.
-nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
-nb_execution_mode = os.environ.get("SCVI_SAMS_DOCS_EXECUTE", "cache")
-# Outputs of small screens must not be taken for those of the full ones.
-nb_execution_cache_path = str(
-    HERE / "_jupyter_cache" / os.environ.get("SCVI_SAMS_TUTORIALS", "full")
-)
-nb_execution_timeout = 3600
-nb_execution_raise_on_error = True
-nb_output_stderr = "remove"
+nb_execution_mode = "off"  # scripts/notebooks runs them
 nb_merge_streams = True
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-# Notebooks and pages are Markdown; `.py` files come from nb_custom_formats.
-source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
+html_math_renderer = "mathml"
 
 autosummary_generate = True
 autosummary_context = {"own_members": own_members}
@@ -69,6 +59,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 napoleon_use_rtype = True
 napoleon_use_param = True
+napoleon_custom_sections = ["Returns"]  # prose, not a list of types
 
 # Every reference of ours must lead somewhere; those into other libraries need the internet.
 nitpicky = True

@@ -70,7 +70,7 @@ _FLAG = _Kind(bool)
 ARGUMENTS: dict[str, _Kind] = {
     # of constructors
     "n_latent": _COUNT,
-    "n_hidden": _COUNT_OR_NONE,
+    "n_hidden": _Kind(int, least=1),
     "n_layers": _COUNT,
     "dropout_rate": _Kind(float, least=0, below=1),
     "encode_covariates": _FLAG,
@@ -87,6 +87,7 @@ ARGUMENTS: dict[str, _Kind] = {
     "mask_evidence_cells": _Kind(float, above=0, optional=True),
     "dose_response": _words("linear", "hill"),
     "interaction_prior": _Kind(float, above=0, below=1),
+    "context_prior": _Kind(float, above=0, below=1),
     # of train
     "max_epochs": _COUNT_OR_NONE,
     "train_size": _Kind(float, above=0, most=1, optional=True),
@@ -103,6 +104,7 @@ ARGUMENTS: dict[str, _Kind] = {
     "global_lr_factor": _NOT_NEGATIVE,
     "eps": _POSITIVE,
     "weight_decay": _NOT_NEGATIVE,
+    "weight_precision": _NOT_NEGATIVE,
     "kl_warmup_fraction": _SHARE_OR_NONE,
     "mask_warmup_fraction": _Kind(float, least=0, optional=True),  # above 1: never on
     "min_kl_weight": _NOT_NEGATIVE,
@@ -128,6 +130,7 @@ ARGUMENTS: dict[str, _Kind] = {
     "include_global": _FLAG,
     "representation": _words("full", "basal", "perturbation"),
     "fdr": _Kind(float, above=0, below=1),
+    "power": _Kind(float, above=0, below=1),
     "delta": _NOT_NEGATIVE,
     "pseudocount": _POSITIVE,
     "by": _words("effect", "mask"),

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["COUNTS_PER_GENE", "SAMS_REGISTRY_KEYS"]
-
-COUNTS_PER_GENE = "counts_per_gene"
-"""Key in a registry of the counts of the screen divided by its genes; later cells keep it."""
+__all__ = ["SAMS_REGISTRY_KEYS"]
 
 
 class _SAMSRegistryKeys(NamedTuple):
@@ -18,6 +15,8 @@ class _SAMSRegistryKeys(NamedTuple):
     """
     DOSE_KEY: str = "dose"
     """Registry key, and key in every minibatch, of their doses, cells x K."""
+    CONTEXT_KEY: str = "context"
+    """Registry key, and key in every minibatch, of the context of each cell, cells x 1."""
     INDEX_OBSM_KEY: str = "_scvi_perturbation_index"
     """Where `setup_anndata` writes the positions in `adata.obsm`."""
     DOSE_OBSM_KEY: str = "_scvi_perturbation_dose"

@@ -137,6 +137,14 @@ def test_pages_are_reachable():
     assert (pages | tutorials) - {"index"} <= listed
 
 
+def test_every_analysis_and_plot_answers_a_question():
+    """On the page for those who know what they want and not what it is called."""
+    page = (DOCS / "which_function.md").read_text()
+    named = set(re.findall(r"<(scvi_sams\.\w+\.\w+)>`", page))
+    public = {f"scvi_sams.tl.{name}" for name in scvi_sams.tl.__all__}
+    assert public | {f"scvi_sams.pl.{name}" for name in scvi_sams.pl.__all__} <= named
+
+
 def test_every_plot_is_in_the_gallery():
     gallery = (ROOT / "tutorials" / "06_gallery.py").read_text()
     drawn = set(re.findall(r"^[^#\n]*scvi_sams\.pl\.(\w+)\(", gallery, re.MULTILINE))

@@ -20,8 +20,6 @@
 # The fit takes about half a minute of one core.
 
 # %%
-import os
-
 import matplotlib.pyplot as plt
 import scanpy as sc
 import scvi
@@ -31,21 +29,13 @@ import scvi_sams
 scvi.settings.seed = 0
 
 # %% [markdown]
-# `small` is for the tests of the package, which run this page on a smaller screen.
-
-# %% tags=["hide-cell"]
-small = os.environ.get("SCVI_SAMS_TUTORIALS") == "small"
-size = {"n_cells": 1_000, "n_genes": 100, "n_perturbations": 10} if small else {}
-max_epochs = 5 if small else None
-
-# %% [markdown]
 # ## A screen
 #
 # Yours would come from `sc.read_h5ad`. All that matters is a matrix of raw counts and a column
 # that says what each cell received.
 
 # %%
-adata = scvi_sams.datasets.simulated_screen(**size)
+adata = scvi_sams.datasets.simulated_screen()
 adata.obs["perturbation"].value_counts().head(8)
 
 # %% [markdown]
@@ -83,8 +73,9 @@ scvi_sams.SAMSVAE.setup_anndata(
 )
 scvi.settings.num_threads = 1  # scanpy has raised it, and many small steps are slower then
 model = scvi_sams.SAMSVAE(adata, n_latent=20)
-model.train(max_epochs=max_epochs)
+model.train()
 ax = scvi_sams.pl.training_history(model.history)
+
 # %% [markdown]
 # The step in the middle is where the masks are switched on: before it the model is a plain VAE.
 #
@@ -93,7 +84,7 @@ ax = scvi_sams.pl.training_history(model.history)
 # Each row is a perturbation, each column a latent that some perturbation uses. Most entries are
 # exactly off. Latents that nobody uses come last; having more of them than needed costs little.
 
-# %%
+# %% tags=["picture:quick_start"]
 ax = scvi_sams.pl.mask_heatmap(model.get_perturbation_mask(), model.get_perturbation_effect())
 
 # %% [markdown]
@@ -175,5 +166,5 @@ figure.tight_layout()
 # model = scvi_sams.SAMSVAE.load("my_model", adata)
 # ```
 #
-# Next: the same on [a real screen](02_interferon_gamma), or [how to find out whether to believe
-# it](04_choosing_a_model).
+# Next: the same on [a real screen](02_interferon_gamma.ipynb), or [how to find out whether to
+# believe it](04_choosing_a_model.ipynb).

@@ -13,11 +13,11 @@
 # %% [markdown]
 # # A real screen: the interferon-gamma pathway
 #
-# Papalexi and colleagues {cite:p}`Papalexi2021` knocked out 25 genes in THP-1 cells, a human
-# monocyte line, and then stimulated them with interferon-gamma, among other things.
-# Interferon-gamma binds a receptor of two chains, IFNGR1 and IFNGR2. The receptor activates the
-# kinase JAK2, which phosphorylates STAT1; STAT1 goes to the nucleus, switches on IRF1, and the
-# two of them switch on hundreds of genes.
+# [Papalexi and colleagues (2021)](https://doi.org/10.1038/s41588-021-00778-2) knocked out 25
+# genes in THP-1 cells, a human monocyte line, and then stimulated them with interferon-gamma,
+# among other things. Interferon-gamma binds a receptor of two chains, IFNGR1 and IFNGR2. The
+# receptor activates the kinase JAK2, which phosphorylates STAT1; STAT1 goes to the nucleus,
+# switches on IRF1, and the two of them switch on hundreds of genes.
 #
 # So we know what to expect. Losing any link of the chain from receptor to STAT1 should look the
 # same. Losing IRF1, the last link, should look like part of it. And most of the other genes on
@@ -26,7 +26,6 @@
 # Will a model that is told none of this find it?
 
 # %%
-import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -44,31 +43,20 @@ scvi.settings.seed = 0
 # %% [markdown]
 # ## The screen
 #
-# The public file is fetched once (about 400 MB) and kept. Where a copy with a panel of genes is
-# at hand, as for the tests of the package, that is taken; and where there is neither, a
-# simulated screen stands in, so that the code can at least be followed.
-
-# %% tags=["hide-cell"]
-small = os.environ.get("SCVI_SAMS_TUTORIALS") == "small"
-panel = Path(os.environ.get("SCVI_SAMS_TEST_DATA", ".")) / "papalexi2021_eccite.h5ad"
+# `public_screen` fetches the public file once (about 400 MB) and keeps it. What you see below
+# comes from a smaller file, with the same cells and a panel of 299 genes.
 
 # %%
+panel = Path("papalexi2021_eccite.h5ad")
 if panel.is_file():
     adata = sc.read_h5ad(panel)
     adata.obs["batch"] = adata.obs["bio_rep"]
     # The genes are a panel: their sum is not the library size of the cell.
     adata.obs["size_factor"] = adata.obs["total_umi_all_genes"].astype(float)
 else:
-    try:
-        adata = scvi_sams.datasets.public_screen("papalexi_2021")
-        adata.obs["batch"] = adata.obs["replicate"]
-    except scvi_sams.datasets.DatasetUnavailableError as error:
-        print(f"A simulated screen stands in: {error}")
-        adata = scvi_sams.datasets.simulated_screen(n_pairs=0)
-        adata.obs["batch"] = adata.obs["replicate"]
+    adata = scvi_sams.datasets.public_screen("papalexi_2021")
+    adata.obs["batch"] = adata.obs["replicate"]
     adata.obs["size_factor"] = np.asarray(adata.X.sum(axis=1)).ravel()
-if small:
-    adata = adata[::4].copy()
 
 # %% [markdown]
 # Before anything is modelled: how many cells does each knock-out have? And, if the genes are all
@@ -92,9 +80,6 @@ adata.obs["perturbation"].value_counts().head(10)
 
 # %%
 known = ["IFNGR1", "IFNGR2", "JAK2", "STAT1"]
-has_pathway = set(known) <= set(adata.obs["perturbation"])
-if not has_pathway:  # the simulated screen
-    known = list(adata.obs["perturbation"].cat.categories[1:5])
 # Of the other knock-outs the label is missing, which scanpy draws in grey below the rest.
 upstream = ", ".join(known[:3])
 colors = {known[3]: "#D55E00", upstream: "#E69F00", "SMAD4": "#0072B2", "control": "black"}
@@ -131,7 +116,7 @@ scvi_sams.SAMSVAE.setup_anndata(
 )
 scvi.settings.num_threads = 1  # scanpy has raised it, and many small steps are slower then
 model = scvi_sams.SAMSVAE(adata)
-model.train(max_epochs=3 if small else None)
+model.train()
 
 # %% [markdown]
 # ## Which knock-outs do anything?
@@ -150,7 +135,7 @@ active.sort_values("log_odds", ascending=False).head(10)[["log_odds", "q_value",
 #
 # The heart of it. Each column is a latent, each row a knock-out that moves one.
 
-# %%
+# %% tags=["picture:mask_heatmap"]
 effect = model.get_perturbation_effect()
 ax = scvi_sams.pl.mask_heatmap(model.get_perturbation_mask(), effect)
 
@@ -163,7 +148,7 @@ members = mask.index[mask[pathway_latents].any(axis=1)] if pathway_latents else 
 print("all that move them:", list(members))
 
 # %% [markdown]
-# With the real screen and the full training, receptor, kinase and STAT1 share a latent, as the
+# Receptor, kinase and STAT1 share a latent, as the
 # textbook has it, and SMAD4 is somewhere else: it belongs to the TGF-beta pathway. STAT1 is the
 # strongest of the four. All signal passes through it.
 #
@@ -184,7 +169,7 @@ if len(strong) > 2:
 # chemokines CXCL9, CXCL10 and CXCL11, the guanylate-binding GBPs, HLA genes. If so, and if
 # knock-outs push it the way that lowers them, we may call it the interferon-gamma response.
 
-# %%
+# %% tags=["picture:gene_program"]
 programs = scvi_sams.tl.gene_programs(model, "typical")
 latent = pathway_latents[0] if pathway_latents else effect.abs().sum().idxmax()
 ax = scvi_sams.pl.gene_program(programs, latent)
@@ -201,7 +186,7 @@ print(f"The four {verb} {latent} (mean effect {sign:.2f}).")
 # what the knock-out adds. On the full state the knock-outs of the pathway come apart from the
 # controls together, and those of SMAD4 elsewhere.
 
-# %%
+# %% tags=["picture:interferon_gamma"]
 adata.obsm["X_sams"] = model.get_latent_representation()
 adata.obsm["X_basal"] = model.get_latent_representation(representation="basal")
 figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
@@ -229,12 +214,12 @@ pd.DataFrame(agreement).round(3)
 
 # %% [markdown]
 # These are the cells that the model was fitted to, so this is description, not prediction. How
-# to tell the difference is the subject of [the fourth tutorial](04_choosing_a_model).
+# to tell the difference is the subject of [the fourth tutorial](04_choosing_a_model.ipynb).
 #
 # ## What to be careful about
 #
 # - One fit is one fit. Repeat with other seeds and keep what repeats
-#   ({func}`scvi_sams.tl.mechanism_stability`).
+#   (`scvi_sams.tl.mechanism_stability`).
 # - Guides fail. Cells that escaped their edit are counted as knocked out, and shrink the effects.
 # - The latent that the four share is evidence that they act alike in these cells under this
 #   stimulus. It is not a wiring diagram: nothing here says that JAK2 lies above STAT1.

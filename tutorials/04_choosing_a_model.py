@@ -23,8 +23,6 @@
 # 5. Do simulated cells look like cells? (posterior predictive checks)
 
 # %%
-import os
-
 import numpy as np
 import pandas as pd
 import scvi
@@ -32,11 +30,6 @@ import scvi
 import scvi_sams
 
 scvi.settings.seed = 0
-
-# %% tags=["hide-cell"]
-small = os.environ.get("SCVI_SAMS_TUTORIALS") == "small"
-size = {"n_cells": 1_500, "n_genes": 100, "n_perturbations": 12} if small else {"n_cells": 6_000}
-max_epochs = 5 if small else None
 
 # %% [markdown]
 # ## A split that asks the right question
@@ -47,7 +40,7 @@ max_epochs = 5 if small else None
 
 # %%
 adata = scvi_sams.datasets.simulated_screen(
-    **size, n_pairs=15, pair_fraction=0.4, effect_size=1.5, inactive_fraction=0.3
+    n_cells=6_000, n_pairs=15, pair_fraction=0.4, effect_size=1.5, inactive_fraction=0.3
 )
 scvi_sams.evaluation.split_pairs(adata, "perturbation", "control", n_seen=2, held_out=0.34)
 scvi_sams.evaluation.check_leakage(adata)
@@ -65,7 +58,7 @@ def fit(model_class, **arguments):
         batch_key="replicate",
     )
     model = model_class(adata, n_latent=20, **arguments)
-    model.train(max_epochs=max_epochs, datasplitter_kwargs=split)
+    model.train(datasplitter_kwargs=split)
     return model
 
 
@@ -95,7 +88,7 @@ for sentence in card.verdict:
 # `pearson_perturbed` is the correlation of effects relative to the *average perturbation*.
 # Relative to control, predicting the average for everybody looks good in many screens.
 
-# %%
+# %% tags=["picture:scorecard"]
 ax = scvi_sams.pl.scorecard(card, "pearson_perturbed")
 
 # %% [markdown]
@@ -123,7 +116,7 @@ scvi_sams.SAMSVAE.setup_anndata(
     batch_key="replicate",
 )
 on_shuffled = scvi_sams.SAMSVAE(shuffled, n_latent=20)
-on_shuffled.train(max_epochs=max_epochs)
+on_shuffled.train()
 
 
 def masks_on(model):

@@ -30,10 +30,6 @@ import scvi_sams
 
 scvi.settings.seed = 0
 
-# %% tags=["hide-cell"]
-small = os.environ.get("SCVI_SAMS_TUTORIALS") == "small"
-n_cells, n_genes, n_perturbations = (1_000, 100, 100) if small else (10_000, 500, 1_000)
-
 # %% [markdown]
 # ## What takes memory
 #
@@ -43,7 +39,7 @@ n_cells, n_genes, n_perturbations = (1_000, 100, 100) if small else (10_000, 500
 
 # %%
 adata = scvi_sams.datasets.simulated_screen(
-    n_cells, n_genes, n_perturbations, n_pairs=0, n_latent=10
+    n_cells=10_000, n_genes=500, n_perturbations=1_000, n_pairs=0, n_latent=10
 )
 counts = adata.layers["counts"]
 nonzero = counts.nnz / adata.n_obs
@@ -170,7 +166,7 @@ effect.to_df().iloc[:, :5].round(2)
 # ```
 #
 # Several fits of one screen on several seeds are worth more than one long fit: what they agree
-# on is what to believe ({func}`scvi_sams.tl.mechanism_stability`).
+# on is what to believe (`scvi_sams.tl.mechanism_stability`).
 #
 # A job may be killed. `enable_checkpointing=True` in `train` keeps checkpoints, as in
 # scvi-tools.

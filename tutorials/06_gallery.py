@@ -13,13 +13,11 @@
 # %% [markdown]
 # # A gallery of plots
 #
-# Every plot of [`scvi_sams.pl`](../api/plots), once, on a simulated screen. Each takes a table
+# Every plot of `scvi_sams.pl`, once, on a simulated screen. Each takes a table
 # that a model returned, draws into the axes that it is given (`ax=`) or makes a figure, and
 # returns the axes, which are yours to change.
 
 # %%
-import os
-
 import matplotlib.pyplot as plt
 import pandas as pd
 import scanpy as sc
@@ -29,13 +27,8 @@ import scvi_sams
 
 scvi.settings.seed = 0
 
-# %% tags=["hide-cell"]
-small = os.environ.get("SCVI_SAMS_TUTORIALS") == "small"
-size = {"n_cells": 3_000, "n_genes": 150} if small else {}
-max_epochs = 30 if small else None
-
 # %%
-adata = scvi_sams.datasets.simulated_screen(**size, inactive_fraction=0.2)
+adata = scvi_sams.datasets.simulated_screen(inactive_fraction=0.2)
 scvi_sams.SAMSVAE.setup_anndata(
     adata,
     layer="counts",
@@ -44,12 +37,12 @@ scvi_sams.SAMSVAE.setup_anndata(
     batch_key="replicate",
 )
 model = scvi_sams.SAMSVAE(adata, n_latent=12)
-model.train(max_epochs=max_epochs, train_size=0.7, check_val_every_n_epoch=1)
+model.train(train_size=0.7, check_val_every_n_epoch=1)
 
 # %% [markdown]
 # ## Training
 #
-# {func}`~scvi_sams.pl.training_history`: has it converged, does it overfit?
+# `scvi_sams.pl.training_history`: has it converged, does it overfit?
 
 # %%
 ax = scvi_sams.pl.training_history(model.history)
@@ -57,7 +50,7 @@ ax = scvi_sams.pl.training_history(model.history)
 # %% [markdown]
 # ## Masks and effects
 #
-# {func}`~scvi_sams.pl.mask_heatmap`: which perturbations move which latents. The strip at the
+# `scvi_sams.pl.mask_heatmap`: which perturbations move which latents. The strip at the
 # left is for what you know about the perturbations: here the mechanism that was planted first.
 
 # %%
@@ -75,7 +68,7 @@ ax = scvi_sams.pl.mask_heatmap(mask, effect, pathways=planted)
 # %% [markdown]
 # ## Genes of a latent
 #
-# {func}`~scvi_sams.pl.gene_program`: what it raises and what it lowers.
+# `scvi_sams.pl.gene_program`: what it raises and what it lowers.
 
 # %%
 programs = scvi_sams.tl.gene_programs(model, "typical")
@@ -85,7 +78,7 @@ ax = scvi_sams.pl.gene_program(programs, most_used)
 # %% [markdown]
 # ## Genes of a perturbation
 #
-# {func}`~scvi_sams.pl.effect_heatmap`: all conditions, the genes that change most.
+# `scvi_sams.pl.effect_heatmap`: all conditions, the genes that change most.
 
 # %%
 strength = effect.abs().sum(axis=1).sort_values(ascending=False)
@@ -94,14 +87,14 @@ effects = model.get_average_treatment_effect(strong, n_samples=20)
 ax = scvi_sams.pl.effect_heatmap(effects, n_genes=40, pathways=planted)
 
 # %% [markdown]
-# {func}`~scvi_sams.pl.volcano`: one condition, every gene.
+# `scvi_sams.pl.volcano`: one condition, every gene.
 
-# %%
+# %% tags=["picture:volcano"]
 table = scvi_sams.tl.differential_expression(model, strong[:1], delta=0.5)
 ax = scvi_sams.pl.volcano(table)
 
 # %% [markdown]
-# {func}`~scvi_sams.pl.model_vs_observed_effects`: what the model says beside what the cells say.
+# `scvi_sams.pl.model_vs_observed_effects`: what the model says beside what the cells say.
 
 # %%
 observed = scvi_sams.evaluation.observed_effects(adata, "perturbation", "control", layer="counts")
@@ -129,7 +122,7 @@ for ax, (key, title) in zip(axes, titles.items(), strict=True):
 # %% [markdown]
 # ## Pairs
 #
-# {func}`~scvi_sams.pl.pair_vs_additive_effects`: a pair against the sum of its parts. Genes off
+# `scvi_sams.pl.pair_vs_additive_effects`: a pair against the sum of its parts. Genes off
 # the line are where the model expects the whole to differ from the sum.
 
 # %%
@@ -141,29 +134,39 @@ ax = scvi_sams.pl.pair_vs_additive_effects(interactions)
 # %% [markdown]
 # ## Scores
 #
-# {func}`~scvi_sams.pl.scorecard`: the model beside baselines and ceilings, by any measure of
-# [a scorecard](../user_guide/evaluation).
+# `scvi_sams.pl.scorecard`: the model beside baselines and ceilings, by any measure of
+# a scorecard.
 
 # %%
 card = scvi_sams.evaluation.scorecard(model, n_bootstrap=200)
 ax = scvi_sams.pl.scorecard(card, "pearson_perturbed")
 
 # %% [markdown]
+# ## Plans
+#
+# `pl.plan_screen`: what a smaller or a larger screen of these perturbations
+# would recover, and the interval in which one such screen would fall.
+
+# %%
+plan = scvi_sams.tl.plan_screen(model)
+ax = scvi_sams.pl.plan_screen(plan)
+
+# %% [markdown]
 # ## Doses
 #
-# {func}`~scvi_sams.pl.dose_response`: of a model with `dose_response="hill"`. Curves are solid
+# `scvi_sams.pl.dose_response`: of a model with `dose_response="hill"`. Curves are solid
 # where doses were measured.
 
 # %%
 dosed = scvi_sams.datasets.simulated_screen(
-    2_000 if small else 6_000, 150, n_perturbations=8, n_pairs=0, doses=(0.1, 0.3, 1.0, 3.0, 10.0)
+    6_000, 150, n_perturbations=8, n_pairs=0, doses=(0.1, 0.3, 1.0, 3.0, 10.0)
 )
 scvi_sams.SAMSVAE.setup_anndata(
     dosed, layer="counts", perturbation_key="perturbation", dosage_key="dose", control="control"
 )
 scvi.settings.num_threads = 1  # scanpy has raised it, and many small steps are slower then
 hill = scvi_sams.SAMSVAE(dosed, n_latent=12, dose_response="hill")
-hill.train(max_epochs=max_epochs)
+hill.train()
 strength = hill.get_perturbation_effect().abs().sum(axis=1)
 curves = scvi_sams.tl.dose_response(hill).loc[strength.nlargest(4).index]
 measured = dosed.obs.assign(dose=pd.to_numeric(dosed.obs["dose"], errors="coerce"))

@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,13 @@ import numpy as np
 import pandas as pd
 import scvi
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from scvi_sams import tl
 from scvi_sams._exceptions import counted
 from scvi_sams.cli._console import CommandError, Progress, say
 from scvi_sams.cli._output import staged_folder
 from scvi_sams.cli._report import guard_tables, print_report, write_figures, write_scorecard
+from scvi_sams.cli._resume import stopped_fit
 from scvi_sams.cli._screen import (
     CONDITION,
     CONTROL,
@@ -31,22 +32,21 @@ from scvi_sams.cli._screen import (
     held_out_cells,
     make_model,
     read_screen,
+    reported,
 )
+from scvi_sams.cli._training import remove_state, train
 from scvi_sams.data.field import registered_conditions
 from scvi_sams.evaluation import effect_correlation, observed_effects, scorecard
 
 if TYPE_CHECKING:
     import argparse
-    from pathlib import Path
 
-    from lightning.pytorch import Trainer
     from numpy.typing import NDArray
 
     from scvi_sams.model import CPAVAE, SAMSVAE
 
 _PACKAGES = ("scvi_sams", "scvi_tools", "torch", "anndata")
 _MAX_SCORED_CELLS = 5_000  # the mean over them is good to a fraction of a nat
-_N_LINES = 10  # of progress in a log, where a bar that redraws itself would fill the disk
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -57,7 +57,13 @@ def fit(args: argparse.Namespace) -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     scvi.settings.seed = args.seed
-    with staged_folder(args.output, args.overwrite) as folder, redirect_stdout(Progress()):
+    stopped = stopped_fit(args) if args.resume else None
+    staged = staged_folder(
+        args.output, args.overwrite, None if stopped is None else stopped.folder
+    )
+    with staged as folder, redirect_stdout(Progress()):
+        if stopped is not None:
+            stopped = replace(stopped, folder=folder)  # where it was moved to
         adata = read_screen(args)
         model = make_model(adata, args)
         conditions = registered_conditions(model.adata_manager)
@@ -68,9 +74,14 @@ def fit(args: argparse.Namespace) -> None:
             f"{counted((~conditions.is_control).sum(), 'condition')}; "
             f"{counted(held_out.sum(), 'cell')} held out"
         )
-        trained = time.perf_counter()
-        _train(model, held_out, args, folder)
-        training_seconds = time.perf_counter() - trained
+        if model.module.direct_effects is None:
+            say(
+                "No perturbation is named like a gene, so that none has an effect of its own on "
+                "its target: give targets by --targets or --target-gene-key"
+            )
+        if args.resume and stopped is None:
+            say("There is no stopped fit to go on from: begins anew")
+        model, training_seconds = train(model, held_out, args, folder, stopped)
 
         say("Reading out masks, effects and latents")
         effect = model.get_perturbation_effect()
@@ -81,7 +92,7 @@ def fit(args: argparse.Namespace) -> None:
             mask.to_csv(folder / "masks.csv")
         if model.module.direct_effects is not None:
             tl.direct_effects(model).to_csv(folder / "direct_effects.csv")
-        ate = model.get_average_treatment_effect(conditions.matrix[~conditions.is_control])
+        ate = model.get_average_treatment_effect(reported(conditions))
         ate.write_h5ad(folder / "ate.h5ad")
         latent = _latent(model, adata, held_out, effect.columns)
         latent.write_h5ad(folder / "latent.h5ad")
@@ -131,43 +142,11 @@ def fit(args: argparse.Namespace) -> None:
         }
         text = json.dumps(summary, indent=2, default=str)  # of a path
         (folder / "summary.json").write_text(f"{text}\n")
+        remove_state(folder)
     if args.json:
         print(text)
     else:
         print_report(mask, effect, ate, summary, args.output)
-
-
-class _Progress(Callback):
-    """Say a line after every tenth of the epochs."""
-
-    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Say the epoch, if its turn has come."""
-        n_epochs, done = trainer.max_epochs or 1, trainer.current_epoch + 1
-        if done * _N_LINES // n_epochs > (done - 1) * _N_LINES // n_epochs:
-            say(f"Training: epoch {done} of {n_epochs}")
-
-
-def _train(
-    model: SAMSVAE | CPAVAE, held_out: NDArray[np.bool_], args: argparse.Namespace, folder: Path
-) -> None:
-    """Train and save the model at once: whatever fails from here on, it is there."""
-    interactive = sys.stderr.isatty()
-    scvi.settings.progress_bar_style = "tqdm" if interactive else "rich"  # rich: quiet in a log
-    nobody = np.array([], dtype=int)
-    model.train(
-        max_epochs=args.max_epochs,
-        accelerator=args.accelerator,
-        enable_progress_bar=interactive,
-        callbacks=[] if interactive else [_Progress()],
-        # Nothing is chosen by the held-out cells; they are for the curve, and for warnings.
-        datasplitter_kwargs={
-            "external_indexing": [np.flatnonzero(~held_out), np.flatnonzero(held_out), nobody]
-        },
-        check_val_every_n_epoch=1 if held_out.any() else None,
-    )
-    model.save(str(folder / "model"))
-    if model.stopped_in is not None:
-        raise KeyboardInterrupt(f"interrupted in {model.stopped_in}")
 
 
 def _latent(
@@ -187,7 +166,8 @@ def _latent(
 def _observed_effects(adata: ad.AnnData, args: argparse.Namespace) -> ad.AnnData | None:
     """Effects (conditions x genes) in these cells; None where they lack controls or others."""
     is_control = adata.obs[CONDITION] == CONTROL
-    if is_control.all() or not is_control.any():
+    few_alike = 2 * adata.obs[CONDITION].nunique() > len(adata)  # many guides a cell
+    if is_control.all() or not is_control.any() or few_alike:
         return None
     return observed_effects(
         adata, CONDITION, CONTROL, layer=args.layer, size_factor_key=args.size_factor_key

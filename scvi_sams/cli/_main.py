@@ -19,6 +19,7 @@ from scvi_sams._exceptions import ScreenError, TrainingDivergedError
 from scvi_sams.cli._console import CommandError, one_line
 from scvi_sams.cli._output import check_file, check_folder
 from scvi_sams.cli._parser import SIMULATED, build_parser
+from scvi_sams.cli._resume import stopped_fit
 
 if TYPE_CHECKING:
     import argparse
@@ -102,13 +103,22 @@ def _run(args: argparse.Namespace) -> None:
             if not Path(file).is_file():
                 kind = "a .csv file" if file == args.targets else "an .h5ad file"
                 raise CommandError(f"there is no file {file}; give {kind}{role}")
+        if args.screen != SIMULATED:
+            from scvi_sams.cli._file import check_file_of_screen
+
+            check_file_of_screen(Path(args.screen), args)
         check_folder(args.output, args.overwrite)
+        if args.resume:
+            stopped_fit(args)
         from scvi_sams.cli._fit import fit as command
     else:
         if not (args.model / "model" / "model.pt").is_file():
             raise CommandError(f"there is no model in {args.model}; give a folder that fit wrote")
         check_file(args.output, args.overwrite)
-        from scvi_sams.cli._predict import predict as command
+        if args.command == "plan":
+            from scvi_sams.cli._plan import plan as command
+        else:
+            from scvi_sams.cli._predict import predict as command
     for library in ("lightning.pytorch", "lightning.fabric", "scvi"):
         logging.getLogger(library).setLevel(logging.ERROR)  # now that the libraries have set it
     command(args)

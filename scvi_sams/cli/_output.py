@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from scvi_sams.cli._console import PROGRAM, CommandError
+from scvi_sams.cli._resume import FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -44,17 +45,21 @@ def check_folder(output: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def staged_folder(output: Path, overwrite: bool) -> Iterator[Path]:
+def staged_folder(output: Path, overwrite: bool, stopped: Path | None = None) -> Iterator[Path]:
     """Give a folder beside `output` to write to, and move its files there at the end.
 
     What was written before an error stays in the folder beside, which the error then names: a
     trained model is not thrown away because a disk ran full. Of an earlier result, the files that
-    this program wrote are replaced, and all others stay.
+    this program wrote are replaced, and all others stay. A folder of a fit that was `stopped` is
+    taken over: under a new name, so that a process that still writes to it fails.
     """
     output = output.resolve()
     check_folder(output, overwrite)
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = _new_folder(output)
+    if stopped is not None:
+        staging.rmdir()
+        stopped.rename(staging)
     try:
         yield staging
         check_folder(output, overwrite)
@@ -62,6 +67,8 @@ def staged_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     except BaseException as error:
         if any(staging.iterdir()):
             error.add_note(f"what was finished is in {staging}")
+            if (staging / FOLDER).is_dir():
+                error.add_note("the same command with --resume goes on from there")
         else:
             staging.rmdir()
         raise

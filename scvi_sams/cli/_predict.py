@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["predict"]
+__all__ = ["load", "predict"]
 
+import json
 from typing import TYPE_CHECKING
 
 import scvi
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def predict(args: argparse.Namespace) -> None:
     """Simulate cells and write them to ``args.output``."""
-    model = _load(args.model / "model")
+    model = load(args.model / "model")
     with staged_file(args.output, args.overwrite) as path:
         scvi.settings.seed = args.seed
         cells = model.predict(
@@ -32,6 +33,16 @@ def predict(args: argparse.Namespace) -> None:
             library_size=args.library_size,
         )
         cells.write_h5ad(path)
+    if args.json:
+        summary = {
+            "output": str(args.output),
+            "conditions": args.conditions,
+            "n_cells": cells.n_obs,
+            "n_genes": cells.n_vars,
+            "seed": args.seed,
+        }
+        print(json.dumps(summary, indent=2))
+        return
     print(
         f"{counted(cells.n_obs, 'cell')} x {counted(cells.n_vars, 'gene')}, "
         f"{args.n_samples:,} of each of {counted(len(args.conditions), 'condition')}, are in "
@@ -39,7 +50,8 @@ def predict(args: argparse.Namespace) -> None:
     )
 
 
-def _load(folder: Path) -> SAMSVAE | CPAVAE:
+def load(folder: Path) -> SAMSVAE | CPAVAE:
+    """Load a model that ``fit`` wrote, without its cells."""
     classes = {each.__name__: each for each in (scvi_sams.SAMSVAE, scvi_sams.CPAVAE)}
     name = scvi_sams.SAMSVAE.load_registry(folder).get("model_name")
     if name not in classes:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-__all__ = ["CONDITION", "CONTROL", "MIN_CELLS", "held_out_cells", "make_model", "read_screen"]
+__all__ = [
+    "CONDITION",
+    "CONTROL",
+    "MIN_CELLS",
+    "held_out_cells",
+    "make_model",
+    "read_screen",
+    "reported",
+]
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 
 import scvi_sams
 from scvi_sams._exceptions import counted, listed
 from scvi_sams.cli._console import CommandError
+from scvi_sams.cli._file import check_columns, is_mudata
 from scvi_sams.cli._parser import SIMULATED
+from scvi_sams.data import guides_from_mudata
 from scvi_sams.data.field import registered_conditions
 from scvi_sams.evaluation._splits import random_share
 
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
     import argparse
 
     from numpy.typing import NDArray
+    from scipy import sparse
 
     from scvi_sams.data import Conditions
     from scvi_sams.model import CPAVAE, SAMSVAE
@@ -41,17 +51,9 @@ def read_screen(args: argparse.Namespace) -> ad.AnnData:
     if args.screen == SIMULATED:
         return scvi_sams.datasets.simulated_screen(seed=args.seed)
     path = Path(args.screen)
-    if not h5py.is_hdf5(path):
-        raise CommandError(
-            f"{path} is not an .h5ad file; read it in Python and write it with adata.write_h5ad"
-        )
     try:
-        with h5py.File(path) as file:
-            if missing := {"X", "obs", "var"}.difference(file):
-                raise CommandError(
-                    f"{path} is HDF5 but holds no AnnData: {', '.join(sorted(missing))} missing; "
-                    "write it with adata.write_h5ad"
-                )
+        if is_mudata(path):
+            return _of_mudata(path, args)
         adata = ad.read_h5ad(path)
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise CommandError(
@@ -66,6 +68,29 @@ def read_screen(args: argparse.Namespace) -> ad.AnnData:
     return adata
 
 
+def _of_mudata(path: Path, args: argparse.Namespace) -> ad.AnnData:
+    """The modality of the counts of a MuData, with the guides of the other."""
+    import mudata  # of scvi-tools; slow to import, and of few files
+
+    mdata = mudata.read_h5mu(path)
+    if args.perturbation_key is not None or args.dosage_obsm is not None:
+        return mdata.mod["rna" if "rna" in mdata.mod else "gene"]
+    control = (args.control or ["non-targeting"])[0]
+    adata = guides_from_mudata(mdata, guide_targets=_guide_targets(args), control=control)
+    for key in (args.batch_key, args.size_factor_key):
+        if key in mdata.obs and key not in adata.obs:
+            adata.obs[key] = mdata.obs[key].reindex(adata.obs_names)
+    args.guide_key, args.guide_targets, args.control = "guides", None, args.control or [control]
+    return adata
+
+
+def _guide_targets(args: argparse.Namespace) -> dict[str, str] | str | None:
+    """What guides target, by the table of ``--guide-targets``, or the key of uns that it names."""
+    if args.guide_targets is None or not Path(args.guide_targets).suffix:
+        return args.guide_targets
+    return _two_columns("--guide-targets", args.guide_targets, ("guide", "target"))
+
+
 def make_model(adata: ad.AnnData, args: argparse.Namespace) -> SAMSVAE | CPAVAE:
     """Register the screen, with the columns of the simulated one filled in, and make the model."""
     if args.screen == SIMULATED:
@@ -74,29 +99,15 @@ def make_model(adata: ad.AnnData, args: argparse.Namespace) -> SAMSVAE | CPAVAE:
         for name, value in defaults.items():
             if getattr(args, name) is None:
                 setattr(args, name, value)
-    columns = listed(adata.obs, 20) or "none"
-    if args.dosage_obsm is not None:
-        if args.perturbation_key is not None or args.dosage_key is not None:
-            raise CommandError(
-                "--dosage-obsm is in place of labels: leave out --perturbation-key and "
-                "--dosage-key"
-            )
-    elif args.perturbation_key is None:
-        raise CommandError(
-            f"--perturbation-key is needed: the obs column of labels; there are {columns}"
-        )
-    for name in ("perturbation_key", "dosage_key", "batch_key", "size_factor_key"):
-        key = getattr(args, name)
-        if key is not None and key not in adata.obs:
-            option = "--" + name.replace("_", "-")
-            raise CommandError(f"{option}: there is no obs column {key!r}; there are {columns}")
+    check_columns(args, adata.obs)
     if args.perturbation_key is not None and args.control is None:
         frequent = listed(adata.obs[args.perturbation_key].value_counts().index)
         raise CommandError(
             f"--control is needed: the label of the unperturbed cells in obs column "
             f"{args.perturbation_key!r}; the most frequent are {frequent}"
         )
-    options: dict[str, Any] = {"n_latent": args.n_latent, "direct_effects": _targets(args)}
+    options: dict[str, Any] = {"n_latent": args.n_latent}
+    options["direct_effects"] = _targets(args) or args.target_gene_key
     if args.model == "samsvae":
         options["mask_evidence_cells"] = args.mask_evidence_cells
     elif args.mask_evidence_cells is not None:
@@ -111,9 +122,18 @@ def make_model(adata: ad.AnnData, args: argparse.Namespace) -> SAMSVAE | CPAVAE:
         combination_delimiter=args.combination_delimiter,
         batch_key=args.batch_key,
         size_factor_key=args.size_factor_key,
+        guide_key=args.guide_key,
+        guide_targets=_guide_targets(args),
+        guide_threshold=args.guide_threshold,
     )
     given = {name: value for name, value in options.items() if value is not None}
-    model = model_class(adata, **given)
+    try:
+        model = model_class(adata, **given)
+    except scvi_sams.ScreenError as error:
+        if args.target_gene_key is None:
+            raise
+        message = str(error).replace("direct_effects=", "--target-gene-key ")
+        raise CommandError(message) from error
     conditions = registered_conditions(model.adata_manager)
     labels = np.where(conditions.is_control, CONTROL, np.array(conditions.labels, object))
     adata.obs[CONDITION] = pd.Categorical(labels[conditions.codes])
@@ -124,21 +144,40 @@ def _targets(args: argparse.Namespace) -> dict[str, str] | None:
     """Gene that each perturbation changes directly, by the table of ``--targets``."""
     if args.targets is None:
         return None
+    if args.target_gene_key is not None:
+        raise CommandError("--target-gene-key is in place of --targets: leave out one of them")
+    return _two_columns("--targets", args.targets, ("perturbation", "gene"))
+
+
+def _two_columns(option: str, path: str, columns: tuple[str, str]) -> dict[str, str]:
+    """A table of two columns, of which the first has each name once."""
     try:
-        table = pd.read_csv(args.targets, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:  # also what pandas raises of a file that is no table
-        raise CommandError(f"--targets: {args.targets} cannot be read: {error}") from error
-    if missing := {"perturbation", "gene"}.difference(table.columns):
+        raise CommandError(f"{option}: {path} cannot be read: {error}") from error
+    first, second = columns
+    if missing := set(columns).difference(table.columns):
         raise CommandError(
-            f"--targets: {args.targets} has no column {' or '.join(sorted(missing))}; its first "
-            "line is to be perturbation,gene"
+            f"{option}: {path} has no column {' or '.join(sorted(missing))}; its first line is to "
+            f"be {first},{second}"
         )
-    if (again := table["perturbation"].duplicated()).any():
+    if (again := table[first].duplicated()).any():
         raise CommandError(
-            f"--targets: {args.targets} has {listed(table['perturbation'][again].unique())} "
-            "twice; a perturbation has one target"
+            f"{option}: {path} has {listed(table[first][again].unique())} twice; a {first} has "
+            "one target"
         )
-    return dict(zip(table["perturbation"], table["gene"], strict=True))
+    return dict(zip(table[first], table[second], strict=True))
+
+
+def reported(conditions: Conditions) -> sparse.csr_matrix | None:
+    """Conditions whose effects are written; None for each perturbation alone.
+
+    That is where most cells have a condition of their own, as with many guides a cell.
+    """
+    perturbed = ~conditions.is_control
+    if 2 * perturbed.sum() > conditions.n_cells[perturbed].sum():
+        return None
+    return conditions.matrix[perturbed]
 
 
 def held_out_cells(

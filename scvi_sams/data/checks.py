@@ -15,8 +15,9 @@ from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
-from scvi_sams._constants import COUNTS_PER_GENE
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed, nearest
+from scvi_sams.data.joined import check_sources
 from scvi_sams.data.matrices import is_on_disk, rows_of
 from scvi_sams.data.tables import layer_names
 
@@ -41,6 +42,7 @@ __all__ = [
     "check_size_factor",
     "check_unchanged",
     "in_order_of",
+    "registered_modality",
 ]
 
 
@@ -69,21 +71,17 @@ class ScreenManager(AnnDataManager):
         check_genes(adata)
         if source_registry is not None:
             check_same_genes(adata.var_names, genes_of(source_registry))
-        counts_per_gene = None
         if asked.get("is_count_data", True):
-            counts_per_gene = check_counts(adata, asked.get("layer")) / adata.n_vars
+            check_counts(adata, asked.get("layer"))
         else:
             check_features(adata, asked.get("layer"))
-        if source_registry is not None:
-            # The width of the networks follows from it: cells that come later keep it.
-            counts_per_gene = source_registry.get(COUNTS_PER_GENE)
-        self.registry[COUNTS_PER_GENE] = counts_per_gene
         check_covariates(
             adata,
             asked.get("batch_key"),
             asked.get("labels_key"),
             asked.get("categorical_covariate_keys"),
             asked.get("continuous_covariate_keys"),
+            asked.get("context_key"),
         )
         if asked.get("size_factor_key") is not None:
             check_size_factor(adata, asked["size_factor_key"])
@@ -113,7 +111,8 @@ def check_adata(adata: Any) -> None:
         names = listed(getattr(adata, "mod", ()))
         raise ScreenError(
             f"This is a MuData, of which a model takes one modality ({names}): pass that of the "
-            "counts, as in `mdata['rna']`, with the perturbations in its obs."
+            "counts, as in `mdata['rna']`. SAMSVAE.setup_mudata takes the guides of another "
+            "modality to it; scvi_sams.data.guides_from_mudata does that alone."
         )
     if isinstance(adata, ad.AnnData):
         return
@@ -125,6 +124,26 @@ def check_adata(adata: Any) -> None:
     elif hasattr(adata, "to_adata") or "Collection" in type(adata).__name__:
         mend = "bring its cells into one AnnData, as with `collection[:].to_adata()`."
     raise ScreenError(f"adata is a {type(adata).__name__}: {mend}")
+
+
+def registered_modality(adata: Any) -> Any:
+    """The modality of a MuData that was set up; what is no MuData as it is.
+
+    Raises
+    ------
+    ScreenError
+        If none was, or several.
+    """
+    if type(adata).__name__ != "MuData":
+        return adata
+    written = SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY
+    found = [name for name, part in adata.mod.items() if written in part.obsm]
+    if len(found) != 1:
+        raise ScreenError(
+            f"Of this MuData {'no modality is' if not found else 'several are'} set up: call "
+            "`setup_mudata(mdata)` first, or give the modality, as in `mdata['rna']`."
+        )
+    return adata.mod[found[0]]
 
 
 # What text stands for no value once it went through `astype(str)`.
@@ -165,8 +184,8 @@ def check_genes(adata: AnnData) -> None:
             raise ScreenError(
                 f"Among the genes are features that are none ({listed(other.unique())} in "
                 f"adata.var[{column!r}]): {listed(other.index)}. Keep the genes, "
-                f"`adata = adata[:, adata.var[{column!r}] == 'Gene Expression'].copy()`, and "
-                "take perturbations from the guides' calls."
+                f"`adata = adata[:, adata.var[{column!r}] == 'Gene Expression'].copy()`. Guides "
+                "are split off by `scvi_sams.data.guides_from_features(adata)`."
             )
 
 
@@ -249,10 +268,10 @@ def check_unchanged(manager: AnnDataManager) -> None:
         )
 
 
-def check_counts(adata: AnnData, layer: str | None = None) -> float:
+def check_counts(adata: AnnData, layer: str | None = None) -> None:
     """Check that the matrix to be modelled holds counts, and that every cell has some.
 
-    Every entry is read, in blocks, so that a backed AnnData stays on disk. Returns their sum.
+    Every entry is read, in blocks, so that a backed AnnData stays on disk.
     """
     matrix, source = _matrix(adata, layer)
     check_structure(matrix, source)
@@ -275,7 +294,6 @@ def check_counts(adata: AnnData, layer: str | None = None) -> float:
             f"Cells without counts in {source} ({empty.size}): {listed(adata.obs_names[empty])}. "
             "Drop them, as with `sc.pp.filter_cells(adata, min_counts=1)`."
         )
-    return float(totals.sum())
 
 
 def check_features(adata: AnnData, layer: str | None = None) -> None:
@@ -333,7 +351,8 @@ def check_conditions(
         remedy = (
             "If a label marks control cells, pass it as `control`."
             if is_labelled and not conditions.controls
-            else "Effects are then told only from one another."
+            else "Effects are then told only from one another; of error rates, see "
+            "scvi_sams.tl.add_permuted_null."
         )
         _warn(f"No cell is a control: every one has some dose. {remedy}")
     rare = names[conditions.n_cells @ (conditions.matrix > 0) < 2]
@@ -398,6 +417,7 @@ def check_covariates(
     labels_key: str | None = None,
     categorical: Sequence[str] | None = None,
     continuous: Sequence[str] | None = None,
+    context_key: str | None = None,
 ) -> None:
     """Check that batches, labels and covariates are there, and have a value in every cell.
 
@@ -405,7 +425,7 @@ def check_covariates(
     ----------
     adata
         Annotated data.
-    batch_key, labels_key
+    batch_key, labels_key, context_key
         Columns of `adata.obs`.
     categorical, continuous
         Lists of columns of `adata.obs`.
@@ -421,7 +441,7 @@ def check_covariates(
     >>> adata = anndata.AnnData(obs=pd.DataFrame({"lane": ["1", "2"]}, index=["c1", "c2"]))
     >>> check_covariates(adata, batch_key="lane")
     """
-    named = [("batch", batch_key), ("label", labels_key)]
+    named = [("batch", batch_key), ("label", labels_key), ("context", context_key)]
     named += [("category", key) for key in categorical or ()]
     for kind, key in named:
         if key is None:
@@ -505,9 +525,16 @@ def check_doses(conditions: Conditions) -> None:
 
 
 def check_confounding(
-    adata: AnnData, conditions: Conditions, batch_key: str | None, *, min_cells: int = 10
+    adata: AnnData,
+    conditions: Conditions,
+    batch_key: str | None,
+    *,
+    min_cells: int = 10,
+    kind: str = "batch",
 ) -> None:
     """Warn of batches that are short of controls, and perturbations whose cells are all in one.
+
+    Contexts are batches of another `kind`, in which a perturbation need not be everywhere.
 
     Effects are told from the batch's only by the control cells of that batch; where it has none,
     not at all. Batches count as short below 20 controls, if that is not half of their share.
@@ -527,12 +554,14 @@ def check_confounding(
     expected = of_condition.sum(axis=1) * n_controls.sum() / max(1, known.sum())
     few = (n_controls < np.minimum(_FEW_CONTROLS, expected / 2)) & (n_cells.sum(axis=1) > 0)
     confounded = (n_cells.sum(axis=0) >= min_cells) & ((n_cells > 0).sum(axis=0) == 1)
+    confounded &= kind == "batch"
     names, messages = np.asarray(conditions.perturbations), []
     if few.any():
         shown = [f"{batches[k]}: {n_controls[k]}" for k in np.flatnonzero(few)]
         messages.append(
-            f"Batches of adata.obs[{batch_key!r}] that hold perturbed cells and fewer than "
-            f"{_FEW_CONTROLS} controls ({len(shown)}): {listed(shown)}. Effects of the batch and "
+            f"{'Batches' if kind == 'batch' else 'Contexts'} of adata.obs[{batch_key!r}] that "
+            "hold perturbed cells and fewer than "
+            f"{_FEW_CONTROLS} controls ({len(shown)}): {listed(shown)}. Effects of the {kind} and "
             "of perturbations are hard to tell apart there."
         )
     if confounded.any():
@@ -546,8 +575,8 @@ def check_confounding(
         alone &= confounded
     if alone.any():
         messages.append(
-            f"The batch of {listed(names[alone])} has no control cell: these effects cannot be "
-            "told from the batch's. Leave out the batch key, or read them with care."
+            f"The {kind} of {listed(names[alone])} has no control cell: these effects cannot be "
+            f"told from the {kind}'s. Leave out the {kind} key, or read them with care."
         )
     if messages:
         _warn(" ".join(messages))
@@ -661,4 +690,5 @@ def _matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         raise ScreenError(f"There is no adata.X: pass the layer to model. {_other_layers(adata)}")
+    check_sources(matrix)
     return matrix, "adata.X" if layer is None else f"adata.layers[{layer!r}]"

@@ -14,12 +14,13 @@ from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed
 from scvi_sams.data.checks import check_conditions
 from scvi_sams.data.conditions import Conditions, as_labels, padded_to_csr, unknown_parts
-from scvi_sams.data.guides import GuideField, Guides, GuideSource
+from scvi_sams.data.guides import GuideField, Guides, GuideSource, padded_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+    from numpy.typing import NDArray
     from scvi.data import AnnDataManager
 
     from scvi_sams.data.guides import GuideTargets
@@ -256,11 +257,11 @@ class PerturbationField(ObsmField):
     def _write(
         self, conditions: Conditions, adata: AnnData, guides: Guides | None
     ) -> dict[str, Any]:
-        adata.obsm[SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY] = conditions.cell_index
-        adata.obsm[SAMS_REGISTRY_KEYS.DOSE_OBSM_KEY] = conditions.cell_dose
+        adata.obsm[SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY] = _stored(conditions.cell_index)
+        adata.obsm[SAMS_REGISTRY_KEYS.DOSE_OBSM_KEY] = _stored(conditions.cell_dose)
         of_guides: dict[str, Any] = {}
         if guides is not None:
-            adata.obsm[SAMS_REGISTRY_KEYS.GUIDE_OBSM_KEY] = guides.codes + 1
+            adata.obsm[SAMS_REGISTRY_KEYS.GUIDE_OBSM_KEY] = _stored(guides.codes + 1)
             of_guides = {
                 GuideField.NAMES_KEY: guides.names,
                 GuideField.TARGETS_KEY: guides.targets.tolist(),
@@ -297,12 +298,24 @@ class DoseField(ObsmField):
         return {}
 
 
+_USUAL_COLUMNS = 8
+
+
+def _stored(columns: NDArray[Any]) -> NDArray[Any] | sparse.csr_matrix:
+    """Padded columns, sparse where one cell of many perturbations would widen those of all."""
+    if columns.shape[1] <= _USUAL_COLUMNS:
+        return columns
+    as_sparse = sparse.csr_matrix(columns)
+    size = as_sparse.data.nbytes + as_sparse.indices.nbytes + as_sparse.indptr.nbytes
+    return as_sparse if 2 * size < columns.nbytes else columns
+
+
 def registered_conditions(manager: AnnDataManager) -> Conditions:
     """What the cells of a registered AnnData received."""
     state = manager.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
     return Conditions.from_columns(
-        manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY),
-        manager.get_from_registry(SAMS_REGISTRY_KEYS.DOSE_KEY),
+        padded_columns(manager, SAMS_REGISTRY_KEYS.PERTURBATION_KEY),
+        padded_columns(manager, SAMS_REGISTRY_KEYS.DOSE_KEY),
         list(state[PerturbationField.COLUMN_NAMES_KEY]),
         state[PerturbationField.CONTROL_KEY],
         state[PerturbationField.DELIMITER_KEY],
@@ -313,8 +326,8 @@ def registered_dosage(manager: AnnDataManager) -> sparse.csr_matrix:
     """Doses of the cells of a registered AnnData, cells x perturbations."""
     state = manager.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
     return padded_to_csr(
-        manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY),
-        manager.get_from_registry(SAMS_REGISTRY_KEYS.DOSE_KEY),
+        padded_columns(manager, SAMS_REGISTRY_KEYS.PERTURBATION_KEY),
+        padded_columns(manager, SAMS_REGISTRY_KEYS.DOSE_KEY),
         len(state[PerturbationField.COLUMN_NAMES_KEY]),
     )
 

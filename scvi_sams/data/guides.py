@@ -81,12 +81,18 @@ def guide_codes(manager: AnnDataManager) -> Guides | None:
     if SAMS_REGISTRY_KEYS.GUIDE_KEY not in manager.data_registry:
         return None
     state = manager.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
-    numbers = manager.get_from_registry(SAMS_REGISTRY_KEYS.GUIDE_KEY)
+    numbers = padded_columns(manager, SAMS_REGISTRY_KEYS.GUIDE_KEY)
     return Guides(
         list(state[GuideField.NAMES_KEY]),
         np.asarray(state[GuideField.TARGETS_KEY], dtype=np.int32),
-        np.asarray(numbers).astype(np.int32) - 1,
+        numbers.astype(np.int32) - 1,
     )
+
+
+def padded_columns(manager: AnnDataManager, registry_key: str) -> NDArray[Any]:
+    """What cells received, cells x K, however it is stored."""
+    columns = manager.get_from_registry(registry_key)
+    return columns.toarray() if sparse.issparse(columns) else np.asarray(columns)
 
 
 class GuideField(ObsmField):
@@ -462,7 +468,8 @@ class GuideSource:
                     number = numbers.setdefault(name, len(numbers))
                     triples.append((row, position[part], number))
         table = np.array(sorted(set(triples)), dtype=np.int64).reshape(-1, 3)
-        return _Triples(*table.T, n_rows=len(rows)), list(numbers), row_of_cell
+        found = _Triples(table[:, 0], table[:, 1], table[:, 2], len(rows))
+        return found, list(numbers), row_of_cell
 
 
 class _Triples(NamedTuple):

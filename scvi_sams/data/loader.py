@@ -14,7 +14,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed
-from scvi_sams.data.matrices import DiskMatrix, compact_rows, compact_size, is_on_disk
+from scvi_sams.data.matrices import (
+    DiskMatrix,
+    compact_rows,
+    compact_size,
+    compact_table,
+    is_on_disk,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Sized
@@ -178,13 +184,14 @@ class PoolSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[PoolBatch]:
         """Give the minibatches of an epoch."""
-        for pool in self._pools():
+        for pool in self.pools():
             for start in range(0, len(pool), self.batch_size):
                 stop = min(start + self.batch_size, len(pool))
                 if stop - start == self.batch_size or not self.drop_last_batch:
                     yield PoolBatch(pool, start, stop)
 
-    def _pools(self) -> Iterator[np.ndarray]:
+    def pools(self) -> Iterator[np.ndarray]:
+        """Give the pools of an epoch, as positions in the data set."""
         n_cells = len(self.dataset)  # type: ignore[arg-type]
         if not self.shuffle:
             n_batches = max(1, self.chunk_size * self.preload_nchunks // self.batch_size)
@@ -251,6 +258,7 @@ class DeviceCells(Dataset):
         self._registered = _registered(adata_manager, data_and_attributes)
         self._device, self._nonzero_counts = device, nonzero_counts
         self._kept: dict[str, tuple[CompactMatrix | Tensor, torch.dtype]] = {}
+        self._n_given = _n_given(self._registered, self.indices)
         self._start()
 
     def __len__(self) -> int:
@@ -258,7 +266,8 @@ class DeviceCells(Dataset):
 
     def __getitem__(self, batch: Any) -> dict[str, Tensor]:
         """Form a minibatch: the cells at some positions of ``indices``."""
-        return self._minibatch(self._place[torch.as_tensor(batch)])
+        batch = torch.as_tensor(batch)
+        return _narrowed(self._minibatch(self._place[batch]), self._n_given[batch.numpy()])
 
     @property
     def nbytes(self) -> int:
@@ -310,11 +319,47 @@ class DiskCells(DeviceCells):
         if self._pool is not batch.pool:
             self._kept = {}  # never two pools
             cells = self.indices[batch.pool]
-            registered = self._registered.items()
-            read = {key: (values[cells], dtype) for key, (values, dtype) in registered}
-            self._keep(read, np.arange(len(cells)))
+            for key, (values, dtype) in self._registered.items():
+                self._kept[key] = _pool_rows(values, cells, self._device), dtype
             self._pool = batch.pool
-        return self._minibatch(torch.arange(batch.start, batch.stop))
+        n_given = self._n_given[batch.pool[batch.start : batch.stop]]
+        return _narrowed(self._minibatch(torch.arange(batch.start, batch.stop)), n_given)
+
+
+# Columns of what cells received come in steps of as many, so that few widths occur.
+_COLUMNS = 8
+_OF_COLUMNS = (
+    SAMS_REGISTRY_KEYS.PERTURBATION_KEY,
+    SAMS_REGISTRY_KEYS.DOSE_KEY,
+    SAMS_REGISTRY_KEYS.GUIDE_KEY,
+)
+
+
+def _n_given(registered: Registered, cells: np.ndarray) -> np.ndarray:
+    """Number of perturbations of cells; known on the host, so that no device is asked for it."""
+    if SAMS_REGISTRY_KEYS.DOSE_KEY not in registered:
+        return np.zeros(len(cells), dtype=np.int32)
+    doses: Any = registered[SAMS_REGISTRY_KEYS.DOSE_KEY][0]
+    given = np.asarray((doses > 0).sum(axis=1)).ravel()
+    return given[cells].astype(np.int32)
+
+
+def _narrowed(tensors: dict[str, Tensor], n_given: np.ndarray) -> dict[str, Tensor]:
+    """Leave out columns that no cell of a minibatch fills: the widest cell of all needs them."""
+    width = max(1, -(-int(n_given.max(initial=0)) // _COLUMNS)) * _COLUMNS
+    for key in _OF_COLUMNS:
+        if key in tensors and tensors[key].shape[1] > width:
+            tensors[key] = tensors[key][:, :width]
+    return tensors
+
+
+def _pool_rows(
+    values: MatrixRows | DiskMatrix, cells: np.ndarray, device: torch.device | str
+) -> CompactMatrix | Tensor:
+    """Rows of a pool; dense ones on disk go straight into a table, in which counts are bytes."""
+    if isinstance(values, DiskMatrix) and not values.is_sparse:
+        return compact_table(values, cells, device)
+    return compact_rows(values[cells], np.arange(len(cells)), device)
 
 
 def reads_from_disk(adata_manager: AnnDataManager) -> bool:

@@ -12,6 +12,7 @@ from scipy import sparse
 from zarr import Array as ZarrArray
 
 from scvi_sams._exceptions import ScreenError
+from scvi_sams.data.joined import check_sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,7 @@ __all__ = [
     "compact_table",
     "is_on_disk",
     "row_pieces",
+    "rows_at_once",
     "rows_of",
 ]
 
@@ -36,6 +38,7 @@ MatrixRows: TypeAlias = sparse.csr_matrix | np.ndarray
 
 _MAX_GAP = 64  # rows: as many are read faster than a new piece is begun
 _MAX_PIECE = 4_096  # rows, so that sparse requests do not bring the whole matrix
+_PIECE_VALUES = 4_000_000  # of a dense piece: 16 MB of float32
 
 
 def is_on_disk(values: Any) -> bool:
@@ -71,6 +74,7 @@ class DiskMatrix:
                 "them. Write them by cell (CSR), or read the screen into memory: "
                 "`adata = adata.to_memory()`."
             )
+        check_sources(values)
         self.shape: tuple[int, int] = tuple(values.shape)
         self.is_sparse = isinstance(values, CSRDataset)
         if self.is_sparse:
@@ -87,40 +91,66 @@ class DiskMatrix:
     def __getitem__(self, index: np.ndarray) -> MatrixRows:
         """Read rows by their numbers, in any order."""
         index = np.asarray(index, dtype=np.int64)
+        if not self.is_sparse:
+            rows = np.empty((len(index), self.shape[1]), self._data.dtype)
+            for place, piece in self.dense_pieces(index):
+                rows[place] = piece
+            return rows
         stored, place = np.unique(index, return_inverse=True)
-        pieces = [self._piece(piece) for piece in row_pieces(stored)]
-        if not self.is_sparse:
-            rows = np.concatenate(pieces) if pieces else np.empty((0, self.shape[1]), np.float32)
-            return rows[place]
-        if not pieces:
-            return sparse.csr_matrix((0, self.shape[1]), dtype=np.float32)
-        rows = sparse.vstack(pieces, format="csr") if len(pieces) > 1 else pieces[0]
-        return rows if np.array_equal(place, np.arange(len(stored))) else rows[place]
+        sparse_rows = self._sparse_rows(stored)
+        in_order = np.array_equal(place, np.arange(len(stored)))
+        return sparse_rows if in_order else sparse_rows[place]
 
-    def _piece(self, index: np.ndarray) -> MatrixRows:
-        """Read rows that are close to each other, in increasing order."""
-        first, last = int(index[0]), int(index[-1]) + 1
-        if not self.is_sparse:
-            return np.asarray(self._data[first:last])[index - first]
-        starts = self.indptr[first : last + 1]
-        rows = sparse.csr_matrix(
-            (
-                np.asarray(self._data[starts[0] : starts[-1]]),
-                np.asarray(self._columns[starts[0] : starts[-1]]),
-                starts - starts[0],
-            ),
-            shape=(last - first, self.shape[1]),
-        )
-        return rows if len(index) == last - first else rows[index - first]
+    def dense_pieces(self, index: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Read rows of a dense matrix piece by piece, each with the places it has in `index`."""
+        order = np.argsort(index, kind="stable")
+        stored = np.asarray(index, dtype=np.int64)[order]
+        n_done = 0
+        for piece in row_pieces(stored, rows_at_once(self)):
+            first, last = int(piece[0]), int(piece[-1]) + 1
+            rows = np.asarray(self._data[first:last])
+            if len(piece) != last - first:  # gaps, or a row that is asked for twice
+                rows = rows[piece - first]
+            yield order[n_done : n_done + len(piece)], rows
+            n_done += len(piece)
+
+    def _sparse_rows(self, stored: np.ndarray) -> sparse.csr_matrix:
+        """Read rows in increasing order into one buffer, which is filled piece by piece."""
+        lengths = self.indptr[stored + 1] - self.indptr[stored]
+        indptr = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
+        data = np.empty(indptr[-1], self._data.dtype)
+        columns = np.empty(indptr[-1], self._columns.dtype)
+        n_done = 0
+        for piece in row_pieces(stored):
+            first, last = int(piece[0]), int(piece[-1]) + 1
+            place = slice(indptr[n_done], indptr[n_done + len(piece)])
+            start, stop = self.indptr[first], self.indptr[last]
+            kept: Any = slice(None)
+            if len(piece) < last - first:  # rows of gaps are read, and left out
+                is_asked = np.zeros(last - first, bool)
+                is_asked[piece - first] = True
+                kept = np.repeat(is_asked, np.diff(self.indptr[first : last + 1]))
+            data[place] = self._data[start:stop][kept]
+            columns[place] = self._columns[start:stop][kept]
+            n_done += len(piece)
+        return sparse.csr_matrix((data, columns, indptr), shape=(len(stored), self.shape[1]))
 
 
-def row_pieces(stored: np.ndarray) -> list[np.ndarray]:
-    """Cut increasing row numbers where a gap is long, and pieces that are."""
+def rows_at_once(matrix: Any) -> int:
+    """Rows of a matrix that make a piece of some megabytes, if they are dense."""
+    if getattr(matrix, "is_sparse", sparse.issparse(matrix)):
+        return _MAX_PIECE
+    return int(np.clip(_PIECE_VALUES // max(1, matrix.shape[1]), 1, _MAX_PIECE))
+
+
+def row_pieces(stored: np.ndarray, n_at_most: int | None = None) -> list[np.ndarray]:
+    """Cut increasing row numbers where a gap is long, and pieces of too many rows."""
     if len(stored) == 0:
         return []
+    n_at_most = n_at_most or _MAX_PIECE
     pieces = []
     for near in np.split(stored, np.flatnonzero(np.diff(stored) > _MAX_GAP) + 1):
-        bounds = np.arange(near[0] + _MAX_PIECE, near[-1] + 1, _MAX_PIECE)
+        bounds = np.arange(near[0] + n_at_most, near[-1] + 1, n_at_most)
         pieces.extend(np.split(near, np.searchsorted(near, bounds)))
     return pieces
 
@@ -218,8 +248,7 @@ def compact_table(
     tensor([[3, 0]], dtype=torch.uint8)
     """
     table = torch.empty(len(indices), matrix.shape[1], dtype=torch.uint8, device=device)
-    for place, rows in _chunks(matrix, indices):
-        rows = rows if isinstance(rows, np.ndarray) else rows.toarray()
+    for place, rows in _dense_chunks(matrix, indices):
         table = _widened(table, rows)
         table[place] = torch.from_numpy(rows.astype(np.float32, copy=False)).to(table.dtype)
     return table
@@ -230,7 +259,7 @@ def compact_rows(
 ) -> CompactMatrix | Tensor:
     """Rows of a matrix as a :class:`CompactMatrix` or as a table, whichever is smaller."""
     value = None
-    if isinstance(matrix, DiskMatrix):
+    if isinstance(matrix, DiskMatrix) and matrix.is_sparse:
         value = _smallest_type(_values(matrix[indices[:_SAMPLE_CELLS]]))
     as_sparse, as_table = compact_size(matrix, indices, value)
     if as_sparse is not None and as_sparse < as_table:
@@ -271,6 +300,18 @@ def _chunks(matrix: Any, indices: np.ndarray) -> Iterator[tuple[slice, MatrixRow
     for first in range(0, len(indices), CHUNK_CELLS):
         place = slice(first, min(first + CHUNK_CELLS, len(indices)))
         yield place, matrix[indices[place]]
+
+
+def _dense_chunks(matrix: Any, indices: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
+    """The same as dense rows, of which only a few megabytes are held at once."""
+    if isinstance(matrix, DiskMatrix) and not matrix.is_sparse:
+        yield from matrix.dense_pieces(indices)
+        return
+    n_at_once = CHUNK_CELLS if isinstance(matrix, DiskMatrix) else rows_at_once(matrix)
+    for first in range(0, len(indices), n_at_once):
+        place = slice(first, min(first + n_at_once, len(indices)))
+        rows = matrix[indices[place]]
+        yield place, rows if isinstance(rows, np.ndarray) else rows.toarray()
 
 
 def _canonical(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

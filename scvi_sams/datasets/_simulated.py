@@ -70,6 +70,9 @@ def simulated_screen(
     batch_effect_size: float = 0.2,
     interaction_fraction: float = 0.0,
     doses: Sequence[float] = (),
+    n_contexts: int = 1,
+    context_fraction: float = 0.0,
+    context_spread: float = 1.0,
     seed: int = 0,
 ) -> ad.AnnData:
     r"""Simulate a Perturb-seq screen whose sparse mechanism is known.
@@ -94,7 +97,9 @@ def simulated_screen(
 
     On request, some pairs move one more latent by :math:`\pm\,\mathrm{effect\_size}`, and effects
     follow the dose of each cell by a Hill curve,
-    :math:`d^{h_t} / (d^{h_t} + \mathrm{EC50}_t^{h_t})`.
+    :math:`d^{h_t} / (d^{h_t} + \mathrm{EC50}_t^{h_t})`. With several contexts, such as cell types,
+    basal states lie about a mean of their context, and some perturbations act differently in one
+    of them: an effect on one latent is lost, has the other sign, or is there alone.
 
     Parameters
     ----------
@@ -137,6 +142,12 @@ def simulated_screen(
         Positive doses, of which every perturbation of a cell gets one at random. The EC50 of a
         perturbation is drawn uniformly, in logarithm, between the smallest and the largest of
         them; slopes are log-normal about 1.5. None are recorded by default, and effects are whole.
+    n_contexts
+        Contexts; cells fall into them at random.
+    context_fraction
+        Share of the perturbations whose effect on one latent is another in one of the contexts.
+    context_spread
+        Standard deviation of the mean basal states of contexts.
     seed
         Seed of all randomness. The truth (masks, embeddings, pairs, decoder, batch shifts) is
         drawn from a stream of its own: it does not change with the number or depth of the cells.
@@ -149,12 +160,15 @@ def simulated_screen(
         * ``obs["perturbation"]``: ``"control"``, ``"P001"`` or ``"P001+P014"``
         * ``obs["dose"]``, with ``doses``: ``""``, ``"0.3"`` or ``"0.3+10.0"``
         * ``obs["replicate"]``: the batch
+        * ``obs["context"]``, with several contexts: ``"context_1"`` and so on
         * ``obs["total_counts"]``: counts of the cell
         * ``obsm["true_basal"]``: basal state (cells x latents)
         * ``uns["truth"]``: ``"mask"``, ``"embedding"`` and ``"effect"`` (their product), each
           perturbations x latents, with ``"perturbation_names"``, ``"seed"`` and
           ``"parameters"``; ``"interaction"`` (pairs x latents, pairs named in ``"pair_names"``),
-          ``"ec50"`` and ``"slope"`` (of each perturbation) where they were asked for
+          ``"ec50"`` and ``"slope"`` (of each perturbation), ``"context_difference"``
+          (perturbations x contexts x latents, to be added to ``"effect"``) where they were asked
+          for
 
     Raises
     ------
@@ -182,7 +196,7 @@ def simulated_screen(
     if doses:
         parameters["doses"] = doses  # an empty list does not survive an h5ad
     # What came later has a stream of its own, so that it changes nothing of what was there.
-    truth_rng, cell_rng, extension_rng = np.random.default_rng(seed).spawn(3)
+    truth_rng, cell_rng, extension_rng, context_rng = np.random.default_rng(seed).spawn(4)
 
     mask = draw_masks(truth_rng, n_perturbations, n_latent, mask_probability, inactive_fraction)
     embedding = effect_jitter * truth_rng.standard_normal(mask.shape)
@@ -218,6 +232,15 @@ def simulated_screen(
     members[1 + n_perturbations :] = np.column_stack([first, second])
     members = members[condition]
     parts = np.vstack([effect, np.zeros((1, n_latent))])[members]
+    if n_contexts > 1:
+        difference, centres = _draw_contexts(
+            context_rng, effect, n_contexts, context_fraction, context_spread, effect_size
+        )
+        truth["context_difference"] = difference
+        context = context_rng.integers(n_contexts, size=n_cells)
+        basal += centres[context]
+        nothing = np.zeros((1, *difference.shape[1:]))
+        parts += np.vstack([difference, nothing])[members, context[:, None]]
     if doses:
         ec50, slope = _draw_hill_curves(extension_rng, n_perturbations, doses)
         truth |= {"ec50": ec50, "slope": slope}
@@ -245,6 +268,10 @@ def simulated_screen(
     adata.obs["replicate"] = pd.Categorical.from_codes(
         batch, numbered_names("replicate_", n_batches)
     )
+    if n_contexts > 1:
+        adata.obs["context"] = pd.Categorical.from_codes(
+            context, numbered_names("context_", n_contexts)
+        )
     adata.obs["total_counts"] = np.asarray(counts.sum(axis=1)).ravel()
     return adata
 
@@ -301,6 +328,29 @@ def _draw_interactions(
     sizes = effect_size * rng.choice([-1.0, 1.0], len(chosen))
     interaction[chosen, rng.integers(n_latent, size=len(chosen))] = sizes
     return interaction
+
+
+def _draw_contexts(
+    rng: Generator,
+    effect: NDArray[np.float64],
+    n_contexts: int,
+    fraction: float,
+    spread: float,
+    effect_size: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Differences of effects (perturbations x contexts x latents), and mean basal states."""
+    n_perturbations, n_latent = effect.shape
+    centres = spread * rng.standard_normal((n_contexts, n_latent))
+    difference = np.zeros((n_perturbations, n_contexts, n_latent))
+    for row in rng.permutation(n_perturbations)[: round(fraction * n_perturbations)]:
+        context, kind = rng.integers(n_contexts), rng.integers(3)
+        moved, still = np.flatnonzero(effect[row]), np.flatnonzero(effect[row] == 0)
+        if len(still) and (kind == 0 or not len(moved)):
+            difference[row, context, rng.choice(still)] = effect_size * rng.choice([-1.0, 1.0])
+        else:
+            latent = rng.choice(moved)
+            difference[row, context, latent] = -max(int(kind), 1) * effect[row, latent]
+    return difference, centres
 
 
 def _draw_hill_curves(

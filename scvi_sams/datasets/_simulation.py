@@ -34,10 +34,10 @@ CONTROL = "control"
 CELLS_PER_CHUNK = 4096  # bounds the dense memory at this x genes, whatever the screen's size
 
 _AT_LEAST_ONE = {"n_cells", "n_genes", "n_features", "n_perturbations", "n_latent", "n_batches"}
-_AT_LEAST_ONE |= {"n_hidden", "max_targets"}
+_AT_LEAST_ONE |= {"n_hidden", "max_targets", "n_contexts"}
 _ABOVE_ZERO = {"library_size", "inverse_dispersion"}
 _SHARES = {"mask_probability", "inactive_fraction", "interaction_fraction", "noise_share"}
-_SHARES |= {"control_fraction", "pair_fraction"}
+_SHARES |= {"control_fraction", "pair_fraction", "context_fraction"}
 
 
 def check_parameters(parameters: dict[str, Any]) -> None:

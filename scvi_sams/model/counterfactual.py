@@ -12,10 +12,11 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scvi_sams._arguments import checked
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data import Conditions
 from scvi_sams.data.loader import cells_of
-from scvi_sams.model.read_outs import controls_of, field_state
+from scvi_sams.model.read_outs import context_code, controls_of, field_state
 from scvi_sams.module.base import CellPopulation
 from scvi_sams.module.doses import Doses
 from scvi_sams.module.likelihood import expected_expression, expected_log_normalized_expression
@@ -27,7 +28,16 @@ if TYPE_CHECKING:
     from scvi_sams.module.base import GlobalDraws, PerturbationVAEModule
     from scvi_sams.module.likelihood import Observation
 
-__all__ = ["Basal", "Counterfactual", "ExpressionScale", "batch_names", "draw_cells", "seeded"]
+__all__ = [
+    "Basal",
+    "Counterfactual",
+    "ExpressionScale",
+    "about_expectation",
+    "batch_names",
+    "draw_cells",
+    "prior_cells",
+    "seeded",
+]
 
 Basal: TypeAlias = "Literal['prior', 'control'] | ad.AnnData | Sequence[int]"
 """Where basal states come from, see ``SAMSVAE.predict``."""
@@ -36,6 +46,7 @@ ExpressionScale: TypeAlias = Literal["log_normalized", "mean"]
 """Scales of effects, see ``SAMSVAE.get_average_treatment_effect``."""
 
 COUNTS_PER = 1e4
+_LEAST_TAIL = 1e-7  # probability beyond the outermost state: scrambled points may be 0
 MAX_DECODED_ELEMENTS = 20_000_000  # of one tensor (draws, cells, genes)
 
 
@@ -83,6 +94,8 @@ class Counterfactual:
     multiple
         What the effects of perturbations are multiplied with to be those where they took, of each
         perturbation; ``None`` for effects as labelled.
+    context
+        Position of the context whose effects conditions have; ``None`` for what contexts share.
 
     Examples
     --------
@@ -100,6 +113,7 @@ class Counterfactual:
     random_state: list[torch.Tensor]
     gene_effects: bool = True
     multiple: torch.Tensor | None = None
+    context: int | None = None
 
     @property
     def n_cells(self) -> int:
@@ -140,7 +154,7 @@ class Counterfactual:
         named = np.unique(np.concatenate([asked.index[asked.dose > 0] for asked in conditions]))
         used = torch.as_tensor(named, dtype=torch.long, device=self.device)
         with self.random():
-            draws = self.module.sample_globals(n_samples, used)
+            draws = about_expectation(self.module, self.module.sample_globals(n_samples, used))
         draws = draws._replace(multiple=self.multiple)
         return draws if self.gene_effects else draws._replace(residual=None)
 
@@ -152,12 +166,15 @@ class Counterfactual:
 
         Of shape draws x cells x genes, or cells x genes with one draw a cell.
         """
-        columns = (
+        index, dose = (
             torch.as_tensor(column[[row]], device=self.device)
             for column in (conditions.index, conditions.dose)
         )
+        context = None
+        if self.context is not None:
+            context = torch.full((1, 1), self.context, device=self.device)
         return self.module.decode_condition(
-            self.population, Doses(*columns), draws, one_draw_a_cell
+            self.population, Doses(index, dose, context), draws, one_draw_a_cell
         )
 
     @torch.inference_mode()
@@ -216,14 +233,16 @@ def draw_cells(
     seed: int | None,
     gene_effects: bool = True,
     multiple: torch.Tensor | None = None,
+    context: str | None = None,
 ) -> Counterfactual:
     """See ``SAMSVAE.counterfactual``."""
     n_cells, seed = checked("n_cells", n_cells), checked("seed", seed)
     library_size = checked("library_size", library_size)
     if isinstance(library_size, str):
         raise ScreenError(f"library_size={library_size!r} is no number: library sizes are given.")
+    code = context_code(model, context)
     with seeded(seed, model.device):
-        population, names = _population(model, basal, n_cells)
+        population, names = _population(model, basal, n_cells, code)
         state = _random_state(model.device)
     if batch is not None:
         batches = batch_names(model)
@@ -231,8 +250,9 @@ def draw_cells(
             raise ScreenError(
                 f"batch={batch!r} is not a batch of this model; it knows {', '.join(batches)}."
             )
-        code = batches.index(str(batch))
-        batch_index = torch.full_like(population.library, code, dtype=torch.long)
+        batch_index = torch.full_like(
+            population.library, batches.index(str(batch)), dtype=torch.long
+        )
         population = population._replace(batch_index=batch_index)
     if library_size is not None:
         library = torch.full_like(population.library, library_size)
@@ -246,6 +266,7 @@ def draw_cells(
         state,
         gene_effects,
         multiple,
+        code,
     )
 
 
@@ -255,7 +276,7 @@ def batch_names(model: SAMSVAE) -> list[str]:
 
 
 def _population(
-    model: SAMSVAE, basal: Basal, n_cells: int
+    model: SAMSVAE, basal: Basal, n_cells: int, context: int | None
 ) -> tuple[CellPopulation, list[str] | None]:
     """Basal states and covariates of cells, with the names of those that are real."""
     is_prior = isinstance(basal, str) and basal == "prior"
@@ -266,9 +287,11 @@ def _population(
         )
     if is_prior:
         reference = model.reference_cells_
-        n_reference = len(reference[REGISTRY_KEYS.SIZE_FACTOR_KEY])
-        drawn = torch.randint(n_reference, (n_cells,)).numpy()
-        states = torch.randn(n_cells, model.module.n_latent).to(model.device)
+        if context is not None:
+            reference = _of_context(reference, context)
+        library = np.asarray(reference[REGISTRY_KEYS.SIZE_FACTOR_KEY]).ravel()
+        drawn, states = prior_cells(n_cells, model.module.n_latent, library)
+        states = states.to(model.device)
         tensors = {key: torch.as_tensor(values[drawn]) for key, values in reference.items()}
         return _on_device(model.module.to_network(states), tensors, model.device), None
     if isinstance(basal, ad.AnnData):
@@ -282,14 +305,57 @@ def _population(
     controls = np.flatnonzero(controls_of(model))
     if model.train_indices is not None:
         controls = np.intersect1d(controls, model.train_indices)
+    if context is not None:
+        contexts = model.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.CONTEXT_KEY)
+        controls = controls[np.asarray(contexts).ravel()[controls] == context]
     if len(controls) == 0:
+        where = "" if context is None else " of this context"
         raise ScreenError(
-            "basal='control' needs control cells, and the model was trained without any; use "
-            "basal='prior' or give the cells."
+            f"basal='control' needs control cells{where}, and the model was trained without any; "
+            "use basal='prior' or give the cells."
         )
     return _given_cells(
         model, model.adata, controls[torch.randint(len(controls), (n_cells,)).numpy()]
     )
+
+
+def _of_context(reference: dict[str, np.ndarray], context: int) -> dict[str, np.ndarray]:
+    """Reference cells of a context, or all of them moved there where it has none."""
+    contexts = reference[SAMS_REGISTRY_KEYS.CONTEXT_KEY]
+    if not (there := contexts.ravel() == context).any():
+        return reference | {SAMS_REGISTRY_KEYS.CONTEXT_KEY: np.full_like(contexts, context)}
+    return {key: values[there] for key, values in reference.items()}
+
+
+def prior_cells(
+    n_cells: int, n_latent: int, library: np.ndarray
+) -> tuple[np.ndarray, torch.Tensor]:
+    """Cells of the model's own making: their places among reference cells, and basal states.
+
+    They are a scrambled Sobol sequence: each cell is drawn from the prior, and all together fill
+    it evenly, so that means over them have less noise than those of several times as many
+    independent cells.
+    """
+    seed = int(torch.randint(2**31, ()).item())
+    engine = torch.quasirandom.SobolEngine(n_latent + 1, scramble=True, seed=seed)
+    points = engine.draw(n_cells, dtype=torch.float64)
+    # In no order: a part of the cells is to be like the whole.
+    points = points[torch.randperm(n_cells)].clamp(_LEAST_TAIL, 1 - _LEAST_TAIL)
+    place = (points[:, 0] * len(library)).long().numpy()
+    drawn = np.argsort(library, kind="stable")[place]
+    return drawn, torch.special.ndtri(points[:, 1:]).float()
+
+
+def about_expectation(module: PerturbationVAEModule, draws: GlobalDraws) -> GlobalDraws:
+    """Move several draws of effects together, so that their mean is the posterior expectation.
+
+    A mean over 25 draws would have a fifth of the posterior's spread as noise.
+    """
+    if module.effects is None or draws.effects is None or draws.n_samples == 1:
+        return draws
+    rows = slice(None) if draws.rows is None else draws.rows
+    expected = module.effects.to_network(module.effects.moments(rows)[0])
+    return draws._replace(effects=draws.effects + (expected - draws.effects.mean(0)))
 
 
 def _given_cells(
@@ -324,4 +390,5 @@ def _on_device(
         moved(REGISTRY_KEYS.BATCH_KEY, torch.long),
         moved(REGISTRY_KEYS.CAT_COVS_KEY, torch.long),
         moved(REGISTRY_KEYS.CONT_COVS_KEY, torch.float32),
+        moved(SAMS_REGISTRY_KEYS.CONTEXT_KEY, torch.long),
     )

@@ -33,7 +33,7 @@ _MIN_EPOCHS = 4  # of a curve that has halves
 # than half of that.
 _SETTLED = 0.25
 _N_TRAINING, _N_VALIDATION = 2_000, 500  # cells: for two numbers a gene, and a mean to compare
-_N_STANDARD_ERRORS = 2.0
+_N_STANDARD_ERRORS = 3.0
 
 
 def warn_of_fit(model: SAMSVAE) -> None:
@@ -113,7 +113,8 @@ def still_falls(bound: NDArray[np.float64]) -> bool:
     if len(bound) < _MIN_EPOCHS or not np.isfinite(bound).all():
         return False
     fall = bound[0] - bound[-1]
-    return bool(fall > 0 and bound[len(bound) // 2] - bound[-1] > _SETTLED * fall)
+    half_way = np.interp((len(bound) - 1) / 2, np.arange(len(bound)), bound)
+    return bool(fall > 0 and half_way - bound[-1] > _SETTLED * fall)
 
 
 def validation_rose(training: NDArray[np.float64], validation: NDArray[np.float64]) -> bool:

@@ -11,16 +11,22 @@ import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
+from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import unknown_perturbations
 from scvi_sams.data.conditions import padded_to_csr
 from scvi_sams.data.field import registered_conditions
-from scvi_sams.data.matrices import CHUNK_CELLS, DiskMatrix, is_on_disk
+from scvi_sams.data.matrices import CHUNK_CELLS, DiskMatrix, is_on_disk, rows_at_once
 from scvi_sams.data.tables import log_expression
 from scvi_sams.model.counterfactual import COUNTS_PER, draw_cells
 from scvi_sams.model.prediction import compared_means
 from scvi_sams.module.base import CellPopulation
 from scvi_sams.module.doses import Doses
-from scvi_sams.module.gene_effects import ExpressionCurve, solve
+from scvi_sams.module.gene_effects import (
+    ExpressionCurve,
+    absorbed_by_residuals,
+    absorbed_by_validation,
+    solve,
+)
 from scvi_sams.module.likelihood import expected_log_normalized_expression
 
 if TYPE_CHECKING:
@@ -34,7 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["ResponseSums", "fit_gene_effects", "gene_effects_table", "response_sums"]
 
 _MIN_CONTROLS = 50  # of fewer, their own noise is most of every difference from them
-_PRIOR_CELLS = 20  # weight of a gene's pooled variance: fewer know a variance to a third at best
+# Weight of a gene's pooled variance: fewer cells know a variance to a third at best. With 10 or 40
+# the errors of effects move by less than a hundredth of themselves (Papalexi, simulated screens).
+_PRIOR_CELLS = 20
 
 
 # -- one pass over the training cells -------------------------------------------------------------
@@ -71,8 +79,8 @@ class ResponseSums(NamedTuple):
     control_dof: float
     one_count: float
 
-    def errors(self) -> NDArray[np.float64]:
-        """Standard errors of the effects of perturbations, at dose one.
+    def errors(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Standard errors of effects at dose one, and the part of the perturbed cells alone.
 
         The variance of a gene within a perturbation is drawn to that of all; no mean of cells is
         known better than to one count among them.
@@ -88,7 +96,8 @@ class ResponseSums(NamedTuple):
         share = ((self.weight / np.maximum(information, 1e-12)) ** 2 / self.n_controls).sum(1)
         control = (_PRIOR_CELLS * pooled + of_controls) / (_PRIOR_CELLS + self.control_dof)
         control = np.maximum(control, self.one_count**2 / self.n_controls.sum())
-        return np.sqrt(variance / np.maximum(information, 1e-12) + share[:, None] * control)
+        own = variance / np.maximum(information, 1e-12)
+        return np.sqrt(own + share[:, None] * control), np.sqrt(own)
 
 
 def response_sums(
@@ -106,8 +115,10 @@ def response_sums(
         What all cells of the AnnData received, cells x perturbations.
     """
     manager = model.adata_manager
-    n_batch, n_genes = model.summary_stats.n_batch, model.summary_stats.n_vars
+    n_contexts, n_genes = model.module.n_contexts, model.summary_stats.n_vars
+    n_batch = model.summary_stats.n_batch * n_contexts
     batch = np.asarray(manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)).ravel().astype(int)
+    batch = batch * n_contexts + _contexts(model)  # controls are those of batch and context
     received = np.diff(doses.indptr) > 0
     controls, perturbed = cells[~received[cells]], cells[received[cells]]
 
@@ -160,6 +171,14 @@ def response_sums(
     )
 
 
+def _contexts(model: SAMSVAE) -> NDArray[np.int64]:
+    """Context of each cell, zero where there are none."""
+    if model.module.n_contexts == 1:
+        return np.zeros(model.adata.n_obs, dtype=np.int64)
+    codes = model.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.CONTEXT_KEY)
+    return np.asarray(codes).ravel().astype(np.int64)
+
+
 def _member(row: NDArray[np.int64], n_rows: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((np.ones(len(row)), (row, np.arange(len(row)))), (n_rows, len(row)))
 
@@ -177,8 +196,10 @@ def _log_expression(
     sizes = None
     if REGISTRY_KEYS.SIZE_FACTOR_KEY in manager.data_registry:
         sizes = np.asarray(manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY)).ravel()
-    for start in range(0, len(cells), CHUNK_CELLS):
-        rows = cells[start : start + CHUNK_CELLS]
+    is_sparse = getattr(counts, "is_sparse", sparse.issparse(counts))
+    n_at_once = CHUNK_CELLS if is_sparse else rows_at_once(counts)
+    for start in range(0, len(cells), n_at_once):
+        rows = cells[start : start + n_at_once]
         y = sparse.csr_matrix(counts[rows], dtype=np.float64)
         library = np.asarray(y.sum(1)).ravel() if sizes is None else sizes[rows].astype(float)
         known = library > 0
@@ -187,9 +208,8 @@ def _log_expression(
 
 # -- the fit --------------------------------------------------------------------------------------
 
-# The fit has absorbed some of the noise of its own training cells: on perturbations that do
-# nothing 0.75 to 0.96 of its variance is left.
-_ERROR_LEFT = 0.9
+_MAX_SHARE_ERROR = 0.1  # of a share from validation cells: it widens an interval by a twentieth
+_MAX_ABSORBED = 0.9  # beyond, the residuals would be nothing but effects
 _N_STATES = 50  # basal states; effects are differences of the same states, which vary little
 _ROWS_AT_ONCE = 2_000_000  # elements of decoded states x genes
 _GRID = torch.arange(-8.0, 8.5, 0.5)  # log fold changes, as far as counts per 10,000 reach
@@ -233,24 +253,65 @@ def fit_gene_effects(model: SAMSVAE) -> str | None:
     weight = torch.from_numpy(sums.weight.sum(1)[rows]).float().unsqueeze(1)
     information = torch.from_numpy(sums.coupling.diagonal()[rows]).float().unsqueeze(1)
     score = torch.from_numpy(sums.score[rows]).float() - predicted.score[rows]
+    whole, own = (torch.from_numpy(error[rows]).float() for error in sums.errors())
+    absorbed = absorbed_by_residuals(score / information, whole)
+    held_out = _held_out_residuals(model, conditions, responses, doses, cells, rows)
+    if held_out is not None:
+        seen, residual = held_out
+        share, error_of_share = absorbed_by_validation(
+            (predicted.score[rows] / information)[seen],
+            (score / information)[seen] - residual,
+            own[seen].square(),
+        )
+        if error_of_share < _MAX_SHARE_ERROR:
+            absorbed = min(max(share, 0.0), _MAX_ABSORBED)
+    fitted.absorbed.fill_(absorbed)
     solution = solve(
-        score,
-        sums.coupling[rows][:, rows],
-        torch.from_numpy(sums.errors()[rows]).float(),
-        fitted.target[rows].cpu(),
-        _ERROR_LEFT,
+        score, sums.coupling[rows][:, rows], whole, fitted.target[rows].cpu(), absorbed
     )
     # Where the cells of the perturbation are: at their mean dose, of which an effect is a share.
     dose = information / weight
     before = predicted.baseline + predicted.score[rows] / weight
-    error = dose * solution.variance.sqrt()
+    # What is left over is known to its posterior variance; what the model absorbed is an error of
+    # its own effect, whose draws of masks and effects take the networks as known.
+    error = dose * (solution.variance + absorbed * whole.square()).sqrt()
     # No gene is known to fall below the error that it is known to.
     after = torch.maximum(before + dose * solution.mean, torch.minimum(before, error))
     change = (predicted.curve.at(after) - predicted.curve.at(before)) / dose
     # A fold change is log-normal: its relative variance is that of the expression.
     spread = error / predicted.curve.slope(torch.maximum(after, error))
-    fitted.set_rows(rows, change, spread.square().log1p().sqrt() / dose, solution.lfsr)
+    std = spread.square().log1p().sqrt()
+    fitted.set_rows(rows, change, std / dose, solution.lfsr)
     return None
+
+
+def _held_out_residuals(
+    model: SAMSVAE,
+    conditions: Conditions,
+    responses: NDArray[np.float32],
+    doses: sparse.csr_matrix,
+    cells: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Which of the perturbations have validation cells, and the mean residuals of these.
+
+    Against the controls that were trained on, whose noise is then in both residuals.
+    """
+    others = model.validation_indices
+    if others is None or len(others) == 0:
+        return None
+    is_control = conditions.is_control[conditions.codes]
+    others = np.asarray(others)
+    others = np.sort(others[~is_control[others]])
+    if len(others) == 0:
+        return None
+    both = np.sort(np.concatenate([cells[is_control[cells]], others]))
+    sums = response_sums(model, both, doses[conditions.codes])
+    predicted = _predicted(model, conditions, responses, others)
+    information = torch.from_numpy(sums.coupling.diagonal()[rows]).float().unsqueeze(1)
+    residual = torch.from_numpy(sums.score[rows]).float() - predicted.score[rows]
+    seen = information.squeeze(1) > 0
+    return seen, residual[seen] / information[seen]
 
 
 def _responses(model: SAMSVAE, conditions: Conditions) -> NDArray[np.float32]:
@@ -303,6 +364,8 @@ def _predicted(
     def decoded(state: torch.Tensor, doses: Doses) -> tuple[CellPopulation, object]:
         fields: Any = (None if f is None else f[state] for f in population)
         of_cells = CellPopulation(*fields)
+        if doses.context is not None:
+            of_cells = of_cells._replace(context=doses.context)
         return of_cells, module.decode_cells(of_cells, doses, noise[state])
 
     at_rest, px = decoded(states, Doses(nothing, nothing.float()))
@@ -312,32 +375,50 @@ def _predicted(
     ]
     unperturbed = expected_log_normalized_expression(px, at_rest.library, COUNTS_PER)
     curve = ExpressionCurve(_GRID, torch.stack([level.mean(0) for level in levels]))
+    baseline = unperturbed.mean(0).cpu()
 
+    # States in the contexts that the cells of a condition are in, by their shares.
+    n_contexts, contexts = module.n_contexts, _contexts(model)
+    if n_contexts > 1:
+        at_rest_in = [Doses(nothing, nothing.float(), nothing + c) for c in range(n_contexts)]
+        unperturbed = torch.cat(
+            [
+                expected_log_normalized_expression(px, of_cells.library, COUNTS_PER)
+                for of_cells, px in (decoded(states, doses) for doses in at_rest_in)
+            ]
+        )
+    in_order = np.lexsort((contexts[cells], conditions.codes[cells]))
+    context_of_cell = contexts[cells][in_order]
     n_cells = np.bincount(conditions.codes[cells], minlength=len(conditions.labels))
     n_cells[conditions.is_control] = 0
     n_states = np.minimum(n_cells, _N_STATES)
     row_condition = np.repeat(np.arange(len(n_cells)), n_states)
     row_state = np.arange(len(row_condition)) - np.repeat(np.cumsum(n_states) - n_states, n_states)
+    first_cell = np.cumsum(np.bincount(conditions.codes[cells], minlength=len(n_cells)))
+    first_cell -= np.bincount(conditions.codes[cells], minlength=len(n_cells))
+    at_share = (row_state + 0.5) * np.repeat(n_cells / np.maximum(n_states, 1), n_states)
+    row_context = context_of_cell[first_cell[row_condition] + at_share.astype(np.int64)]
     n_perturbations, n_genes = len(model.perturbation_names), unperturbed.shape[1]
     score = np.zeros((n_perturbations, n_genes))
     n_at_once = max(1, _ROWS_AT_ONCE // n_genes)
     for start in range(0, len(row_condition), n_at_once):
         rows = row_condition[start : start + n_at_once]
         state = torch.as_tensor(row_state[start : start + n_at_once], device=device)
+        context = torch.as_tensor(row_context[start : start + n_at_once], device=device)
         doses = Doses(
             torch.as_tensor(conditions.index[rows], dtype=torch.long, device=device),
             torch.as_tensor(conditions.dose[rows], device=device),
+            context.unsqueeze(1) if n_contexts > 1 else None,
         )
         of_cells, px = decoded(state, doses)
         effect = expected_log_normalized_expression(px, of_cells.library, COUNTS_PER)
-        change = (effect - unperturbed[state]).cpu().numpy()
+        change = (effect - unperturbed[context * _N_STATES + state]).cpu().numpy()
         share = (n_cells[rows] / n_states[rows]).astype(np.float32)
         of_row = padded_to_csr(
             conditions.index[rows], responses[rows] * share[:, None], n_perturbations
         )
         known = np.unique(of_row.indices)
         score[known] += of_row[:, known].T @ change
-    baseline = unperturbed.mean(0).cpu()
     return _Predicted(torch.from_numpy(score).float(), baseline, curve)
 
 

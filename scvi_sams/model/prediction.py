@@ -14,7 +14,12 @@ from scvi.utils import track
 from scvi_sams._arguments import checked
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.model.counterfactual import batch_names, seeded
-from scvi_sams.model.read_outs import parse_conditions, parse_distinct, provenance
+from scvi_sams.model.read_outs import (
+    context_names,
+    parse_conditions,
+    parse_distinct,
+    provenance,
+)
 from scvi_sams.module.likelihood import expected_expression
 
 if TYPE_CHECKING:
@@ -39,6 +44,7 @@ def predict(
     return_mean: bool,
     seed: int | None,
     effect: EffectOf,
+    context: str | None,
 ) -> ad.AnnData:
     """See ``SAMSVAE.predict``."""
     model._check_if_trained(warn=False)
@@ -48,7 +54,13 @@ def predict(
     values, layer = [], []
     with seeded(seed, model.device):
         cells = model.counterfactual(
-            basal, n_samples, batch, library_size, seed=None, effect=effect
+            basal,
+            n_samples,
+            batch,
+            library_size,
+            seed=None,
+            effect=effect,
+            context=context,
         )
         draws = cells.draw(cells.n_cells, asked)
         for row in track(range(len(labels)), description="Predict", disable=len(labels) < 20):
@@ -89,6 +101,9 @@ def _predicted_obs(model: SAMSVAE, labels: list[str], cells: Counterfactual) -> 
         codes = population.batch_index.cpu().numpy().ravel()
         batches = np.asarray(batch_names(model))[codes]
         obs["batch"] = pd.Categorical(np.tile(batches, len(labels)))
+    if population.context is not None:
+        of_cells = np.asarray(context_names(model))[population.context.cpu().numpy().ravel()]
+        obs["context"] = pd.Categorical(np.tile(of_cells, len(labels)))
     obs.index = [f"{label}_{k}" for label in labels for k in range(n_cells)]
     return obs
 

@@ -51,7 +51,7 @@ def start_query(
             "cells, or use SAMSVAE."
         )
     if module.effects is not None:
-        _align_pair_rows(module, n_known)
+        _align_rows(module, n_known)
         module.effects.freeze(frozen=not unfrozen)
         if added:
             _start_new_perturbations(module, n_known, unfrozen)
@@ -112,13 +112,12 @@ def _aligned(
 def _start_new_batches(module: PerturbationVAEModule) -> None:
     """Start the basal means of batches that were never seen at the mean of the others."""
     if module.closed_form is not None:
-        seen = module.closed_form.statistics.basal_weight.squeeze(1) > 0
-        basal_mean = module.closed_form.basal_mean
-        basal_mean[~seen] = basal_mean[seen].mean(0)
+        module.closed_form.fill_unseen()
 
 
-# Tensors of effects and statistics with a row for each perturbation and pair. By name, as others
-# may have as many rows by chance (a rotation of as many latents), and `given` is right as made.
+# Tensors of effects and statistics with a row for each perturbation, pair and deviation. By name,
+# as others may have as many rows by chance (a rotation of as many latents), and `given` is right
+# as made.
 ROW_TENSORS = frozenset(
     {
         *("mask_logits", "slab_mean", "slab_log_variance", "code"),
@@ -129,16 +128,18 @@ ROW_TENSORS = frozenset(
 
 
 @torch.no_grad()
-def _align_pair_rows(module: PerturbationVAEModule, n_known: int) -> None:
-    """Bring the effects of pairs after all perturbations; scvi-tools appends new ones last."""
+def _align_rows(module: PerturbationVAEModule, n_known: int) -> None:
+    """Bring new perturbations before pairs and deviations; scvi-tools appends new rows last."""
     effects = module.effects
-    if effects is None or effects.n_pairs == 0 or effects.n_perturbations == n_known:
+    if effects is None or effects.n_perturbations == n_known:
         return
-    first_new = n_known + effects.n_pairs
+    n_new = effects.n_perturbations - n_known
+    first_new = effects.n_rows - n_new - n_new * effects.n_deviations // effects.n_perturbations
     order = [
         *range(n_known),
-        *range(first_new, effects.n_rows),
+        *range(first_new, first_new + n_new),
         *range(n_known, first_new),
+        *range(first_new + n_new, effects.n_rows),
     ]
     parts: list[torch.nn.Module] = [effects]
     if module.closed_form is not None:
@@ -158,10 +159,13 @@ def _start_new_perturbations(
     if effects is None:
         return
     new = slice(n_known, effects.n_perturbations)
+    n_contexts = effects.n_deviations // effects.n_perturbations
+    first_deviation = effects.n_rows - n_contexts * (effects.n_perturbations - n_known)
     if isinstance(effects, SpikeAndSlab):
         effects.spike_variance[new] = effects.background_variance
     if unfrozen:
         return
+    effects.freeze(slice(first_deviation, None), False)
     effects.freeze(new, False)
     for parameter in module.global_parameters():
         parameter.requires_grad_(True)

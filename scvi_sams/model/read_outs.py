@@ -41,8 +41,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_level",
+    "context_code",
+    "context_names",
     "delimiter_of",
     "controls_of",
+    "deviation_table",
     "field_state",
     "inclusion_and_slab",
     "latent_names",
@@ -74,7 +77,7 @@ def field_state(model: SAMSVAE, registry_key: str) -> dict[str, Any]:
 def controls_of(model: SAMSVAE) -> NDArray[np.bool_]:
     """Whether each cell of a model is a control, from its registered doses as they are."""
     doses = model.adata_manager.get_from_registry(SAMS_REGISTRY_KEYS.DOSE_KEY)
-    return np.asarray(~(doses > 0).any(axis=1))
+    return np.asarray((doses > 0).sum(axis=1)).ravel() == 0
 
 
 def pairs_together(model: SAMSVAE) -> list[tuple[int, int]]:
@@ -90,6 +93,27 @@ def delimiter_of(model: SAMSVAE) -> str:
     """What joins the parts of a label."""
     state = field_state(model, SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
     return state[PerturbationField.DELIMITER_KEY] or "+"
+
+
+def context_names(model: SAMSVAE) -> list[str]:
+    """Names of the contexts of a model by their codes; none without a ``context_key``."""
+    if SAMS_REGISTRY_KEYS.CONTEXT_KEY not in model.registry["field_registries"]:
+        return []
+    state = field_state(model, SAMS_REGISTRY_KEYS.CONTEXT_KEY)
+    return list(map(str, state["categorical_mapping"]))
+
+
+def context_code(model: SAMSVAE, context: object) -> int | None:
+    """Position of a context that somebody names; ``None`` for what contexts share."""
+    if context is None:
+        return None
+    if not (names := context_names(model)):
+        raise ScreenError(
+            f"context={context!r}: this model knows no contexts. Name the column of adata.obs "
+            "that has them, setup_anndata(context_key=...), and fit again."
+        )
+    _check_key("context: the model has no", context, names)
+    return names.index(str(context))
 
 
 def latent_names(model: SAMSVAE) -> list[str]:
@@ -145,9 +169,14 @@ def check_level(credible_level: float) -> None:
 
 
 def require_effects(
-    model: SAMSVAE, caller: str, *, masks: bool = False, pairs: bool = False
+    model: SAMSVAE,
+    caller: str,
+    *,
+    masks: bool = False,
+    pairs: bool = False,
+    contexts: bool = False,
 ) -> EffectsPosterior:
-    """The effects of a trained model; raise if it has none, no masks or none of pairs."""
+    """The effects of a trained model; raise if it has none of those that are asked for."""
     model._check_if_trained(warn=False)
     effects, name = model.module.effects, type(model).__name__
     if effects is None:
@@ -167,6 +196,11 @@ def require_effects(
             f"{caller}: this model has no interactions, pairs act by the sum of their parts; make "
             "SAMSVAE with interactions=True."
         )
+    if contexts and effects.n_deviations == 0:
+        raise NotImplementedError(
+            f"{caller}: this model has no effects by context; set it up with context_key, a "
+            "column of adata.obs with two levels or more."
+        )
     return effects
 
 
@@ -180,18 +214,29 @@ def require_part(model: SAMSVAE, name: str, absent: str) -> Any:
 
 
 def perturbation_table(model: SAMSVAE, values: torch.Tensor) -> pd.DataFrame:
-    """Rows of perturbations, of those of perturbations and pairs, perturbations x latents."""
+    """Rows of perturbations, of those of all effects, perturbations x latents."""
     index = pd.Index(model.perturbation_names, name="perturbation")
     array = values[: len(index)].detach().cpu().numpy()
     return pd.DataFrame(array, index=index, columns=latent_names(model))
 
 
 def pair_table(model: SAMSVAE, values: torch.Tensor) -> pd.DataFrame:
-    """Rows of pairs, of those of perturbations and pairs, pairs x latents."""
+    """Rows of pairs, of those of all effects, pairs x latents."""
     names, join = model.perturbation_names, delimiter_of(model).join
     index = pd.Index([join((names[a], names[b])) for a, b in model.module.interactions.pairs])
-    array = values[len(names) :].detach().cpu().numpy()
+    array = values[len(names) : len(names) + len(index)].detach().cpu().numpy()
     return pd.DataFrame(array, index=index, columns=latent_names(model))
+
+
+def deviation_table(model: SAMSVAE, values: torch.Tensor) -> pd.DataFrame:
+    """Rows of deviations, of those of all effects, perturbations x (contexts x latents)."""
+    names, contexts = model.perturbation_names, context_names(model)
+    columns = pd.MultiIndex.from_product(
+        [contexts, latent_names(model)], names=["context", "latent"]
+    )
+    array = values[-len(names) * len(contexts) :].detach().cpu().numpy()
+    index = pd.Index(names, name="perturbation")
+    return pd.DataFrame(array.reshape(len(names), -1), index=index, columns=columns)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from scvi_sams._arguments import checked, settings_of
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams._exceptions import ScreenError
+from scvi_sams._exceptions import ScreenError, listed
 from scvi_sams.data.checks import (
     ScreenManager,
     check_adata,
@@ -39,14 +39,18 @@ from scvi_sams.data.checks import (
     check_unchanged,
     genes_of,
     in_order_of,
+    registered_modality,
 )
+from scvi_sams.data.contexts import ContextField
 from scvi_sams.data.field import (
     DoseField,
     PerturbationField,
     add_dose_registry,
     registered_conditions,
 )
-from scvi_sams.data.guides import GuideField, target_table
+from scvi_sams.data.guide_inputs import KEY as GUIDES
+from scvi_sams.data.guide_inputs import guides_from_mudata
+from scvi_sams.data.guides import TARGET, GuideField, target_table
 from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model.counterfactual import draw_cells
 from scvi_sams.model.efficacy import multiples_of, perturbed_probability
@@ -57,6 +61,9 @@ from scvi_sams.model.prediction import average_treatment_effect, effect_scale, p
 from scvi_sams.model.query import added_perturbations, start_query
 from scvi_sams.model.read_outs import (
     check_level,
+    context_code,
+    context_names,
+    deviation_table,
     field_state,
     latent_names,
     latent_representation,
@@ -89,13 +96,15 @@ from scvi_sams.model.training import (
 from scvi_sams.module import SAMSVAEModule
 from scvi_sams.module.doses import Doses
 from scvi_sams.module.posteriors import CorrelatedEmbeddings
-from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan
+from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan, StreamedCells
 from scvi_sams.train.interruption import Interruption
+from scvi_sams.train.streamed import PARTS, screen_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
+    from mudata import MuData
 
     from scvi_sams.data import ConditionsLike
     from scvi_sams.data.guides import GuideTargets
@@ -126,9 +135,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         Number of latent dimensions; about twice as many as mechanisms are expected. Those that no
         perturbation uses cost little.
     n_hidden
-        Units of a hidden layer. By default a fortieth of the counts that the screen has of a
-        gene, between 64 and 400: a wider network learns the cells of a small or shallow screen
-        by heart.
+        Units of a hidden layer.
     n_layers
         Hidden layers of encoder and decoder.
     dropout_rate
@@ -179,6 +186,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         that occur together in a cell, or the pairs.
     interaction_prior
         Prior probability that a pair moves a latent beyond the sum of its parts.
+    context_prior
+        Prior probability that the effect of a perturbation on a latent is another in one context
+        (``setup_anndata(context_key=...)``) than in the others.
     direct_effects
         Give each perturbation a log fold change on its own gene beside the latent shift, so that
         the knock-down of the target need not pass through shared latents. By default where its
@@ -227,7 +237,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         registry: dict[str, Any] | None = None,
         *,
         n_latent: int = 40,
-        n_hidden: int | None = None,
+        n_hidden: int = 400,
         n_layers: int = 1,
         dropout_rate: float = 0.05,
         encode_covariates: bool = False,
@@ -248,9 +258,11 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         dose_response: Literal["linear", "hill"] = "linear",
         interactions: bool | Sequence[tuple[str, str]] = False,
         interaction_prior: float = 0.002,
+        context_prior: float = 0.002,
         direct_effects: bool | str | Mapping[str, str] | None = None,
         gene_effects: bool = True,
     ) -> None:
+        adata = registered_modality(adata)
         super().__init__(adata, registry)
         # What is saved is pairs and targets themselves: another AnnData may have others.
         interactions = named_interactions(self, interactions)
@@ -277,6 +289,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             reference_doses=median_doses(self, dose_response),
             interactions=[tuple(map(self.perturbation_names.index, p)) for p in interactions],
             interaction_prior=interaction_prior,
+            n_contexts=max(1, len(context_names(self))),
+            context_prior=context_prior,
             targets=target_genes(self, direct_effects),
             direct_effects=direct_effects is not False,
             gene_effects=gene_effects,
@@ -302,6 +316,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         guide_key: str | None = None,
         guide_targets: GuideTargets | None = None,
         guide_threshold: float | None = None,
+        context_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Say where an AnnData keeps counts, perturbations and covariates.
@@ -352,6 +367,12 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Counts of a guide from which a cell has it, for a matrix of counts. A plain threshold
             misses guides of shallow cells and takes ambient ones in deep cells: calls of a
             mixture model, as crispat makes, are better.
+        context_key
+            Column of ``adata.obs`` with what effects may depend on: cell type, stimulation, time
+            point. The effect of a perturbation is a part that all levels share plus a sparse
+            deviation in each. What cells of a level have in common without a perturbation is
+            their mean basal state; each level needs control cells for it. Effects on single genes
+            (``direct_effects``, ``gene_effects``) are shared by all levels.
 
         Raises
         ------
@@ -394,6 +415,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             DoseField(),
             *([] if guide_key is None else [GuideField()]),
         ]
+        if context_key is not None:
+            fields.append(ContextField(context_key))
         manager = ScreenManager(fields=fields, setup_method_args=setup_method_args)
         if (source := kwargs.get("source_registry")) is not None:
             add_dose_registry(source)
@@ -402,7 +425,74 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             conditions = registered_conditions(manager)
             check_doses(conditions)
             check_confounding(adata, conditions, batch_key)
+            check_confounding(adata, conditions, context_key, kind="context")
         cls.register_manager(manager)
+
+    @classmethod
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        rna_layer: str | None = None,
+        guide_layer: str | None = None,
+        guide_targets: GuideTargets | None = None,
+        guide_threshold: float | None = None,
+        control: str = "non-targeting",
+        modalities: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Say where a MuData keeps counts, guides and covariates.
+
+        Calls of guides are added to the modality of the counts, which is what the model reads:
+        ``SAMSVAE(mdata)`` is ``SAMSVAE(mdata["rna"])``, and methods take that modality of another
+        MuData once :func:`scvi_sams.data.guides_from_mudata` has added calls to it.
+
+        Parameters
+        ----------
+        mdata
+            Modalities of counts and of guides, of the same cells.
+        rna_layer
+            Layer of the counts; ``X`` by default.
+        guide_layer, guide_targets, control, modalities
+            As for :func:`~scvi_sams.data.guides_from_mudata`.
+        guide_threshold
+            As in :meth:`setup_anndata`, where the guides are counts.
+        **kwargs
+            Further arguments of :meth:`setup_anndata`. Columns may be those of the modality of
+            the counts or of ``mdata.obs``.
+
+        Raises
+        ------
+        ScreenError
+            If something cannot be used; the message names it and the mend.
+
+        Examples
+        --------
+        >>> mdata = mudata.read_h5mu("screen.h5mu")  # doctest: +SKIP
+        >>> scvi_sams.SAMSVAE.setup_mudata(
+        ...     mdata, modalities={"rna_layer": "gene", "guide_layer": "guide"}
+        ... )  # doctest: +SKIP
+        >>> model = scvi_sams.SAMSVAE(mdata)  # doctest: +SKIP
+        """
+        adata = guides_from_mudata(
+            mdata,
+            modalities=modalities,
+            guide_layer=guide_layer,
+            guide_targets=guide_targets,
+            control=control,
+        )
+        for keys in kwargs.values():  # what all modalities have stands in the obs of all
+            for key in [keys] if isinstance(keys, str) else keys if isinstance(keys, list) else ():
+                if key in mdata.obs and key not in adata.obs:
+                    adata.obs[key] = mdata.obs[key].reindex(adata.obs_names)
+        has_control = control in set(adata.uns[GUIDES][TARGET])
+        cls.setup_anndata(
+            adata,
+            layer=rna_layer,
+            control=control if has_control else None,
+            guide_key=GUIDES,
+            guide_threshold=guide_threshold,
+            **kwargs,
+        )
 
     def _validate_anndata(
         self, adata: AnnData | None = None, copy_if_view: bool = True
@@ -425,12 +515,95 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         return ordered
 
     @classmethod
-    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
-        """Not offered: scvi-tools' out-of-memory loader reads no labels of perturbations."""
-        raise NotImplementedError(
-            "scvi-tools' annbatch loader reads no labels of perturbations; use setup_anndata with "
-            "a backed AnnData, which train(data_placement='disk') reads in shuffled chunks."
+    def setup_annbatch(
+        cls,
+        source: Any,
+        *,
+        perturbation_key: str,
+        dosage_key: str | None = None,
+        control: str | Sequence[str] | None = None,
+        combination_delimiter: str | None = "+",
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: str | list[str] | None = None,
+        continuous_covariate_keys: str | list[str] | None = None,
+        is_count_data: bool = True,
+        split_key: str | None = None,
+        **kwargs: Any,
+    ) -> StreamedCells:
+        """Say what the cells of an annbatch collection received, to train on them as they stream.
+
+        It takes Python 3.12 and annbatch 0.2 or 0.3, ``pip install "scvi-sams[annbatch]"``.
+
+        Parameters
+        ----------
+        source
+            An ``annbatch.Loader`` of the collection, or scvi-tools' ``AnnbatchDataModule``, whose
+            loader is taken.
+        perturbation_key, dosage_key, control, combination_delimiter, batch_key, labels_key, \
+        size_factor_key, categorical_covariate_keys, continuous_covariate_keys, is_count_data
+            As in :meth:`setup_anndata`; columns of obs.
+        split_key
+            Column of obs with ``"train"``, ``"validation"``, ``"test"`` and ``"unused"``, as the
+            splits of ``scvi_sams.evaluation`` write it; these cells may lie anywhere in the
+            collection. By default all cells are trained on.
+        **kwargs
+            ``batch_size``, ``chunk_size`` and ``preload_nchunks`` of
+            :class:`~scvi_sams.train.StreamedCells`.
+
+        Returns
+        -------
+        StreamedCells
+            Its ``registry`` makes the model, and it is the ``datamodule`` of :meth:`train`.
+
+        Raises
+        ------
+        ScreenError
+            If a column is missing or cannot be used.
+
+        Examples
+        --------
+        >>> import annbatch  # doctest: +SKIP
+        >>> loader = annbatch.Loader().use_collection(
+        ...     annbatch.DatasetCollection("screen.zarr")
+        ... )  # doctest: +SKIP
+        >>> cells = SAMSVAE.setup_annbatch(
+        ...     loader, perturbation_key="perturbation", control="control", split_key="split"
+        ... )  # doctest: +SKIP
+        >>> model = SAMSVAE(registry=cells.registry)  # doctest: +SKIP
+        >>> model.train(max_epochs=2, datamodule=cells)  # doctest: +SKIP
+        """
+        categorical = _as_list(categorical_covariate_keys) or []
+        continuous = _as_list(continuous_covariate_keys) or []
+        keys = [perturbation_key, dosage_key, batch_key, labels_key, size_factor_key, split_key]
+        screen = screen_of(source, [*keys, *categorical, *continuous])
+        parts = [np.arange(screen.n_obs), np.array([], int), np.array([], int)]
+        if split_key is not None:
+            part_of = screen.obs[split_key].astype(str).to_numpy()
+            if others := set(part_of) - {*PARTS, "unused"}:
+                raise ScreenError(
+                    f"obs[{split_key!r}] holds {listed(sorted(others))}; a cell is "
+                    f"{', '.join(map(repr, PARTS))} or 'unused'."
+                )
+            parts = [np.flatnonzero(part_of == part) for part in PARTS]
+        cls.setup_anndata(
+            screen,
+            perturbation_key=perturbation_key,
+            dosage_key=dosage_key,
+            control=control,
+            combination_delimiter=combination_delimiter,
+            batch_key=batch_key,
+            labels_key=labels_key,
+            size_factor_key=size_factor_key,
+            categorical_covariate_keys=categorical or None,
+            continuous_covariate_keys=continuous or None,
+            is_count_data=is_count_data,
         )
+        manager = cls._get_most_recent_anndata_manager(screen, required=True)
+        cells = StreamedCells(source, manager, parts, **kwargs)
+        cls._setup_adata_manager_store.pop(manager.adata_uuid)  # nor keeps the stand-in
+        return cells
 
     def train(
         self,
@@ -777,7 +950,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         table.attrs["mask_prior"] = effects.mask_prior.mean().squeeze().tolist()
         return table
 
-    def get_perturbation_effect(self) -> pd.DataFrame:
+    def get_perturbation_effect(self, context: str | None = None) -> pd.DataFrame:
         """Effect of each perturbation on each latent, as it is reported: mask times embedding.
 
         The inclusion probability of :meth:`get_perturbation_mask` times the posterior mean of the
@@ -789,6 +962,12 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         With ``embedding_posterior="correlated"``, whose embedding depends on all masks, it is the
         posterior expectation.
 
+        Parameters
+        ----------
+        context
+            Context (a level of ``context_key``) whose deviations are added, each again times its
+            probability; by default the part that all contexts share.
+
         Returns
         -------
         pandas.DataFrame
@@ -798,24 +977,34 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         ------
         NotImplementedError
             If perturbations do not act by a shift.
+        ScreenError
+            If the model does not know the context.
 
         Examples
         --------
         >>> model.get_perturbation_effect().loc["STAT1"]  # doctest: +SKIP
         """
-        effects = require_effects(self, "get_perturbation_effect")
+        effects, code = require_effects(self, "get_perturbation_effect"), None
+        if context_code(self, context) is not None and effects.n_deviations > 0:
+            code = str(context)
         if isinstance(effects, CorrelatedEmbeddings):
             with torch.no_grad():
                 return perturbation_table(self, effects.moments()[0])
-        return perturbation_table(self, effects.mask_probability() * effects.slab_mean)
+        values = effects.mask_probability() * effects.slab_mean
+        table = perturbation_table(self, values)
+        return table if code is None else table + deviation_table(self, values)[code]
 
-    def get_perturbation_shift(self, conditions: ConditionsLike) -> pd.DataFrame:
+    def get_perturbation_shift(
+        self, conditions: ConditionsLike, context: str | None = None
+    ) -> pd.DataFrame:
         """Expected shift of the latent state under conditions, measured or not.
 
         Parameters
         ----------
         conditions
             Labels (``"A"``, ``"A+B"``), dicts (``{"A": 1.0, "B": 0.5}``) or a dosage matrix.
+        context
+            Context that the cells are in, as in :meth:`predict`.
 
         Returns
         -------
@@ -835,11 +1024,13 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         """
         require_effects(self, "get_perturbation_shift")
         asked = parse_conditions(self, conditions)
-        columns = (
+        index, dose = (
             torch.as_tensor(c, device=self.device) for c in (asked.cell_index, asked.cell_dose)
         )
+        code = context_code(self, context)
+        codes = None if code is None else torch.full((1, 1), code, device=self.device)
         with torch.inference_mode():
-            shift = self.module.expected_shift(Doses(*columns))
+            shift = self.module.expected_shift(Doses(index, dose, codes))
         return pd.DataFrame(
             shift.cpu().numpy(), index=asked.cell_labels, columns=latent_names(self)
         )
@@ -1172,6 +1363,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         seed: int | None = 0,
         gene_effects: bool = True,
         effect: EffectOf = "as_labelled",
+        context: str | None = None,
     ) -> Counterfactual:
         """Draw one population of cells, to be put under any condition.
 
@@ -1180,7 +1372,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
 
         Parameters
         ----------
-        basal, batch, library_size
+        basal, batch, library_size, context
             As in :meth:`predict`.
         n_cells
             Cells of the population. Ignored if ``basal`` is cells.
@@ -1214,7 +1406,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         """
         self._check_if_trained(warn=False)
         multiple = multiples_of(self, effect)
-        return draw_cells(self, basal, n_cells, batch, library_size, seed, gene_effects, multiple)
+        return draw_cells(
+            self, basal, n_cells, batch, library_size, seed, gene_effects, multiple, context
+        )
 
     def predict(
         self,
@@ -1227,6 +1421,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         *,
         seed: int | None = None,
         effect: EffectOf = "as_labelled",
+        context: str | None = None,
     ) -> AnnData:
         """Simulate cells under conditions, whether or not they were ever measured.
 
@@ -1256,14 +1451,21 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             ``scvi.settings.seed`` seeds.
         effect
             Of which cells with the label, as in :meth:`counterfactual`.
+        context
+            Context to predict for, a level of ``context_key``: the cells are of that level
+            (unless ``basal`` is cells, which stay what they are), and so are the effects. One in
+            which a perturbation was never measured has the shared part, and draws of the deviation
+            from its prior. By default the cells are of all contexts, as controls are, and effects
+            are the part that contexts share.
 
         Returns
         -------
         anndata.AnnData
             Cells x genes with counts in ``X`` and ``obs`` columns ``condition``, ``library_size``
-            and ``basal_cell``; ``layers["normalized_expression"]`` holds each cell's expected
-            share of the library. With ``return_mean``, conditions x genes with the mean of that
-            share in ``X`` and its standard deviation over cells in ``layers["std"]``.
+            and ``basal_cell``, ``batch`` and ``context`` where there are such;
+            ``layers["normalized_expression"]`` holds each cell's expected share of the library.
+            With ``return_mean``, conditions x genes with the mean of that share in ``X`` and its
+            standard deviation over cells in ``layers["std"]``.
 
         Raises
         ------
@@ -1277,7 +1479,16 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         >>> cells = model.predict(["KLF1+CEBPA"], n_samples=200)  # doctest: +SKIP
         """
         return predict(
-            self, conditions, n_samples, basal, library_size, batch, return_mean, seed, effect
+            self,
+            conditions,
+            n_samples,
+            basal,
+            library_size,
+            batch,
+            return_mean,
+            seed,
+            effect,
+            context,
         )
 
     def get_average_treatment_effect(
@@ -1293,6 +1504,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         *,
         seed: int | None = None,
         effect: EffectOf = "as_labelled",
+        context: str | None = None,
     ) -> AnnData:
         """Average effect of conditions on each gene, over a population of cells.
 
@@ -1325,6 +1537,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Seed of all draws, as in :meth:`predict`.
         effect
             Of which cells with the label, as in :meth:`counterfactual`.
+        context
+            Context of cells and effects, as in :meth:`predict`.
 
         Returns
         -------
@@ -1352,7 +1566,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         """
         scale = effect_scale(self, method)
         check_level(credible_level)
-        cells = self.counterfactual(basal, n_cells, batch, seed=seed, effect=effect)
+        cells = self.counterfactual(
+            basal, n_cells, batch, seed=seed, effect=effect, context=context
+        )
         return average_treatment_effect(
             self, conditions, reference, scale, n_samples, credible_level, cells
         )

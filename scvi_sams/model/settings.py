@@ -11,11 +11,10 @@ import pandas as pd
 from scvi import REGISTRY_KEYS
 
 from scvi_sams._arguments import checked
-from scvi_sams._constants import COUNTS_PER_GENE
 from scvi_sams._exceptions import ScreenError, listed, unknown_perturbations
 from scvi_sams.data import Conditions
 from scvi_sams.data.field import registered_conditions, registered_dosage
-from scvi_sams.model.read_outs import field_state, pairs_together
+from scvi_sams.model.read_outs import context_names, field_state, pairs_together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "choose_inference",
-    "default_width",
     "make_module",
     "median_doses",
     "named_interactions",
@@ -38,20 +36,23 @@ _NO_TARGETS = (
     "No perturbation is named like a gene, so that none has an effect of its own on its target: "
     "say which gene each targets by direct_effects, a dict, an obs column or a key of uns."
 )
-_NOT_SHOWN = {"targets", "interactions", "reference_doses"}
+_NOT_SHOWN = {"targets", "interactions", "reference_doses", "n_contexts", "context_prior"}
 
 
 def make_module(model: SAMSVAE, **settings: Any) -> None:
     """Make the module for the registered data."""
     settings = {name: _checked(name, value) for name, value in settings.items()}
     arguments, stats = model.registry["setup_args"], model.summary_stats
-    if settings["n_hidden"] is None:
-        settings["n_hidden"] = default_width(model.registry.get(COUNTS_PER_GENE))
     gene_likelihood = settings["gene_likelihood"]
     if gene_likelihood != "normal" and not arguments.get("is_count_data", True):
         raise ScreenError(
             f"gene_likelihood={gene_likelihood!r} is for counts, and the data were set up with "
             "is_count_data=False; use gene_likelihood='normal', or set up the counts."
+        )
+    if context_names(model) and "n_contexts" not in settings:
+        raise ScreenError(
+            f"{type(model).__name__} has no effects that could depend on a context: leave "
+            "context_key out, or use SAMSVAE."
         )
     n_cats_per_cov = None
     if stats.get("n_extra_categorical_covs", 0) > 0:
@@ -70,36 +71,6 @@ def make_module(model: SAMSVAE, **settings: Any) -> None:
         f"{type(model).__name__} with {stats.n_perturbation} perturbations, "
         + ", ".join(f"{name}={value!r}" for name, value in shown.items())
     )
-
-
-_COUNTS_PER_WEIGHT = 40  # see default_width
-_MIN_WIDTH = 64  # below, a network of the usual 40 latents may end in effects that blow up
-_MAX_WIDTH = 400  # beyond, the benchmarks gain nothing
-
-
-def default_width(counts_per_gene: float | None) -> int:
-    """Units of a hidden layer that a screen has the counts for.
-
-    Every unit of the decoder has a weight to each gene, so that a gene's weights are as many as
-    the units, and the counts of that gene are all there is to learn them from. Of forty
-    counts a weight the relative error is about a sixth (a Poisson's, ``40 ** -0.5``). With fewer,
-    held-out cells are worse described the wider the network is: the encoder places each training
-    cell by heart where the decoder can spell out its counts.
-
-    Parameters
-    ----------
-    counts_per_gene
-        Counts of the whole screen, divided by its genes. ``None`` where there is no such number:
-        features that are no counts, cells that nobody has seen, files of older models.
-
-    Examples
-    --------
-    >>> default_width(20_000 * 8_000 / 1_000), default_width(4_000.0), default_width(200.0)
-    (400, 100, 64)
-    """
-    if counts_per_gene is None:
-        return _MAX_WIDTH
-    return int(np.clip(counts_per_gene / _COUNTS_PER_WEIGHT, _MIN_WIDTH, _MAX_WIDTH))
 
 
 def _checked(name: str, value: Any) -> Any:

@@ -48,6 +48,8 @@ class CellPopulation(NamedTuple):
     batch_index, cat_covs, cont_covs
         Covariates, shapes ``(n_cells, 1)``, ``(n_cells, n_categorical)`` and
         ``(n_cells, n_continuous)``, or ``None`` where there are none.
+    context
+        Context of each cell, shape ``(n_cells, 1)``, which says where basal states lie.
     """
 
     basal: Tensor
@@ -55,6 +57,7 @@ class CellPopulation(NamedTuple):
     batch_index: Tensor | None = None
     cat_covs: Tensor | None = None
     cont_covs: Tensor | None = None
+    context: Tensor | None = None
 
     def covariates(self) -> dict[str, Tensor | None]:
         """Keyword arguments of the generative model besides the latent state."""
@@ -71,10 +74,10 @@ class GlobalDraws(NamedTuple):
     n_samples
         Number of draws.
     effects
-        Shifts of perturbations (and pairs) in the networks' coordinates, shape
+        Shifts of perturbations, pairs and deviations in the networks' coordinates, shape
         ``(n_samples, n_rows, n_latent)``.
     rows
-        Which perturbations (and pairs) those are, sorted, shape ``(n_rows,)``.
+        Which rows of the effects those are, sorted, shape ``(n_rows,)``.
     direct
         Log fold changes of target genes, shape ``(n_samples, n_perturbations)``.
     hill
@@ -165,6 +168,7 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
 
     host_state = ("n_training_cells", "initialized", "counts_per_cell")
     latent_distribution = "normal"
+    n_contexts = 1
     # Cells of a minibatch whose counts move the dispersion. All cells share it, so that its
     # gradient is precise enough from few, and the digamma functions it takes are the dearest of
     # a step.
@@ -315,7 +319,13 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
             "dose": tensors[SAMS_REGISTRY_KEYS.DOSE_KEY],
             "library": tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY),
             **covariates_of(tensors),
+            **self._context_of(tensors),
         }
+
+    def _context_of(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Contexts of cells, for a model that knows several."""
+        key = SAMS_REGISTRY_KEYS.CONTEXT_KEY
+        return {"context": tensors[key].long()} if self.n_contexts > 1 else {}
 
     def _get_generative_input(
         self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any]
@@ -326,6 +336,7 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
             "gene_effects": inference_outputs.get("gene_effects"),
             "side_input": inference_outputs.get("side_input"),
             **covariates_of(tensors),
+            **self._context_of(tensors),
         }
 
     def _library(self, x: Tensor, library: Tensor | None) -> Tensor:
@@ -349,8 +360,10 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
             cont_covs = (cont_covs - self.covariate_mean) / self.covariate_std
         return network_covariates(batch_index, cat_covs, cont_covs)
 
-    def _basal_mean(self, batch_index: Tensor | None, n_cells: int) -> Tensor | float:
-        """Mean basal state of the batches of cells."""
+    def _basal_mean(
+        self, batch_index: Tensor | None, n_cells: int, context: Tensor | None = None
+    ) -> Tensor | float:
+        """Mean basal state of the batches and contexts of cells."""
         return 0.0
 
     # -- what a member of the family says ------------------------------------------------------
@@ -478,6 +491,7 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
         batch_index: Tensor | None = None,
         cat_covs: Tensor | None = None,
         cont_covs: Tensor | None = None,
+        context: Tensor | None = None,
         gene_effects: GeneEffects | None = None,
         side_input: Tensor | None = None,
         log_fold_change: Tensor | None = None,
@@ -495,6 +509,8 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
         batch_index, cat_covs, cont_covs
             Covariates, shapes ``(n_cells, 1)``, ``(n_cells, n_categorical)`` and
             ``(n_cells, n_continuous)``.
+        context
+            Contexts of cells, shape ``(n_cells, 1)``.
         gene_effects
             Log fold changes of single genes to add.
         side_input
@@ -516,7 +532,7 @@ class PerturbationVAEModule(HostState, BaseModuleClass):
         if transform_batch is not None and batch_index is not None:
             batch_index = torch.ones_like(batch_index) * transform_batch
         categories, cont = self._network_covariates(batch_index, cat_covs, cont_covs)
-        u = z + self._basal_mean(batch_index, z.shape[-2])
+        u = z + self._basal_mean(batch_index, z.shape[-2], context)
         if side_input is not None:
             u = torch.cat([u, side_input.expand(*u.shape[:-1], side_input.shape[-1])], -1)
         decoded: Decoded = self.decoder(u, *categories, cont=cont)

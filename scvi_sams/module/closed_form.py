@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from scvi_sams._compat import HostState
+from scvi_sams.module.contexts import shared_part
 from scvi_sams.module.posteriors import SpikeSlab
 from scvi_sams.module.rotation import SparseEvidence, procrustes, sparse_rotation
 from scvi_sams.module.statistics import RunningStatistics
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ClosedForm",
     "learned_background_variance",
+    "MaskEvidence",
+    "mask_evidence",
     "one_thread",
     "MixturePosterior",
     "safe_step",
@@ -58,6 +62,45 @@ def one_thread() -> Iterator[None]:
 
 
 _MAX_LOGIT = 12.0  # inclusion probabilities stay off 0 and 1, so that a mask can change its mind
+
+
+class MaskEvidence(NamedTuple):
+    """What the cells of a perturbation can say of its masks, each ``(n_rows, n_latent)``.
+
+    A score has the variance ``curvature`` about ``curvature * effect``; the log-odds of a mask
+    are ``at_zero + per_square * score**2``.
+    """
+
+    curvature: Tensor
+    at_zero: Tensor
+    per_square: Tensor
+
+
+def mask_evidence(
+    curvature: Tensor,
+    *,
+    mask_prior_logit: Tensor | float,
+    embedding_variance: float,
+    background_variance: Tensor | float = 0.0,
+    mask_floor_variance: float = 0.0,
+) -> MaskEvidence:
+    """Log-odds of masks as a function of the score; arguments as of :func:`spike_slab`.
+
+    Examples
+    --------
+    >>> evidence = mask_evidence(
+    ...     torch.tensor([3.0]), mask_prior_logit=0.0, embedding_variance=1.0
+    ... )
+    >>> evidence.at_zero, evidence.per_square
+    (tensor([-0.6931]), tensor([0.1250]))
+    """
+    variance = torch.as_tensor(background_variance, dtype=curvature.dtype, device=curvature.device)
+    background = variance.clamp(min=mask_floor_variance)
+    # Shrinking score and curvature alike is what noise of the background's variance does.
+    discount = 1 / (1 + background * curvature)
+    evidence_variance = embedding_variance / (1 + embedding_variance * discount * curvature)
+    at_zero = mask_prior_logit + 0.5 * torch.log(evidence_variance / embedding_variance)
+    return MaskEvidence(curvature, at_zero, 0.5 * evidence_variance * discount.square())
 
 
 def spike_slab(
@@ -111,15 +154,14 @@ def spike_slab(
     slab_posterior = 1 / (curvature + 1 / (embedding_variance + variance))
     # The form that stays finite for a point spike.
     spike_posterior = variance / (1 + variance * curvature)
-    background = variance.clamp(min=mask_floor_variance)
-    # Shrinking score and curvature alike is what noise of the background's variance does.
-    discount = 1 / (1 + background * curvature)
-    evidence_variance = embedding_variance / (1 + embedding_variance * discount * curvature)
-    mask_logits = (
-        mask_prior_logit
-        + 0.5 * torch.log(evidence_variance / embedding_variance)
-        + 0.5 * evidence_variance * (discount * score).square()
+    evidence = mask_evidence(
+        curvature,
+        mask_prior_logit=mask_prior_logit,
+        embedding_variance=embedding_variance,
+        background_variance=variance,
+        mask_floor_variance=mask_floor_variance,
     )
+    mask_logits = evidence.at_zero + evidence.per_square * score.square()
     return SpikeSlab(
         mask_logits.clamp(-_MAX_LOGIT, _MAX_LOGIT),
         slab_posterior * score,
@@ -292,6 +334,7 @@ _SWITCH_ON_LOGIT = 8.0  # masks start on and are pruned
 _SWITCH_ON_SWEEPS = 15
 _RENEW_SWEEPS = 8  # from masks that are on, after the latents were turned
 _FINAL_SWEEPS = 30
+_SWEEPS_OF_STEP = 4  # in the last update, of steps of one over that many: 0.02 of the way is left
 _LEAST_GAIN = 1.0  # nats that other axes must be worth
 _N_RANDOM_STARTS = 2  # of the last search, when there is time
 _NULL_EFFECTS = 10.0  # effects of exactly zero that the prior of the background's scales counts
@@ -311,6 +354,9 @@ class ClosedForm(HostState, nn.Module):
         Shape of the effects.
     n_batch
         Number of batches.
+    n_contexts
+        Number of contexts. A basal mean is then one of a batch and a context, and the last rows
+        of the effects are deviations by context.
     mask_evidence_cells
         Evidence for a mask saturates at this many cells; ``None`` for no limit. An effect must
         stand out from a background of standard deviation ``mask_evidence_cells ** -0.5`` (in
@@ -325,6 +371,9 @@ class ClosedForm(HostState, nn.Module):
 
     host_state = ("settled",)
     basal_mean: Tensor
+    seen_effects: Tensor
+    seen_basal: Tensor
+    seen_cells: Tensor
 
     def __init__(
         self,
@@ -332,13 +381,20 @@ class ClosedForm(HostState, nn.Module):
         n_latent: int,
         *,
         n_batch: int = 1,
+        n_contexts: int = 1,
         mask_evidence_cells: float | None = 100.0,
     ) -> None:
         super().__init__()
+        self.n_contexts = n_contexts
         self.mask_evidence_cells = mask_evidence_cells
         self.settled = False
-        self.statistics = RunningStatistics(n_rows, n_latent, n_batch)
-        self.register_buffer("basal_mean", torch.zeros(n_batch, n_latent))
+        n_groups = n_batch * n_contexts
+        self.statistics = RunningStatistics(n_rows, n_latent, n_groups)
+        self.register_buffer("basal_mean", torch.zeros(n_groups, n_latent))
+        # Effects that the running averages were made under, see `_drift`: they follow the fit.
+        self.register_buffer("seen_effects", torch.zeros(n_rows, n_latent), persistent=False)
+        self.register_buffer("seen_basal", torch.zeros(n_groups, n_latent), persistent=False)
+        self.register_buffer("seen_cells", torch.zeros(()), persistent=False)
 
     @torch.no_grad()
     def observe(
@@ -365,7 +421,7 @@ class ClosedForm(HostState, nn.Module):
             Expected shifts of the cells, shape ``(n_cells, n_latent)``, and what they are the
             sums of, shape ``(n_cells, n_columns, n_latent)``.
         batch_index
-            Batch of each cell, shape ``(n_cells,)``.
+            Batch of each cell, or batch and context, shape ``(n_cells,)``.
         n_training_cells
             Number of training cells.
         """
@@ -395,13 +451,33 @@ class ClosedForm(HostState, nn.Module):
 
     @torch.no_grad()
     @one_thread()
-    def centre(self) -> None:
+    def centre(self, effects: SpikeAndSlab | None = None, n_training_cells: int = 0) -> None:
         """Move the basal means to where the cells are.
 
         An exact reparametrisation of the decoder. Without it an offset of the encoder, which costs
-        little, looks like a shift that all perturbations share.
+        little, looks like a shift that all perturbations share. With `effects`, where cells have
+        many, by what these have moved since they were averaged, too (see :meth:`_drift`).
         """
-        self.basal_mean.copy_(self.statistics.basal_mean())
+        basal_mean = self.statistics.basal_mean()
+        if effects is not None:
+            self._follow(effects, n_training_cells)
+            change = self._change(effects.to_network(effects.moments()[0]))
+            basal_mean = basal_mean - change.sum(0)
+        self.basal_mean.copy_(basal_mean)
+        if self.n_contexts > 1:
+            self.fill_unseen()
+
+    @torch.no_grad()
+    def fill_unseen(self) -> None:
+        """Start the basal means of batches that were never seen at those of the others.
+
+        Of batches in a context, at those of the others in that context.
+        """
+        seen = self.statistics.basal_weight.squeeze(1) > 0
+        for context in range(self.n_contexts):
+            means = self.basal_mean[context :: self.n_contexts]
+            known = seen[context :: self.n_contexts]
+            means[~known] = means[known].mean(0) if known.any() else self.basal_mean[seen].mean(0)
 
     @torch.no_grad()
     @one_thread()
@@ -453,7 +529,11 @@ class ClosedForm(HostState, nn.Module):
                 self._renew_masks(effects, shifts, n_training_cells, _RENEW_SWEEPS)
             effects.start_mixture()
         self.settled = True
-        self.update(effects, n_training_cells, _FINAL_SWEEPS, align=False)
+        self.share(effects, n_training_cells)
+        # Of perturbations that share cells steps are short: masks need as many more.
+        n_together = self.statistics.n_together.max().item()
+        n_sweeps = max(_FINAL_SWEEPS, math.ceil(_SWEEPS_OF_STEP * n_together))
+        self.update(effects, n_training_cells, n_sweeps, align=False)
         effects.order_latents()
 
     def _renew_masks(
@@ -463,7 +543,48 @@ class ClosedForm(HostState, nn.Module):
         effects.slab_mean.copy_(shifts @ effects.rotation.T)
         effects.set_mask_logits(_SWITCH_ON_LOGIT)
         effects.masks_on = True
+        self.share(effects, n_training_cells)
         self.update(effects, n_training_cells, n_sweeps, align=False)
+
+    @torch.no_grad()
+    def share(self, effects: SpikeAndSlab, n_training_cells: int) -> None:
+        """Choose anew what contexts share of the effects that are free; nothing without contexts.
+
+        See :func:`~scvi_sams.module.contexts.shared_part`.
+        """
+        if effects.n_deviations == 0:
+            return
+        n, first = effects.n_perturbations, effects.n_rows - effects.n_deviations
+        score, curvature = (
+            values[first:].view(n, self.n_contexts, -1)
+            for values in self.statistics.score_and_curvature(
+                torch.zeros_like(effects.slab_mean), n_training_cells
+            )
+        )
+        known = 1 / (curvature + 1 / effects.embedding_variance)
+        floor = self._floor(in_training=not self.settled)
+        estimate = (known * score) @ effects.rotation.T
+        variance = known @ effects.rotation.T.square() + floor
+        n_cells = self.statistics.n_cells(n_training_cells, slice(first, None))
+        variance = torch.where(n_cells.view(n, self.n_contexts, 1) > 0, variance, torch.inf)
+        log_on, log_off = effects.mask_prior.log_probabilities()
+        shared, log_odds = shared_part(
+            estimate,
+            variance,
+            log_prior=(log_on[:n], log_off[:n].clamp(min=-1e6)),
+            log_deviation_prior=(log_on[-1, 0].item(), log_off[-1, 0].item()),
+            embedding_variance=effects.embedding_variance,
+            background_variance=effects.background_variance.clamp(min=max(floor, 1e-4)),
+        )
+        on = torch.where(torch.cat([shared != 0, (log_odds > 0).flatten(0, 1)]), 1.0, -1.0)
+        rows = torch.cat([torch.arange(n), torch.arange(first, effects.n_rows)]).to(shared.device)
+        free = ~effects.frozen[rows]
+        apart = (estimate - shared.unsqueeze(1)).flatten(0, 1)
+        logits = effects.mask_logits.clone()
+        logits[rows] = torch.where(free, _SWITCH_ON_LOGIT * on, logits[rows])
+        effects.set_mask_logits(logits)
+        means = torch.cat([shared, apart])
+        effects.slab_mean[rows] = torch.where(free, means, effects.slab_mean[rows])
 
     def _evidence(self, effects: SpikeAndSlab, score: Tensor, curvature: Tensor) -> SparseEvidence:
         """Evidence of perturbations for axes, with masks as they are judged in training."""
@@ -499,26 +620,22 @@ class ClosedForm(HostState, nn.Module):
         floor = self._floor(in_training=not self.settled)
         n_together = self.statistics.n_together
         most = torch.where(n_together > 2, 1 / n_together, _MAX_STEP)
-        for _ in range(n_sweeps):
-            if is_free and align:
+        self._follow(effects, n_training_cells)
+        most, blocks = self._blocks(effects, most)
+        for block in blocks * n_sweeps:
+            if is_free and align and block is blocks[0]:
                 _align_rotation(effects, *self._problem(effects, n_training_cells))
             score, curvature, mean = self._problem(effects, n_training_cells)
-            step = torch.minimum(most, safe_step(curvature, effects.rotation))
+            score = score - curvature * self._drift(effects.to_network(mean))
+            safe = torch.cat([safe_step(r, effects.rotation) for (r,) in _row_blocks(curvature)])
+            # Of a change that all effects share the two bounds multiply.
+            step = torch.where(n_together > 2, most * safe, torch.minimum(most, safe))
             curvature = curvature @ effects.rotation.T.square()
             score = score @ effects.rotation.T + curvature * mean
-            log_on, log_off = effects.mask_prior.log_probabilities()
-            posterior = spike_slab(
-                score,
-                curvature,
-                mask_prior_logit=log_on - log_off,
-                embedding_variance=effects.embedding_variance,
-                # What masks mean does not depend on the scales that a mixture finds.
-                background_variance=0.0 if effects.has_mixture else effects.prior_background(),
-                mask_floor_variance=floor,
-            )
+            posterior = spike_slab(score, curvature, **self._prior(effects))
             if effects.has_mixture:
                 posterior = _under_mixture(effects, posterior, score, curvature)
-            effects.assign(posterior, step)
+            effects.assign(posterior, step if block is None else step * block)
             if floor > 0:
                 penalty = selection_penalty(
                     effects.mask_log_odds(),
@@ -534,14 +651,131 @@ class ClosedForm(HostState, nn.Module):
                 of_perturbations = effects.parameters_of(slice(effects.n_perturbations))
                 effects.background_variance.copy_(learned_background_variance(of_perturbations))
 
+    def _prior(self, effects: SpikeAndSlab) -> dict[str, Any]:
+        """Against what masks are judged."""
+        log_on, log_off = effects.mask_prior.log_probabilities()
+        return {
+            "mask_prior_logit": log_on - log_off,
+            "embedding_variance": effects.embedding_variance,
+            # What masks mean does not depend on the scales that a mixture finds.
+            "background_variance": 0.0 if effects.has_mixture else effects.prior_background(),
+            "mask_floor_variance": self._floor(in_training=not self.settled),
+        }
+
+    @torch.no_grad()
+    def evidence(
+        self, effects: SpikeAndSlab, n_training_cells: int, factor: Tensor | float = 1.0
+    ) -> MaskEvidence:
+        """How masks are judged, in latents, as they are reported.
+
+        Parameters
+        ----------
+        effects
+            Posterior of the effects.
+        n_training_cells
+            Number of training cells.
+        factor
+            Of the curvature in the networks' coordinates, as if there were more cells or counts,
+            broadcastable.
+        """
+        _, curvature = self.statistics.score_and_curvature(effects.slab_mean, n_training_cells)
+        curvature = (factor * curvature) @ effects.rotation.T.square()
+        prior = self._prior(effects)
+        evidence = mask_evidence(curvature, **prior)
+        if (floor := prior["mask_floor_variance"]) == 0:
+            return evidence
+        penalty = selection_penalty(
+            effects.mask_log_odds(),
+            curvature,
+            embedding_variance=effects.embedding_variance,
+            mask_floor_variance=floor,
+        )
+        return evidence._replace(at_zero=evidence.at_zero - penalty)
+
+    @torch.no_grad()
+    def scores(self, effects: SpikeAndSlab, n_training_cells: int) -> Tensor:
+        """Score of each effect at zero, the others as they are expected, in latents."""
+        score, curvature, mean = self._problem(effects, n_training_cells)
+        return score @ effects.rotation.T + (curvature @ effects.rotation.T.square()) * mean
+
+    @torch.no_grad()
+    def basal_curvature(
+        self, effects: SpikeAndSlab, n_cells: Tensor, factor: Tensor | float = 1.0
+    ) -> Tensor:
+        """Inverse variance of the basal mean, latents.
+
+        Parameters
+        ----------
+        effects
+            Posterior of the effects.
+        n_cells
+            Number of training cells of each batch, controls and others.
+        factor
+            Of the curvature in the networks' coordinates.
+        """
+        gain = (self.statistics.basal_gain * n_cells.unsqueeze(1)).sum(0)
+        return (factor * gain) @ effects.rotation.T.square()
+
+    def _follow(self, effects: SpikeAndSlab, n_training_cells: int) -> None:
+        """Let the effects that are remembered forget as the running averages do."""
+        n_seen = self.statistics.n_cells_seen.to(self.seen_cells.dtype)
+        n_new = (n_seen - self.seen_cells).clamp(min=0)  # none after a restart
+        forgotten = -torch.expm1(-n_new / max(1, n_training_cells))
+        present = effects.to_network(effects.moments()[0])
+        for seen, now in ((self.seen_effects, present), (self.seen_basal, self.basal_mean)):
+            before = torch.where(seen.isfinite(), seen, now)
+            seen.copy_(before + forgotten * (now - before))
+        self.seen_cells.copy_(n_seen)
+
+    def _change(self, present: Tensor) -> Tensor:
+        """What each effect adds to the mean shift of cells, beyond what was averaged.
+
+        Zero where cells have two perturbations or fewer.
+        """
+        statistics = self.statistics
+        share = statistics.n_occurrences / statistics.n_cells_seen.clamp(min=1)
+        change = share.to(present.dtype) * (present - self.seen_effects)
+        return torch.where(statistics.n_together > 2, change, 0.0)
+
+    def _drift(self, present: Tensor) -> Tensor:
+        """How far basal means, and shifts by a cell's other perturbations, moved since averaged.
+
+        Averages remember both as they were up to an epoch ago. Where cells have many
+        perturbations, each effect would answer to a common change of all others that is over long
+        since, all at once, and the answers would grow from update to update. The change is that
+        of an average cell, and zero where cells have two perturbations or fewer.
+        """
+        change = self._change(present)
+        weight = self.statistics.basal_weight / self.statistics.basal_weight.sum().clamp(min=1)
+        of_basal = (weight * (self.basal_mean - self.seen_basal)).sum(0)
+        return torch.where(self.statistics.n_together > 2, change.sum(0) - change + of_basal, 0.0)
+
+    def _blocks(
+        self, effects: SpikeAndSlab, most: Tensor
+    ) -> tuple[Tensor, list[Tensor] | list[None]]:
+        """Longest steps, and which rows move together: shared parts and deviations take turns.
+
+        One at a time they need no shorter step for being in the same cells.
+        """
+        if effects.n_deviations == 0:
+            return most, [None]
+        index = torch.arange(effects.n_rows, device=effects.rotation.device).unsqueeze(1)
+        deviates = (index >= effects.n_rows - effects.n_deviations).to(most.dtype)
+        return (2 * most).clamp(max=_MAX_STEP), [1 - deviates, deviates]
+
     def _problem(
         self, effects: SpikeAndSlab, n_training_cells: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Score and curvature in the networks' coordinates, expected effects in latents."""
         mean, _ = effects.moments()
-        score, curvature = self.statistics.score_and_curvature(
-            effects.to_network(mean), n_training_cells
-        )
+        moved = effects.to_network(mean)
+        score, curvature = self.statistics.score_and_curvature(moved, n_training_cells)
+        if effects.n_deviations > 0:  # what cells say of either is of the sum of the two
+            n, first = effects.n_perturbations, effects.n_rows - effects.n_deviations
+            shape = (n, self.n_contexts, -1)
+            score[:n] -= (curvature[first:] * moved[first:]).view(shape).sum(1)
+            shared = moved[:n].unsqueeze(1).expand(-1, self.n_contexts, -1).flatten(0, 1)
+            score[first:] -= curvature[first:] * shared
         return score, curvature, mean
 
     def _at_zero(self, effects: SpikeAndSlab, n_training_cells: int) -> tuple[Tensor, Tensor]:
@@ -554,24 +788,41 @@ def _under_mixture(
     effects: SpikeAndSlab, posterior: SpikeSlab, score: Tensor, curvature: Tensor
 ) -> SpikeSlab:
     """Effects outside the masks under a mixture of scales; a step of EM for its weights."""
-    n = effects.n_perturbations  # pairs have no background
+    n = effects.n_perturbations  # pairs and deviations have no background
     score, curvature = score[:n], curvature[:n]
     variances, weights = effects.background_scales.square(), effects.background_weights
     if not effects.is_query:
-        found = scale_mixture(score, curvature, variances, weights)
         off = torch.sigmoid(-posterior.mask_logits[:n])
-        count = (found.responsibility * off).sum((1, 2))
+        counts = [
+            (scale_mixture(s, h, variances, weights).responsibility * share).sum((1, 2))
+            for s, h, share in _row_blocks(score, curvature, off)
+        ]
+        count = torch.stack(counts).sum(0)
         count[0] += _NULL_EFFECTS
         weights.copy_(count / count.sum())
         effects.background_variance.copy_(weights @ variances)
-    found = scale_mixture(score, curvature, variances, weights)
+    found = [scale_mixture(s, h, variances, weights) for s, h in _row_blocks(score, curvature)]
     kept = effects.frozen[:n]
     divergence = effects.spike_divergence
-    divergence[:n] = torch.where(kept, divergence[:n], found.divergence)
+    of_perturbations = torch.cat([block.divergence for block in found])
+    divergence[:n] = torch.where(kept, divergence[:n], of_perturbations)
     return posterior._replace(
-        spike_mean=torch.cat([found.mean, posterior.spike_mean[n:]]),
-        spike_variance=torch.cat([found.variance, posterior.spike_variance[n:]]),
+        spike_mean=torch.cat([*(block.mean for block in found), posterior.spike_mean[n:]]),
+        spike_variance=torch.cat(
+            [*(block.variance for block in found), posterior.spike_variance[n:]]
+        ),
     )
+
+
+_BLOCK_ELEMENTS = 2**15  # of float32, times the scales of a mixture: they stay in a core's cache
+
+
+def _row_blocks(*fields: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of matrices in blocks, for what treats rows one by one and takes many passes."""
+    n_rows = len(fields[0])
+    if fields[0].device.type == "cpu":  # a GPU is faster with all at once
+        n_rows = max(1, _BLOCK_ELEMENTS // fields[0].shape[1])
+    return zip(*(field.split(max(1, n_rows)) for field in fields), strict=True)
 
 
 def _align_rotation(effects: SpikeAndSlab, score: Tensor, curvature: Tensor, mean: Tensor) -> None:

@@ -28,7 +28,8 @@ __all__ = [
 class Doses(NamedTuple):
     """What cells received: as many columns as the most perturbations of a cell.
 
-    Shapes are the same at every step, however many perturbations the cells of a minibatch have.
+    Minibatches of cells with more than eight leave out, by eights, the columns that none of
+    their cells fills.
 
     Attributes
     ----------
@@ -36,10 +37,13 @@ class Doses(NamedTuple):
         Rows of the effects, integers of shape ``(n_cells, n_columns)``.
     dose
         Doses, shape ``([n_samples,] n_cells, n_columns)``; zero fills up the columns.
+    context
+        Context of each cell, integers of shape ``(n_cells, 1)``; ``None`` for what contexts share.
     """
 
     perturbation: Tensor
     dose: Tensor
+    context: Tensor | None = None
 
     def gather(self, effects: Tensor) -> Tensor:
         """Effect of each dose, from ``(..., n_rows, n_latent)`` to ``(..., *shape, n_latent)``."""

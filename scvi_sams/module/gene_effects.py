@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
     from scvi_sams.module.doses import Doses
 
-__all__ = ["ExpressionCurve", "ResidualDraws", "ResidualEffects", "ScaleMixture", "solve"]
+__all__ = [
+    "ExpressionCurve",
+    "ResidualDraws",
+    "ResidualEffects",
+    "ScaleMixture",
+    "absorbed_by_residuals",
+    "absorbed_by_validation",
+    "solve",
+]
 
 
 # -- what is kept, and drawn from -----------------------------------------------------------------
@@ -69,7 +77,10 @@ class ResidualEffects(HostState, nn.Module):
     Attributes
     ----------
     log_fold_change, std
-        Mean and standard deviation, natural logarithm at dose one, perturbations x genes.
+        Mean and standard deviation, natural logarithm at dose one, perturbations x genes. The
+        latter is of the whole prediction but for masks and effects, which have draws of their own.
+    absorbed
+        Share of the noise of the training cells, in variance, that the model has learned.
     lfsr
         Probability that an effect is zero or of the other sign.
     is_fitted
@@ -80,6 +91,7 @@ class ResidualEffects(HostState, nn.Module):
     log_fold_change: Tensor
     std: Tensor
     lfsr: Tensor
+    absorbed: Tensor
     target: Tensor
 
     def __init__(
@@ -91,6 +103,7 @@ class ResidualEffects(HostState, nn.Module):
         self.register_buffer("log_fold_change", torch.zeros(shape))
         self.register_buffer("std", torch.zeros(shape))
         self.register_buffer("lfsr", torch.ones(shape))
+        self.register_buffer("absorbed", torch.zeros(()))
         target = [-1] * n_perturbations if targets is None else list(targets)
         self.register_buffer("target", torch.tensor(target, dtype=torch.long), persistent=False)
 
@@ -100,6 +113,7 @@ class ResidualEffects(HostState, nn.Module):
         for name in ("log_fold_change", "std", "lfsr"):  # which 0.1.0 had not
             value = torch.full_like(getattr(self, name), float(name == "lfsr"))
             state_dict.setdefault(prefix + name, value)
+        state_dict.setdefault(prefix + "absorbed", torch.zeros(()))
         state_dict.setdefault(prefix + "is_fitted", torch.tensor(False))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -162,7 +176,9 @@ class ResidualEffects(HostState, nn.Module):
 _RATIO = 2.0  # of neighbouring scales: a mixture of them is close to any scale in between
 _LEAST_SCALE = 1 / 8  # in standard errors: less cannot be told from zero
 _NULL_COUNTS = 10.0  # that favour zero, as in Stephens (2017)
-_ROW_COUNTS = 20.0  # genes that the common weights are worth to those of a perturbation
+# Genes that the common weights are worth to those of a perturbation. With 10 or 40 the errors of
+# effects move by less than a hundredth of themselves (Papalexi, simulated screens).
+_ROW_COUNTS = 20.0
 _N_SAMPLED = 30_000  # of all z that the common weights are learned from
 _N_COMMON, _N_ROW = 100, 10  # steps of expectation maximisation
 
@@ -253,6 +269,79 @@ class ScaleMixture:
         return mean, variance, lfsr.clamp(0, 1)
 
 
+# -- what the fit has absorbed of the noise -------------------------------------------------------
+
+_CENTRE = 2.0  # errors; beyond are effects that the model lacks
+_LEAST_LEFT = 0.1  # of an error: below, nothing could be told from the noise
+
+
+def absorbed_by_residuals(residual: Tensor, error: Tensor) -> float:
+    """Share of the noise, in variance, that is missing in the residuals of a fit.
+
+    Most residuals are noise alone, and what is left of it has a smaller variance than the means
+    of the cells have. Residuals within two errors are matched with a normal that is cut off
+    there, so that the few large ones, which are effects, do not count.
+
+    Parameters
+    ----------
+    residual, error
+        Estimates and their standard errors, perturbations x genes. Genes that are hardly seen
+        weigh little: each entry counts by its variance.
+
+    Examples
+    --------
+    >>> noise = torch.randn(100, 1000, generator=torch.Generator().manual_seed(0))
+    >>> round(absorbed_by_residuals(0.8 * noise, torch.ones_like(noise)), 2)
+    0.36
+    """
+    is_centre = residual.abs() < _CENTRE * error
+    observed = residual[is_centre].square().sum() / error[is_centre].square().sum()
+    left = torch.linspace(_LEAST_LEFT, 1.0, 901)
+    end = _CENTRE / left
+    density = torch.exp(-0.5 * end.square()) / math.sqrt(2 * math.pi)
+    variance = left.square() * (1 - 2 * end * density / (2 * torch.special.ndtr(end) - 1))
+    best = int((variance - observed).abs().argmin().item())
+    return 1 - left[best].item() ** 2
+
+
+def absorbed_by_validation(
+    effect: Tensor, difference: Tensor, own_variance: Tensor
+) -> tuple[float, float]:
+    """Share of the noise that the model has learned, and its standard error.
+
+    The model's effects are correlated with the noise of the cells that they were learned from,
+    and not with that of others (Efron 2004): the covariance of an effect with the difference of
+    two means, one of training cells and one of validation cells, is what it took of the noise.
+
+    Parameters
+    ----------
+    effect
+        Of the model, perturbations x genes.
+    difference
+        Mean of the training cells minus mean of validation cells.
+    own_variance
+        Variance of the mean of the training cells.
+
+    Examples
+    --------
+    >>> draw = lambda seed: torch.randn(100, 500, generator=torch.Generator().manual_seed(seed))
+    >>> truth, noise, other = draw(0), draw(1), 3 * draw(2)
+    >>> share, error = absorbed_by_validation(
+    ...     truth + 0.2 * noise, noise - other, torch.ones_like(noise)
+    ... )
+    >>> abs(share - 0.2) < 3 * error < 0.1
+    True
+    """
+    noise = own_variance.mean(1, keepdim=True)
+    # Strong effects tell little: their own size is noise here.
+    weight = 1 / (noise * (noise + effect.square().mean(1, keepdim=True)))
+    products = (weight * effect * difference).sum(1)
+    variances = (weight * own_variance).sum(1)
+    share = products.sum() / variances.sum()
+    spread = (products - share * variances).square().sum().sqrt() / variances.sum()
+    return share.item(), spread.item()
+
+
 # -- from residuals of cells to effects of perturbations ------------------------------------------
 
 _ROWS_AT_ONCE = 4_000_000  # z in a block of rows, whose mixture takes some fifteen times as much
@@ -269,7 +358,7 @@ class Solution(NamedTuple):
 
 
 def solve(
-    score: Tensor, coupling: sparse.csr_matrix, error: Tensor, target: Tensor, error_scale: float
+    score: Tensor, coupling: sparse.csr_matrix, error: Tensor, target: Tensor, absorbed: float
 ) -> Solution:
     r"""Effects of perturbations on all genes, from the residuals of cells with one or several.
 
@@ -289,9 +378,9 @@ def solve(
         Standard error of each estimate, perturbations x genes.
     target
         Gene that each perturbation targets, ``-1`` for none.
-    error_scale
-        Share of the error that is left in the residual; the rest the model has absorbed. The
-        false sign rates take the whole error.
+    absorbed
+        Share of the noise, in variance, that the model has absorbed, so that the residuals lack
+        it. The false sign rates take the whole error.
     """
     weight = torch.as_tensor(coupling.diagonal(), dtype=score.dtype).unsqueeze(1)
     is_target = torch.zeros(score.shape, dtype=torch.bool)
@@ -299,7 +388,7 @@ def solve(
     is_target[has_target, target[has_target]] = True
     estimate = score / weight
     mean, variance, lfsr = (torch.zeros_like(score) for _ in range(3))
-    shrunk = error_scale * error
+    shrunk = math.sqrt(1 - absorbed) * error
     if several := coupling.nnz > coupling.shape[0]:
         off = coupling - sparse.diags(coupling.diagonal(), format="csr")
         for _ in range(_MAX_SWEEPS):

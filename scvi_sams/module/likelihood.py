@@ -233,7 +233,8 @@ def _digamma_difference(counts: Tensor, theta: Tensor) -> Tensor:
 
 _STEP = 1.0  # of the trapezoid rule; its error falls as exp(-pi**2 / step)
 _UPPER = 2.5  # exp(-exp(2.5)) is 5e-6
-_TOLERANCE = 1e-4
+_MAX_PLAIN_THETA = 100.0
+_SERIES = 0.02  # of what is expanded in a series to its square; its cube is below 1e-5
 
 
 def expected_log_normalized(
@@ -276,22 +277,39 @@ def expected_log_normalized(
     0.0
     """
     rate = target / library
-    largest = (mean * rate).max().item()
-    lower = math.log(_TOLERANCE / (1 + largest))
+    # The mean, and the mean square, of counts in units of 1 / rate.
+    first = mean * rate
+    excess = 1.0 if inverse_dispersion is None else 1 + 1 / inverse_dispersion
+    largest = (first * excess).max().item()
+    lower = math.log(_SERIES / (1 + largest + rate.max().item()))
     nodes = torch.arange(_UPPER, lower, -_STEP, dtype=torch.float64).exp().tolist()
     ratio = mean if inverse_dispersion is None else mean / inverse_dispersion
-    total = torch.zeros_like(mean)
-    for node in nodes:
-        transform_log = ratio * -torch.expm1(-rate * node)
+    # log1p is slow, and needed only where a rounding of its argument is raised to a high power.
+    is_plain = (
+        inverse_dispersion is not None and inverse_dispersion.max().item() < _MAX_PLAIN_THETA
+    )
+    weights = [_STEP * math.exp(-node) for node in nodes]
+    total = torch.zeros_like(first)
+    whole = first.new_zeros(())  # summed up as the rest is, so that no counts are exactly zero
+    work = torch.empty_like(first)
+    for node, weight in zip(nodes, weights, strict=True):
+        torch.mul(ratio, -torch.expm1(-rate * node), out=work)
         if inverse_dispersion is None:
-            transform_log = transform_log.neg_()
+            work.neg_()
         else:
-            transform_log = transform_log.log1p_().mul_(-inverse_dispersion)
-        total.add_(transform_log.expm1_(), alpha=-_STEP * math.exp(-node))
-    # Below the last node the integrand is linear, so that the nodes left out are a geometric
-    # series. Where they begin depends on what is computed together, and the result must not.
-    total.addcmul_(mean, rate, value=_STEP * nodes[-1] / math.expm1(_STEP))
-    return total / math.log(2)
+            work = work.add_(1).log_() if is_plain else work.log1p_()
+            work.mul_(-inverse_dispersion)
+        total.sub_(work.exp_(), alpha=weight)
+        whole += -weight
+    # Below the last node the integrand is a line and a parabola, so that the nodes left out are
+    # two geometric series. Where they begin depends on what is computed together, and the result
+    # must not.
+    total = total.sub_(whole).clamp_(min=0)
+    last = nodes[-1]
+    square = (first * excess + rate).mul_(first)  # rate**2 times the mean square
+    total.add_(first, alpha=_STEP * last / math.expm1(_STEP))
+    total.sub_(square.mul_(0.5).add_(first), alpha=_STEP * last**2 / math.expm1(2 * _STEP))
+    return total.div_(math.log(2))
 
 
 GeneLikelihood: TypeAlias = Literal["nb", "zinb", "poisson", "normal"]

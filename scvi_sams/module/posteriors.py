@@ -117,6 +117,8 @@ class MaskPrior(nn.Module):
         ``"perturbation"``.
     n_pairs, pair_probability
         Measured pairs, whose rows follow, and the fixed probability of their masks.
+    n_deviations, deviation_probability
+        The same of deviations by context, whose rows are the last.
 
     Examples
     --------
@@ -139,6 +141,8 @@ class MaskPrior(nn.Module):
         shared_by: MaskPriorSharing = "all",
         n_pairs: int = 0,
         pair_probability: float = 0.002,
+        n_deviations: int = 0,
+        deviation_probability: float = 0.002,
     ) -> None:
         super().__init__()
         if isinstance(probability, tuple | list):
@@ -165,13 +169,15 @@ class MaskPrior(nn.Module):
             )
         self.n_perturbations, self.n_latent = n_perturbations, n_latent
         self.n_pairs, self.pair_probability = n_pairs, pair_probability
+        self.n_deviations, self.deviation_probability = n_deviations, deviation_probability
         self.a, self.b = a, b
         self.shared_by = shared_by
         self.n_shared = n_perturbations * n_latent // torch.Size(shapes[shared_by]).numel()
         shape = shapes[shared_by] if self.fixed is None else (1, 1)
         self.register_buffer("posterior_a", torch.full(shape, a))
         self.register_buffer("posterior_b", torch.full(shape, b))
-        given = torch.arange(n_perturbations + n_pairs).unsqueeze(1) < n_perturbations
+        n_rows = n_perturbations + n_pairs + n_deviations
+        given = torch.arange(n_rows).unsqueeze(1) < n_perturbations
         self.register_buffer("given", given & (not self.sparse), persistent=False)
 
     @property
@@ -197,18 +203,21 @@ class MaskPrior(nn.Module):
             both = torch.digamma(self.posterior_a + self.posterior_b)
             on = torch.digamma(self.posterior_a) - both
             off = torch.digamma(self.posterior_b) - both
-        if self.n_pairs == 0:
+        if self.n_pairs + self.n_deviations == 0:
             return (on[rows], off[rows]) if len(on) > 1 else (on, off)
-        shape = (self.n_pairs, self.n_latent)
-        of_pairs = (self.pair_probability, 1 - self.pair_probability)
+        pair, deviation = self.pair_probability, self.deviation_probability
         whole_on, whole_off = (
             torch.cat(
                 [
                     of_perturbations.expand(self.n_perturbations, self.n_latent),
-                    of_perturbations.new_full(shape, math.log(of_pair)),
+                    on.new_full((self.n_pairs, self.n_latent), math.log(of_pair)),
+                    on.new_full((self.n_deviations, self.n_latent), math.log(of_deviation)),
                 ]
             )
-            for of_perturbations, of_pair in zip((on, off), of_pairs, strict=True)
+            for of_perturbations, of_pair, of_deviation in (
+                (on, pair, deviation),
+                (off, 1 - pair, 1 - deviation),
+            )
         )
         return whole_on[rows], whole_off[rows]
 
@@ -248,7 +257,7 @@ EmbeddingPosterior: TypeAlias = Literal["mean_field", "correlated", "spike_and_s
 
 
 class EffectsPosterior(HostState, nn.Module):
-    r"""Posterior of masks and embeddings of perturbations, and of measured pairs, a row each.
+    r"""Posterior of masks and embeddings of perturbations, pairs and deviations, a row each.
 
     The effect of perturbation t on latent l is :math:`m_{tl} e_{tl}` with
     :math:`m_{tl} \sim \mathrm{Bernoulli}(\pi)` and :math:`e_{tl} \sim \mathrm{Normal}(0, \beta^2)`
@@ -322,9 +331,14 @@ class EffectsPosterior(HostState, nn.Module):
         return self.mask_prior.n_pairs
 
     @property
+    def n_deviations(self) -> int:
+        """Number of deviations by context."""
+        return self.mask_prior.n_deviations
+
+    @property
     def n_rows(self) -> int:
-        """Number of perturbations and pairs."""
-        return self.n_perturbations + self.n_pairs
+        """Number of perturbations, pairs and deviations."""
+        return self.n_perturbations + self.n_pairs + self.n_deviations
 
     @property
     def sparse(self) -> bool:
@@ -345,7 +359,7 @@ class EffectsPosterior(HostState, nn.Module):
         """What is learned by gradient of each perturbation."""
         if not self.trainable:
             return []
-        masks = [self.mask_logits] if self.sparse or self.n_pairs > 0 else []
+        masks = [self.mask_logits] if self.sparse or self.n_rows > self.n_perturbations else []
         return [self.slab_mean, *masks, *([self.slab_log_variance] if self.has_variance else [])]
 
     def trainable_parameters(self) -> list[nn.Parameter]:
@@ -633,8 +647,8 @@ class SpikeAndSlab(EffectsPosterior):
 
     With a background, perturbations have the effect :math:`m_{tl} e_{tl} + r_{tl}`,
     :math:`r_{tl} \sim \mathrm{Normal}(0, \tau^2)`: it takes up what is too small or too
-    widespread to be a mechanism, so that predictions keep it and masks stay clean. Pairs have
-    none.
+    widespread to be a mechanism, so that predictions keep it and masks stay clean. Pairs and
+    deviations have none.
 
     Parameters
     ----------

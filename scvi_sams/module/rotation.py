@@ -222,7 +222,10 @@ class SparseEvidence:
     def principal_axes(self) -> Tensor:
         """Axes of greatest variance of the effects, a start that forgets what was believed."""
         weighted = self.effects * self.curvature.mean(1, keepdim=True).sqrt()
-        return torch.linalg.svd(weighted, full_matrices=True)[2]
+        # Axes beyond the rows of few perturbations need the full form, which is square in the
+        # perturbations where these are many.
+        is_wide = weighted.shape[0] < weighted.shape[1]
+        return torch.linalg.svd(weighted, full_matrices=is_wide)[2]
 
     def search(
         self,

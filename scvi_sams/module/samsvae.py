@@ -10,6 +10,7 @@ from torch.distributions import Normal
 
 from scvi_sams.module.base import GlobalDraws, PerturbationVAEModule
 from scvi_sams.module.closed_form import ClosedForm
+from scvi_sams.module.contexts import ContextDeviations
 from scvi_sams.module.doses import (
     DirectEffects,
     Doses,
@@ -73,6 +74,10 @@ class SAMSVAEModule(PerturbationVAEModule):
     interactions, interaction_prior
         Pairs with an effect of their own (:class:`~scvi_sams.module.doses.PairInteractions`), and
         the prior probability of their masks.
+    n_contexts, context_prior
+        Contexts of cells, in which effects may deviate
+        (:class:`~scvi_sams.module.contexts.ContextDeviations`), and the prior probability of the
+        masks of deviations. Closed-form inference only.
     targets
         Gene that each perturbation targets, ``-1`` for none; ``None`` if none does.
     direct_effects
@@ -103,6 +108,8 @@ class SAMSVAEModule(PerturbationVAEModule):
         reference_doses: Sequence[float] | None = None,
         interactions: Sequence[tuple[int, int]] = (),
         interaction_prior: float = 0.002,
+        n_contexts: int = 1,
+        context_prior: float = 0.002,
         targets: Sequence[int] | None = None,
         direct_effects: bool = True,
         gene_effects: bool = False,
@@ -110,6 +117,14 @@ class SAMSVAEModule(PerturbationVAEModule):
     ) -> None:
         super().__init__(n_input, n_perturbations, basal_posterior=basal_posterior, **kwargs)
         self.interactions = PairInteractions(n_perturbations, interactions)
+        self.n_contexts = n_contexts
+        self.contexts = ContextDeviations(n_perturbations + len(self.interactions), n_contexts)
+        if n_contexts > 1 and global_inference != "closed_form":
+            raise ValueError(
+                "Effects by context (context_key) take closed-form inference, which knows where "
+                "the cells of each context lie: use SAMSVAE or CPAVAE with "
+                "global_inference='closed_form', or leave context_key out."
+            )
         prior = MaskPrior(
             n_perturbations,
             self.n_latent,
@@ -117,6 +132,8 @@ class SAMSVAEModule(PerturbationVAEModule):
             mask_prior_shared_by,
             len(self.interactions),
             interaction_prior,
+            n_perturbations * n_contexts if n_contexts > 1 else 0,
+            context_prior,
         )
         if global_inference == "closed_form":
             self.effects = SpikeAndSlab(prior, embedding_scale, False, background_scale)
@@ -124,6 +141,7 @@ class SAMSVAEModule(PerturbationVAEModule):
                 self.effects.n_rows,
                 self.n_latent,
                 n_batch=self.n_batch,
+                n_contexts=n_contexts,
                 mask_evidence_cells=mask_evidence_cells if prior.sparse else None,
             )
         else:
@@ -154,6 +172,7 @@ class SAMSVAEModule(PerturbationVAEModule):
         batch_index: Tensor | None = None,
         cat_covs: Tensor | None = None,
         cont_covs: Tensor | None = None,
+        context: Tensor | None = None,
         n_samples: int = 1,
     ) -> dict[str, Any]:
         """Infer the latent state of cells.
@@ -170,6 +189,8 @@ class SAMSVAEModule(PerturbationVAEModule):
         batch_index, cat_covs, cont_covs
             Covariates, shapes ``(n_cells, 1)``, ``(n_cells, n_categorical)`` and
             ``(n_cells, n_continuous)``.
+        context
+            Contexts of cells, shape ``(n_cells, 1)``.
         n_samples
             Number of draws of ``z``; with one, there is no axis for them.
 
@@ -187,14 +208,16 @@ class SAMSVAEModule(PerturbationVAEModule):
         if self.direct_effects is not None:
             effects = self.direct_effects
             direct = effects.rsample() if self.training else effects.mean
-        doses, gene_effects = self._acting(Doses(perturbation.long(), dose), hill, direct)
+        given = Doses(perturbation.long(), dose, context)
+        doses, gene_effects = self._acting(given, hill, direct)
         effect_of_dose = None
         if self.training and self._samples_shift:
             shift_mean = self.effects.sampled_shift(doses, n_samples)
             shift_variance = torch.zeros_like(shift_mean)
         else:
             shift_mean, shift_variance, effect_of_dose = self.effects.shift_moments(doses)
-        potential = self._potential(x, shift_mean, batch_index, cat_covs, cont_covs)
+            effect_of_dose = self.contexts.together(effect_of_dose, perturbation.shape[1])
+        potential = self._potential(x, shift_mean, batch_index, cat_covs, cont_covs, context)
 
         # Given the shift, z is normal; the shift itself stands in by its two moments.
         state_mean = potential.basal_mean(shift_mean) + shift_mean
@@ -209,7 +232,7 @@ class SAMSVAEModule(PerturbationVAEModule):
             "gene_effects": gene_effects,
             "potential": potential,
             "doses": doses,
-            "batch_index": batch_index,
+            "basal_group": self._basal_group(batch_index, len(x), context),
             "shift_mean": shift_mean,
             "shift_variance": shift_variance,
             "effect_of_dose": effect_of_dose,
@@ -218,13 +241,13 @@ class SAMSVAEModule(PerturbationVAEModule):
     def _acting(
         self, doses: Doses, hill: HillDraws | None, direct: Tensor | None
     ) -> tuple[Doses, GeneEffects | None]:
-        """Doses as they act, those of pairs with them, and their effects on single genes."""
+        """Doses as they act, pairs and deviations with them, and effects on single genes."""
         if hill is not None:
             doses = HillDoseResponse.respond(doses, hill)
         gene_effects = None
         if self.direct_effects is not None and direct is not None:
             gene_effects = self.direct_effects.of(doses, direct)
-        return self.interactions(doses), gene_effects
+        return self.contexts.append(self.interactions(doses), doses), gene_effects
 
     def _potential(
         self,
@@ -233,21 +256,35 @@ class SAMSVAEModule(PerturbationVAEModule):
         batch_index: Tensor | None,
         cat_covs: Tensor | None,
         cont_covs: Tensor | None,
+        context: Tensor | None = None,
     ) -> Potential:
         categories, cont = self._encoder_covariates(batch_index, cat_covs, cont_covs)
         side_input = shift if self.encoder.sees_shift else None
         potential = self.encoder(x, *categories, cont=cont, side_input=side_input)
-        basal_mean = self._basal_mean(batch_index, len(x))
+        basal_mean = self._basal_mean(batch_index, len(x), context)
         return potential._replace(location=potential.location - basal_mean)
 
-    def _basal_mean(self, batch_index: Tensor | None, n_cells: int) -> Tensor | float:
-        """Mean basal state of the batches of cells; zero without closed form."""
+    def _basal_mean(
+        self, batch_index: Tensor | None, n_cells: int, context: Tensor | None = None
+    ) -> Tensor | float:
+        """Mean basal state of the batches and contexts of cells; zero without closed form."""
         if self.closed_form is None:
             return 0.0
         means = self.closed_form.basal_mean
-        if batch_index is None:
+        if batch_index is None and context is None:
             return means[:1].expand(n_cells, -1)
-        return means[batch_index.squeeze(-1).long()]
+        return means[self._basal_group(batch_index, n_cells, context)]
+
+    def _basal_group(
+        self, batch_index: Tensor | None, n_cells: int, context: Tensor | None
+    ) -> Tensor:
+        """Which basal mean cells have, ``(n_cells,)``: those of a new batch come last."""
+        group = torch.zeros(n_cells, dtype=torch.long, device=self.effects.rotation.device)
+        if batch_index is not None:
+            group = batch_index.squeeze(-1).long()
+        if context is not None:
+            group = group * self.n_contexts + context.squeeze(-1).long()
+        return group
 
     def kl_basal(self, inference_outputs: dict[str, Any]) -> Tensor:
         """Divergence of the basal guide from its prior, expected over the shift.
@@ -273,9 +310,6 @@ class SAMSVAEModule(PerturbationVAEModule):
         if self.closed_form is None or self.effects.is_frozen:
             return
         location, gain, variance = inference_outputs["potential"]
-        batch_index = inference_outputs["batch_index"]
-        if batch_index is None:
-            batch_index = torch.zeros_like(location[:, :1], dtype=torch.long)
         doses = inference_outputs["doses"]
         self.closed_form.observe(
             self.effects,  # type: ignore[arg-type]
@@ -283,7 +317,7 @@ class SAMSVAEModule(PerturbationVAEModule):
             Potential(*(field.detach().float() for field in (location, gain, variance))),
             inference_outputs["shift_mean"].detach(),
             inference_outputs["effect_of_dose"].detach(),
-            batch_index.squeeze(1).long(),
+            inference_outputs["basal_group"],
             self.n_training_cells,
         )
 
@@ -326,7 +360,9 @@ class SAMSVAEModule(PerturbationVAEModule):
         """Draw effects, dose responses and direct effects from their posterior."""
         rows = torch.arange(self.effects.n_rows, device=self.effects.rotation.device)
         if perturbations is not None:
-            rows = torch.cat([perturbations.to(rows), rows[self.n_perturbations :]])
+            named = perturbations.to(rows)
+            pairs = rows[self.n_perturbations : self.contexts.first_row]
+            rows = torch.cat([named, pairs, self.contexts.rows(named)])
         curves, direct = self.dose_response, self.direct_effects
         return GlobalDraws(
             n_samples,
@@ -435,7 +471,7 @@ class SAMSVAEModule(PerturbationVAEModule):
         device = self.effects.rotation.device
         inputs = {key: None if v is None else v.to(device) for key, v in inputs.items()}
         x, library = inputs.pop("x"), inputs.pop("library")
-        given = Doses(inputs.pop("perturbation").long(), inputs.pop("dose"))
+        given = Doses(inputs.pop("perturbation").long(), inputs.pop("dose"), inputs.get("context"))
         doses, gene_effects = self._acting(given, draws.hill, draws.direct)
         shift = draws.shift(doses)
         potential = self._potential(x, shift, **inputs)

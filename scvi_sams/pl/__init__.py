@@ -5,6 +5,7 @@ from scvi_sams.pl._effects import model_vs_observed_effects, pair_vs_additive_ef
 from scvi_sams.pl._gene_program import gene_program
 from scvi_sams.pl._guides import guide_efficacy, perturbed_probability
 from scvi_sams.pl._heatmaps import effect_heatmap, mask_heatmap
+from scvi_sams.pl._plan_screen import plan_screen
 from scvi_sams.pl._scorecard import scorecard
 from scvi_sams.pl._training_history import training_history
 from scvi_sams.pl._volcano import volcano
@@ -18,6 +19,7 @@ __all__ = [
     "model_vs_observed_effects",
     "pair_vs_additive_effects",
     "perturbed_probability",
+    "plan_screen",
     "scorecard",
     "training_history",
     "volcano",

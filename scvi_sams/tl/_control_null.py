@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["add_control_null", "null_perturbations"]
 
 NULL_PREFIX = "control_null_"
+PERMUTED_PREFIX = "permuted_null_"
 
 
 def add_control_null(
@@ -165,8 +166,8 @@ def add_control_null(
 
 
 def null_perturbations(names: Iterable[str]) -> list[str]:
-    """Those of the names that :func:`add_control_null` gave."""
-    return [name for name in names if name.startswith(NULL_PREFIX)]
+    """Those of the names that :func:`add_control_null` or :func:`add_permuted_null` gave."""
+    return [name for name in names if name.startswith((NULL_PREFIX, PERMUTED_PREFIX))]
 
 
 def _drawn_cells(
@@ -187,7 +188,8 @@ def _drawn_cells(
             f"The {len(controls)} control cells suffice for {n_fitting} null perturbations of the "
             f"sizes wanted (median {int(np.median(real_sizes))} cells), with "
             f"{budget} of them to give away: lower n_null, raise max_control_share, or give the "
-            "guides of the control cells as guide_key."
+            "guides of the control cells as guide_key. Where no cell is free of guides, see "
+            "add_permuted_null."
         )
     sizes = _matched_sizes(real_sizes, n_fitting)
     drawn = rng.permutation(controls)[: sizes.sum()]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scvi_sams._arguments import checked
+from scvi_sams._exceptions import ScreenError
 from scvi_sams.model.prediction import compared_means
 from scvi_sams.model.read_outs import provenance, require_effects
 from scvi_sams.tl.summaries import differential_expression_table
@@ -31,6 +32,7 @@ def differential_expression(
     pseudocount: float = 0.1,
     *,
     counterfactual: Counterfactual | None = None,
+    context: str | None = None,
 ) -> pd.DataFrame:
     r"""Genes that conditions change, whether or not they were ever measured.
 
@@ -68,6 +70,9 @@ def differential_expression(
         Added to counts per 10,000, so that genes that are hardly seen do not lead the table.
     counterfactual
         The cells, from :meth:`SAMSVAE.counterfactual`; 200 basal states from the prior by default.
+    context
+        Context of cells and effects, as in :meth:`SAMSVAE.predict`, in place of `counterfactual`,
+        which may have one of its own.
 
     Returns
     -------
@@ -102,7 +107,12 @@ def differential_expression(
     pseudocount = checked("pseudocount", pseudocount)
     # Refused before the work, not after it.
     differential_expression_table(np.zeros((1, 1)), ["gene"], delta, fdr, credible_level)
-    cells = model.counterfactual() if counterfactual is None else counterfactual
+    if counterfactual is not None and context is not None:
+        raise ScreenError(
+            f"context={context!r} beside counterfactual: make the cells of that context, "
+            f"model.counterfactual(context={context!r})."
+        )
+    cells = model.counterfactual(context=context) if counterfactual is None else counterfactual
     genes, is_count_model = model.get_var_names(), model.module.is_count_model
     tables = []
     for label, reference_label, *scales in compared_means(

@@ -63,7 +63,8 @@ def mechanisms(
         False discovery rate of the calls.
     null
         Perturbations of this fit that are known to do nothing. By default those of
-        :func:`add_control_null`; ``()`` for none, that is for Bayesian calls.
+        :func:`add_control_null` and :func:`add_permuted_null`; ``()`` for none, that is for
+        Bayesian calls.
     null_tables
         Tables of other fits to the same screen with other draws of null perturbations, made with
         ``include_null=True``, whose null is added: many null perturbations from few control cells.

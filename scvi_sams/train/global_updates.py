@@ -80,7 +80,7 @@ class GlobalUpdates:
         else:
             solved: SpikeAndSlab = effects  # type: ignore[assignment]
             if self._is_periodic(step, n_steps) and not effects.is_query:
-                closed_form.centre()
+                closed_form.centre(solved, module.n_training_cells)
             if self._switches_on(step, n_steps):
                 generator = torch.Generator().manual_seed(self.seed)
                 closed_form.switch_on(solved, module.n_training_cells, generator)
@@ -116,6 +116,7 @@ def infer_effects(module: PerturbationVAEModule, dataloader: Any, n_passes: int)
     for _ in track(range(n_passes), description="Infer effects"):
         for tensors in dataloader:
             module.observe(module.inference(**module._get_inference_input(tensors)))
+        module.closed_form.share(effects, module.n_training_cells)  # type: ignore[union-attr]
         module.closed_form.update(  # type: ignore[union-attr]
             effects, module.n_training_cells, n_sweeps=_QUERY_SWEEPS
         )

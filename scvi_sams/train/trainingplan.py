@@ -200,6 +200,11 @@ class SAMSTrainingPlan(TrainingPlan):
         Epsilon of Adam. scvi-tools' 0.01 would freeze the global latents.
     weight_decay
         Weight decay of the networks; never applied to masks and embeddings.
+    weight_precision
+        Precision of a normal prior of the networks' weights at the start of a first training; it
+        falls linearly to zero at the end. It prunes hidden units that the counts do not pay for,
+        so that small and shallow screens are not learned by heart; what is left at the end is
+        not shrunk.
     kl_warmup_fraction, min_kl_weight
         The weight on the divergence of the basal state rises from ``min_kl_weight`` to one over
         this share of training; 0.8 by default for screens of fewer than 1,000 counts a cell, 0.4
@@ -249,6 +254,7 @@ class SAMSTrainingPlan(TrainingPlan):
         global_lr_factor: float = 10.0,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        weight_precision: float = 200.0,
         kl_warmup_fraction: float | None = None,
         kl_pulse: float | None = None,
         min_kl_weight: float = 0.01,
@@ -264,9 +270,10 @@ class SAMSTrainingPlan(TrainingPlan):
     ) -> None:
         self.kl_warmup_fraction = kl_warmup_fraction
         self.kl_pulse = kl_pulse
+        self.weight_precision = weight_precision
         self.mask_warmup_fraction = mask_warmup_fraction
         self._n_steps = 0
-        self._warm_start = False
+        self._warm_start = self._trained_before = False
         super().__init__(
             module,
             lr=lr,
@@ -455,6 +462,7 @@ class SAMSTrainingPlan(TrainingPlan):
         module, effects = self.module, self.module.effects
         if self.global_step == 0:
             self._warm_start = effects is not None and effects.masks_on
+            self._trained_before = module.initialized
         if effects is None or not effects.is_frozen:  # else their bound stays as it is
             module.n_training_cells = self.n_obs_training
         if not module.initialized:
@@ -504,6 +512,18 @@ class SAMSTrainingPlan(TrainingPlan):
         if self.module.effects is not None and self.module.effects.is_query:
             self.module.drop_frozen_gradients()
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add the gradient of the prior of the networks' weights, while it lasts."""
+        if self._trained_before or self.weight_precision == 0:
+            return
+        networks = self.module.encoder, self.module.decoder
+        # The loss is a mean over cells, of which the prior is given once.
+        precision = self.weight_precision * (1 - self.progress) / self.n_obs_training
+        for network in networks:
+            for parameter in network.parameters():
+                if parameter.dim() == 2 and parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach(), alpha=precision)
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Guard against divergence, then update the global latents if it is time."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
@@ -551,6 +571,7 @@ class SAMSTrainingPlan(TrainingPlan):
         checkpoint["sams_training"] = {
             "n_restarts": self.n_restarts,
             "warm_start": self._warm_start,
+            "trained_before": self._trained_before,
             "gradient_norm": float(self.clipping.mean_norm),
             "guard": self.guard.state_dict(),
             "random_state": torch.get_rng_state(),
@@ -565,6 +586,7 @@ class SAMSTrainingPlan(TrainingPlan):
         state = checkpoint["sams_training"]
         self.n_restarts = state["n_restarts"]
         self._warm_start = state["warm_start"]
+        self._trained_before = state["trained_before"]
         self.clipping.mean_norm = state["gradient_norm"]
         self.guard.load_state_dict(state["guard"])
         then, now = state.get("training_cells"), self._training_cells()

@@ -145,6 +145,15 @@ def test_targets_that_cannot_be_used(run, screen_path, tmp_path, table, culprit)
     _assert_refused(done, culprit)
 
 
+def test_target_gene_key_that_cannot_be_used(run, screen_path, tmp_path):
+    words = ["fit", screen_path, *LABELS, "--target-gene-key", "nowhere"]
+    _assert_refused(run(*words, "-o", tmp_path / "out"), "--target-gene-key 'nowhere'")
+    table = tmp_path / "targets.csv"
+    table.write_text("perturbation,gene\nP001,gene_01\n")
+    done = run(*words, "--targets", table, "-o", tmp_path / "out")
+    _assert_refused(done, "--target-gene-key is in place of --targets")
+
+
 def test_a_gpu_that_is_not_there(run, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     done = run("fit", "simulated", "--accelerator", "gpu", "-o", tmp_path / "out")
@@ -189,7 +198,8 @@ def test_a_trained_model_outlives_a_full_disk(run, screen_path, tmp_path, monkey
     assert done.code == 1
     assert done.error.startswith("scvi-sams: error: the disk is full (")
     assert done.error.endswith(
-        f"free some space or choose another -o; what was finished is in {kept}"
+        f"free some space or choose another -o; what was finished is in {kept}; "
+        "the same command with --resume goes on from there"
     )
     assert (kept / "model" / "model.pt").is_file()
 

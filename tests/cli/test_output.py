@@ -156,6 +156,22 @@ def test_targets_and_members_of_the_family(run, fit, tmp_path):
 
 
 @pytest.mark.slow
+def test_targets_from_the_file(run, screen_path, fit, tmp_path):
+    """A column of the screen; without one, a line says that there are no targets."""
+    adata = ad.read_h5ad(screen_path)
+    adata.obs["target"] = adata.obs["perturbation"].astype(str).map({"P001": "gene_07"})
+    adata.write_h5ad(path := tmp_path / "screen.h5ad")
+    words = ["--perturbation-key", "perturbation", "--control", "control", "--max-epochs", 1]
+    words += ["--target-gene-key", "target", "-o", tmp_path / "named"]
+    done = run("fit", path, *words)
+    assert done.code == 0, done.err
+    assert "No perturbation is named like a gene" not in done.err
+    direct = pd.read_csv(tmp_path / "named" / "direct_effects.csv", index_col=0)
+    assert direct["gene"].to_dict() == {"P001": "gene_07"}
+    assert "No perturbation is named like a gene" in fit("--max-epochs", 1).err
+
+
+@pytest.mark.slow
 def test_evidence_is_passed_on(fit, tmp_path):
     assert fit("--mask-evidence-cells", 7).code == 0
     model = scvi_sams.SAMSVAE.load(str(tmp_path / "out" / "model"), adata=False)

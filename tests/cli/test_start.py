@@ -44,6 +44,23 @@ def test_arguments_are_answered_without_libraries(words, status, message):
     assert done.stderr.count("\n") == (1 if status else 0)
 
 
+def test_a_wrong_file_is_answered_before_torch(tmp_path):
+    (tmp_path / "counts.h5ad").write_text("gene,cell\n")
+    done, imported = _run("fit", tmp_path / "counts.h5ad", "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert "counts.h5ad is not an .h5ad file" in done.stderr
+    assert not (HEAVY - {"numpy"}) & imported  # h5py brings numpy
+
+
+def test_a_column_that_is_not_there_is_answered_before_torch(screen_path, tmp_path):
+    words = ("--perturbation-key", "guide", "--control", "control", "-o", tmp_path / "out")
+    done, imported = _run("fit", screen_path, *words)
+    assert done.returncode == 1
+    assert "--perturbation-key: there is no obs column 'guide'" in done.stderr
+    assert "'perturbation'" in done.stderr
+    assert not (HEAVY - {"numpy"}) & imported
+
+
 def test_the_package_is_imported_as_it_is_asked_for():
     done, imported = _run(code="import scvi_sams; status = 'SAMSVAE' not in dir(scvi_sams)")
     assert done.returncode == 0

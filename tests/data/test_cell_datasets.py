@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import anndata
 import numpy as np
 import pytest
@@ -115,6 +117,27 @@ def test_positions_of_counts_come_on_request(on_disk):
         found = cells[batch]
         if NONZERO in found:
             np.testing.assert_array_equal(found[NONZERO], found["X"].flatten().nonzero()[:, 0])
+
+
+def test_a_dense_pool_is_never_held_as_floats(tmp_path, monkeypatch):
+    """Its table has a byte a count, and of what is read a piece alone is there besides."""
+    monkeypatch.setattr("scvi_sams.data.matrices._PIECE_VALUES", 50_000)
+    counts = np.random.default_rng(0).poisson(1.0, (4_000, 1_000)).astype(np.float32)
+    screen = anndata.AnnData(counts, obs={"perturbation": ["control", "A"] * 2_000})
+    screen.write_h5ad(tmp_path / "screen.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "screen.h5ad", backed="r")
+    scvi_sams.SAMSVAE.setup_anndata(backed, perturbation_key="perturbation", control="control")
+    registered = scvi_sams.SAMSVAE._get_most_recent_anndata_manager(backed, required=True)
+    cells = DiskCells(registered, np.arange(4_000))
+    (first, *_) = PoolSampler(cells, 128, True, preload_nchunks=16)
+    tracemalloc.start()
+    found = cells[first]["X"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    backed.file.close()
+    np.testing.assert_array_equal(found, counts[first.pool[first.start : first.stop]])
+    assert len(first.pool) * 1_000 * 4 > 15e6  # bytes of the pool as it is on disk
+    assert peak < 3e6
 
 
 def test_scvi_tools_reads_them_too(in_memory, on_disk):

@@ -83,6 +83,7 @@ def test_table_holds_the_rows(as_array):
 @pytest.mark.parametrize("kind", ["sparse", "array"])
 def test_chunks_are_put_below_each_other_in_the_largest_of_their_types(monkeypatch, kind):
     monkeypatch.setattr("scvi_sams.data.matrices.CHUNK_CELLS", 30)
+    monkeypatch.setattr("scvi_sams.data.matrices._PIECE_VALUES", 30 * random_matrix().shape[1])
     matrix = sparse.vstack([random_matrix(9), random_matrix(300), random_matrix(9)], "csr")
     if kind == "sparse":
         compact = CompactMatrix(matrix, np.arange(90))

@@ -11,7 +11,13 @@ from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
 from scvi_sams import ScreenError
-from scvi_sams.data.matrices import DiskMatrix, compact_size, is_on_disk, row_pieces
+from scvi_sams.data.matrices import (
+    DiskMatrix,
+    compact_size,
+    is_on_disk,
+    row_pieces,
+    rows_at_once,
+)
 
 # What anndata says of its own future defaults, when it writes Zarr.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[zZ]arr v[23]:UserWarning")
@@ -67,6 +73,20 @@ def test_rows_are_those_of_the_matrix(stored, matrix, index):
     np.testing.assert_array_equal(dense(rows), matrix[index].toarray())
     as_sparse = 6 * matrix[index].nnz + 8 * (len(index) + 1) if disk.is_sparse else None
     assert compact_size(disk, index) == (as_sparse, 4 * len(index) * 12)
+
+
+def test_dense_rows_come_in_small_pieces_that_know_their_places(stored, matrix, monkeypatch):
+    monkeypatch.setattr("scvi_sams.data.matrices._PIECE_VALUES", 100 * 12)
+    disk, index = DiskMatrix(stored), np.random.default_rng(1).integers(0, N_ROWS, 700)
+    if disk.is_sparse:
+        assert rows_at_once(disk) == 4_096
+        return
+    assert rows_at_once(disk) == 100
+    found = np.full((700, 12), np.nan)
+    for place, rows in disk.dense_pieces(index):
+        assert np.ptp(index[place]) < 100
+        found[place] = rows
+    np.testing.assert_array_equal(found, matrix[index].toarray())
 
 
 @pytest.mark.parametrize("step", [1, 5, 64, 65, 3_000])

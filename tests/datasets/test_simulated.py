@@ -4,6 +4,7 @@ import itertools
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import scipy.stats
@@ -342,3 +343,36 @@ class TestBenchmarkScreens:
     def test_unknown_variant_lists_the_known(self):
         with pytest.raises(ScreenError, match=r"'huge'.*'default', 'weak', 'shallow', 'small'"):
             benchmark_screen("huge")
+
+
+class TestContexts:
+    ARGUMENTS = {"n_perturbations": 40, "n_latent": 5, "n_contexts": 3, "context_fraction": 0.5}
+
+    def test_others_are_as_without(self):
+        """A stream of its own: neither truth nor what cells received changes."""
+        plain, planted = small(n_cells=300), small(n_cells=300, n_contexts=3)
+        np.testing.assert_array_equal(plain.uns["truth"]["effect"], planted.uns["truth"]["effect"])
+        assert plain.obs["perturbation"].tolist() == planted.obs["perturbation"].tolist()
+        assert "context" not in plain.obs
+
+    def test_planted_differences(self):
+        truth = small(**self.ARGUMENTS).uns["truth"]
+        difference, effect = truth["context_difference"], truth["effect"]
+        rows, _, latents = np.nonzero(difference)
+        assert len(rows) == len(set(rows)) == 20
+        before, change = effect[rows, latents], difference.sum(1)[rows, latents]
+        kinds = {
+            "new": (before == 0) & np.isclose(np.abs(change), 2.0),
+            "lost": (before != 0) & np.isclose(change, -before),
+            "turned": (before != 0) & np.isclose(change, -2 * before),
+        }
+        assert np.sum(list(kinds.values()), axis=0).tolist() == [1] * 20
+        assert all(kind.any() for kind in kinds.values())
+
+    def test_basal_states_lie_about_the_mean_of_their_context(self):
+        arguments = self.ARGUMENTS | {"n_cells": 6_000, "context_spread": 3.0}
+        adata = small(n_genes=2, **arguments)
+        states = pd.DataFrame(adata.obsm["true_basal"])
+        by_context = states.groupby(adata.obs["context"].to_numpy())
+        assert 1.5 < by_context.mean().to_numpy().std() < 6.0
+        np.testing.assert_allclose(by_context.std(), 1.0, atol=0.06)

@@ -41,7 +41,8 @@ SIZE = {"n_latent": 4, "n_hidden": 8, "dropout_rate": 0.05}
 # Large steps, and few between two updates, so that a short fit learns masks and effects.
 TRAIN = {
     "batch_size": 30,
-    "plan_kwargs": {"lr": 1e-2, "global_update_every": 5},
+    # Version 0.1.0 had no prior of weights.
+    "plan_kwargs": {"lr": 1e-2, "global_update_every": 5, "weight_precision": 0.0},
     "check_val_every_n_epoch": 1,
     "enable_progress_bar": False,
     "accelerator": "cpu",

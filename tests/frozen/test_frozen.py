@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 from scvi.train import TrainingPlan
 
+from scvi_sams.model import counterfactual
 from scvi_sams.train import SAMSDataSplitter, SAMSTrainingPlan
 
 from ._members import (
@@ -40,6 +42,17 @@ MENDED = {"correlated_embedding": {"mechanisms"}}
 # The seventh digit of each of some hundred steps adds up.
 SAME_FIT = {"rtol": 1e-4, "atol": 1e-4}
 HISTORY = {"train_loss", "elbo_train", "elbo_validation"}
+
+
+@pytest.fixture(autouse=True)
+def _draws_of_then(monkeypatch):
+    """Independent cells and draws, as in 0.1.0: of other random numbers the same is not said."""
+
+    def prior_cells(n_cells, n_latent, library):
+        return torch.randint(len(library), (n_cells,)).numpy(), torch.randn(n_cells, n_latent)
+
+    monkeypatch.setattr(counterfactual, "prior_cells", prior_cells)
+    monkeypatch.setattr(counterfactual, "about_expectation", lambda module, draws: draws)
 
 
 @pytest.fixture(scope="module")

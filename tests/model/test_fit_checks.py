@@ -15,7 +15,6 @@ from scvi_sams.model.fit_checks import (
     validation_rose,
     warn_of_fit,
 )
-from scvi_sams.model.settings import default_width
 
 LABELS = {"perturbation_key": "perturbation", "control": "control"}
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -45,36 +44,10 @@ def _messages(model, **kwargs):
     return [str(w.message) for w in caught if issubclass(w.category, FitWarning)]
 
 
-class TestWidth:
-    def test_by_counts_of_a_gene(self):
-        model = _shallow_model()
-        assert model.registry["counts_per_gene"] == pytest.approx(model.adata.X.sum() / 400)
-        expected = default_width(model.registry["counts_per_gene"])
-        assert model.module.decoder.logits.in_features == expected == 64
-
-    def test_between_its_bounds_it_is_proportional(self):
-        widths = [default_width(counts) for counts in (0.0, 4_000.0, 8_000.0, 1e9, None)]
-        assert widths == [64, 100, 200, 400, 400]
-
-    def test_a_number_that_is_given_is_kept(self):
-        assert _shallow_model(n_hidden=50).module.decoder.logits.in_features == 50
-
-    def test_loaded_with_other_cells(self, tmp_path):
-        model = _shallow_model()
-        model.train(max_epochs=1, **QUIET)
-        model.save(tmp_path / "model")
-        deep = simulated_screen(500, n_genes=400, n_perturbations=6, n_pairs=0, n_batches=1)
-        deep.X = deep.X * 1_000
-        loaded = SAMSVAE.load(tmp_path / "model", deep, accelerator="cpu")
-        assert loaded.module.decoder.logits.in_features == 64
-        query = SAMSVAE.load_query_data(deep.copy(), loaded)
-        assert query.module.decoder.logits.in_features == 64
-
-
 class TestTooShort:
     def test_few_epochs(self):
-        messages = _messages(_shallow_model(), max_epochs=6, train_size=1.0)
-        assert any("still falling" in m and "max_epochs=12" in m for m in messages)
+        messages = _messages(_shallow_model(), max_epochs=4, train_size=1.0)
+        assert any("still falling" in m and "max_epochs=8" in m for m in messages)
 
     def test_one_latent_that_all_share(self):
         model = _shallow_model()
@@ -110,10 +83,15 @@ class TestTooShort:
 class TestByHeart:
     def test_wide_networks_on_shallow_cells(self):
         model = _shallow_model(600, library_size=80.0, n_hidden=400)
-        (message,) = _messages(model, train_size=0.7, check_val_every_n_epoch=1)
+        settings = {"train_size": 0.7, "check_val_every_n_epoch": 1}
+        (message,) = _messages(model, plan_kwargs={"weight_precision": 0.0}, **settings)
         assert "one rate a gene" in message
         assert "max_epochs=40" in message
         assert "n_hidden=200" in message
+
+    def test_the_prior_of_weights_is_why_the_default_does_not(self):
+        model = _shallow_model(600, library_size=80.0, n_hidden=400)
+        assert _messages(model, train_size=0.7, check_val_every_n_epoch=1) == []
 
     def test_the_default_says_nothing(self):
         assert _messages(_shallow_model(4_000), max_epochs=40, check_val_every_n_epoch=1) == []

@@ -9,7 +9,7 @@ import pytest
 import scvi
 
 import scvi_sams
-from scvi_sams.evaluation import observed_effects
+from scvi_sams.evaluation import interval_coverage, observed_effects
 
 LABELS = {"perturbation_key": "perturbation", "control": "control"}
 PLANTED = {"A": "gene_3", "B": "gene_11", "C": "gene_20"}
@@ -89,6 +89,24 @@ def test_intervals_hold_them(model, other_cells):
     assert (std.loc["A"] > 0).all()
     lower, upper = (effect.to_df(layer)["gene_3"].item() for layer in ("lower", "upper"))
     assert lower < other_cells.to_df().loc["A", "gene_3"] < upper
+
+
+@pytest.mark.parametrize("train_size", [1.0, 0.8])
+def test_intervals_cover_other_cells(train_size, other_cells):
+    """Of all genes, with what was absorbed found from residuals or from validation cells."""
+    screen = planted_screen(seed=2)
+    scvi.settings.seed = 2
+    scvi_sams.SAMSVAE.setup_anndata(screen, **LABELS)
+    model = scvi_sams.SAMSVAE(screen, n_latent=4, n_hidden=32)
+    model.train(max_epochs=10, train_size=train_size, accelerator="cpu", enable_progress_bar=False)
+    assert 0 <= float(model.module.gene_effects.absorbed) <= 0.9
+    effect = model.get_average_treatment_effect(["A", "B", "C", "D", "E"], n_samples=50, seed=0)
+    for level in (0.8, 0.95):
+        effect = model.get_average_treatment_effect(
+            ["A", "B", "C", "D", "E"], n_samples=100, credible_level=level, seed=0
+        )
+        share = interval_coverage(effect, other_cells[effect.obs_names]).mean()
+        assert share == pytest.approx(level, abs=0.1)
 
 
 def test_saved_and_loaded(model, tmp_path):

@@ -12,6 +12,7 @@ from scvi.distributions import Normal
 
 from scvi_sams import SAMSVAE, ScreenError, UnknownPerturbationError, tl
 from scvi_sams.evaluation import interaction_residuals, interval_coverage
+from scvi_sams.model.counterfactual import about_expectation
 from scvi_sams.tl import PairThresholds, classify_pairs
 from scvi_sams.tl.pair_draws import model_errors
 from scvi_sams.tl.pair_statistics import PAIR_CLASSES, expected_surprise, regress_pair
@@ -50,7 +51,7 @@ class TestInteractions:
         original = fitted.module.sample_globals
 
         def record(*args, **kwargs):
-            drawn.append(original(*args, **kwargs))
+            drawn.append(about_expectation(fitted.module, original(*args, **kwargs)))
             return drawn[-1]
 
         monkeypatch.setattr(fitted.module, "sample_globals", record)

@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 
 from scvi_sams import SAMSVAE, ScreenError, UnknownPerturbationError
+from scvi_sams.data import Conditions
 from scvi_sams.model import counterfactual
 
 from .conftest import SETUP, counts_per_library, fit, small_screen
@@ -356,3 +357,43 @@ class TestFiles:
                 for key, value in read.uns["scvi_sams"].items()
             }
             _assert_equal(read, written)
+
+
+class TestNoise:
+    """What is uncertain is in the intervals; means have little noise of the cells and draws."""
+
+    def test_cells_fill_the_prior_evenly(self):
+        library = np.arange(50.0)
+        means, places = [], []
+        for seed in range(20):
+            torch.manual_seed(seed)
+            drawn, states = counterfactual.prior_cells(64, 5, library)
+            assert drawn.min() >= 0
+            assert drawn.max() < 50
+            means.append(states.square().mean(0))  # of which the expectation is one
+            places.append(library[drawn].mean())
+        # Of independent cells: sqrt(2 / 64) = 0.18, and 14.4 / sqrt(64) = 1.8.
+        assert torch.stack(means).std(0).max() < 0.09
+        assert torch.stack(means).mean(0).sub(1).abs().max() < 0.05
+        assert np.std(places) < 0.6
+
+    def test_draws_are_about_their_expectation(self, fitted):
+        asked = Conditions.from_request(["P001"], fitted.perturbation_names)
+        draws = fitted.counterfactual(seed=3).draw(6, asked)
+        effects = fitted.module.effects
+        expected = effects.to_network(effects.moments(draws.rows)[0])
+        torch.testing.assert_close(draws.effects.mean(0), expected, atol=1e-5, rtol=1e-5)
+        alone = [fitted.module.sample_globals(1, draws.rows).effects for _ in range(2_000)]
+        drawn = [fitted.counterfactual(seed=s).draw(6, asked).effects for s in range(300)]
+        spread = torch.cat(drawn).std(0) * (6 / 5) ** 0.5
+        torch.testing.assert_close(spread, torch.cat(alone).std(0), atol=0.02, rtol=0.15)
+
+    def test_effects_differ_little_between_seeds(self, fitted):
+        effects = [
+            fitted.get_average_treatment_effect(["P001"], n_samples=5, seed=seed)
+            for seed in range(5)
+        ]
+        noise = np.std([effect.X for effect in effects], axis=0, ddof=1)
+        spread = np.mean([effect.layers["std"] for effect in effects], axis=0)
+        # Five independent draws alone would give sqrt(1 / 5) = 0.45.
+        assert np.sqrt((noise**2).mean() / (spread**2).mean()) < 0.3

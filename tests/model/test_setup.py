@@ -149,10 +149,6 @@ class TestRefused:
                 screen, "counts", dosage_key="doses", perturbation_names_uns_key="guides"
             )
 
-    def test_annbatch(self):
-        with pytest.raises(NotImplementedError, match="setup_anndata"):
-            SAMSVAE.setup_annbatch()
-
 
 class TestWarned:
     def test_one_cell(self, screen):

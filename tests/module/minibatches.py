@@ -37,7 +37,8 @@ def dense(doses: Doses, n_rows: int) -> Tensor:
 
 def columns(dosage: Tensor, n_columns: int | None = None) -> dict[str, Tensor]:
     """Doses by their keys in a minibatch."""
-    return dict(zip((PERTURBATION, DOSE), padded(dosage, n_columns), strict=True))
+    doses = padded(dosage, n_columns)
+    return {PERTURBATION: doses.perturbation, DOSE: doses.dose}
 
 
 def minibatch(x: Tensor, dosage: Tensor, **others: Tensor) -> dict[str, Tensor]:

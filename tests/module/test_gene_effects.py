@@ -9,7 +9,13 @@ from scipy import sparse
 from torch.distributions import Normal
 
 from scvi_sams.module.doses import Doses
-from scvi_sams.module.gene_effects import ResidualEffects, ScaleMixture, solve
+from scvi_sams.module.gene_effects import (
+    ResidualEffects,
+    ScaleMixture,
+    absorbed_by_residuals,
+    absorbed_by_validation,
+    solve,
+)
 
 
 class TestScaleMixture:
@@ -53,6 +59,47 @@ class TestScaleMixture:
         assert (lfsr[1:] < 0.05).float().mean() < 0.001
 
 
+class TestAbsorbed:
+    """A model that projects means of cells on some directions learns that share of their noise."""
+
+    @pytest.fixture
+    def fit(self):
+        torch.manual_seed(4)
+        n_perturbations, n_genes, rank = 60, 400, 60
+        error = torch.rand(n_perturbations, 1) * torch.ones(n_genes) + 0.5
+        basis = torch.linalg.qr(torch.randn(n_genes, rank))[0]
+        truth = torch.randn(n_perturbations, rank) @ basis.T
+        seen = truth + error * torch.randn_like(truth)
+        other = truth + 3 * error * torch.randn_like(truth)
+        return seen, other, error, seen @ basis @ basis.T, rank / n_genes
+
+    def test_from_validation_cells(self, fit):
+        seen, other, error, effect, share = fit
+        found, spread = absorbed_by_validation(effect, seen - other, error.square())
+        assert abs(found - share) < 3 * spread < 0.1
+
+    @pytest.mark.parametrize("n_single", [0, 5])
+    def test_from_residuals(self, fit, n_single):
+        """Single genes that the model lacks do not count."""
+        seen, _, error, effect, share = fit
+        residual = seen - effect
+        residual[:, :n_single] += 10.0
+        assert absorbed_by_residuals(residual, error) == pytest.approx(share, abs=0.03)
+
+    def test_solve_shrinks_with_what_is_left(self):
+        torch.manual_seed(5)
+        error = torch.ones(50, 300)
+        score = 0.8 * torch.randn_like(error)
+        score[:, 0] += 3.0
+        solved = [
+            solve(score, sparse.eye(50, format="csr"), error, torch.full((50,), -1), absorbed)
+            for absorbed in (0.0, 0.36)
+        ]
+        means = [solution.mean[:, 0].mean() for solution in solved]
+        assert means[1] > means[0]
+        torch.testing.assert_close(solved[0].lfsr, solved[1].lfsr)
+
+
 class TestSolve:
     def problem(self, doses: np.ndarray, error: float = 0.1):
         torch.manual_seed(3)
@@ -72,7 +119,7 @@ class TestSolve:
             doses[::3] = np.minimum(doses[::3] + np.roll(doses, 1, axis=0)[::3], 1)
         truth, score, coupling, error = self.problem(doses)
         target = torch.full((8,), -1)
-        found = solve(score, coupling, error, target, 1.0)
+        found = solve(score, coupling, error, target, 0.0)
         planted = truth > 0
         assert (found.mean[planted] - 1).abs().max() < 0.5
         naive = score / torch.from_numpy(coupling.diagonal()).float().unsqueeze(1)
@@ -82,8 +129,8 @@ class TestSolve:
     def test_targets_have_their_own_prior(self):
         """What is rare among all genes is not so rare among targets."""
         truth, score, coupling, error = self.problem(np.eye(8)[np.arange(64) % 8], error=0.3)
-        without = solve(score, coupling, error, torch.full((8,), -1), 1.0)
-        with_targets = solve(score, coupling, error, torch.arange(8), 1.0)
+        without = solve(score, coupling, error, torch.full((8,), -1), 0.0)
+        with_targets = solve(score, coupling, error, torch.arange(8), 0.0)
         planted = truth > 0
         assert with_targets.mean[planted].mean() > without.mean[planted].mean()
 

@@ -280,6 +280,42 @@ class TestOptimizer:
         assert not trained_by_gradient & effects
         assert group["eps"] == 1e-8
 
+    def test_the_prior_is_of_the_weights_of_both_networks_and_fades(self, make_model):
+        model, seen = make_model(), []
+
+        class Look(Callback):
+            def on_before_optimizer_step(self, trainer, plan, optimizer):
+                module = plan.module
+                kept = {
+                    n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None
+                }
+                plan.on_before_optimizer_step(optimizer)
+                of_prior = {}
+                for name, parameter in module.named_parameters():
+                    if name in kept:
+                        of_prior[name] = (parameter.grad - kept[name], parameter.detach().clone())
+                        parameter.grad = kept[name]
+                seen.append(of_prior)
+
+        train(model, 4, plan_kwargs={"weight_precision": 5e3}, callbacks=[Look()])
+        assert len(seen) > 10
+        for step, of_prior in enumerate(seen):
+            share = 5e3 * (1 - step / len(seen)) / len(model.train_indices)
+            for name, (gradient, value) in of_prior.items():
+                is_weight = name.startswith(("encoder", "decoder")) and value.dim() == 2
+                expected = share * value if is_weight else torch.zeros_like(value)
+                torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-3)
+
+    def test_what_was_trained_before_has_no_prior(self, make_model):
+        def trained(precision):
+            scvi.settings.seed = 0
+            model = make_model()
+            train(model, 2, plan_kwargs={"weight_precision": 0.0})
+            train(model, 2, plan_kwargs={"weight_precision": precision})
+            return model.module.decoder.logits.weight
+
+        torch.testing.assert_close(trained(0.0), trained(1e3), rtol=0, atol=0)
+
     @pytest.mark.parametrize("engine", ["closed_form", "gradient"])
     def test_reduce_on_plateau(self, make_model, engine):
         model = make_model(global_inference=engine)
