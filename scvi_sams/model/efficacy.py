@@ -230,7 +230,6 @@ def _of_controls(model: SAMSVAE, controls: NDArray[np.int64]) -> tuple[Any, ...]
     """Mean and variance of the multiples that controls show, and of their weighted states."""
     effects = _network_effects(model)
     n_perturbations, n_latent = effects.shape
-    score, information, squares = np.zeros((3, n_perturbations))
     total, products = np.zeros(n_latent), np.zeros((n_latent, n_latent))
     if len(controls) < _MIN_CONTROLS:
         nothing = np.zeros(n_perturbations, dtype=np.float32)
@@ -240,10 +239,10 @@ def _of_controls(model: SAMSVAE, controls: NDArray[np.int64]) -> tuple[Any, ...]
     for tensors in loader:
         outputs = model.module.inference(**model.module._get_inference_input(tensors))
         potential = outputs["potential"]
-        weighted = potential.gain * potential.location
-        scores.append((weighted @ effects.T).cpu())
+        of_cells = potential.gain * potential.location
+        scores.append((of_cells @ effects.T).cpu())
         informations.append((potential.gain @ effects.square().T).cpu())
-        weighted = weighted.double().cpu().numpy()
+        weighted = of_cells.double().cpu().numpy()
         total += weighted.sum(0)
         products += weighted.T @ weighted
     score, information = torch.cat(scores).double(), torch.cat(informations).double()

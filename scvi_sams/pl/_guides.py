@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["guide_efficacy", "perturbed_probability"]
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -86,7 +86,8 @@ def guide_efficacy(guides: pd.DataFrame, ax: Axes | None = None) -> Axes:
         Line2D([], [], color="0.6", marker="o", markersize=4, label="cannot"),
     ]
     if "off_target" in guides and (off := guides["off_target"].to_numpy(bool)).any():
-        ring = {"marker": "o", "mfc": "none", "color": CATEGORICAL_COLORS[1], "markersize": 9}
+        ring: dict[str, Any] = {"marker": "o", "mfc": "none", "markersize": 9}
+        ring["color"] = CATEGORICAL_COLORS[1]
         ax.plot(guides["efficacy"][off], row[off], linestyle="", **ring)
         handles.append(Line2D([], [], linestyle="", label="another direction", **ring))
     ax.set_yticks(row, [literal(name) for name in guides.index], fontsize=LABEL_SIZE)
