@@ -101,6 +101,31 @@ observed = scvi_sams.evaluation.observed_effects(adata, "perturbation", "control
 ax = scvi_sams.pl.model_vs_observed_effects(effects, observed)
 
 # %% [markdown]
+# ## Guides and cells
+#
+# `scvi_sams.pl.guide_efficacy`: in what share of its cells each guide worked, and where that cannot be
+# told. Here each perturbation is a guide of its own, and all of them work.
+
+# %%
+guides = scvi_sams.tl.guides(model)
+ax = scvi_sams.pl.guide_efficacy(guides.loc[strong])
+
+# %% [markdown]
+# `scvi_sams.pl.perturbed_probability`: the probability of each cell that the perturbation took,
+# against a gene that should have changed: of a real screen its target, here the one that
+# changes most.
+
+# %%
+gene = table["lfc_mean"].abs().idxmax()
+in_cells = model.get_perturbed_probability()
+took = in_cells[in_cells["perturbation"] == strong[0]]["probability"]
+share = sc.get.obs_df(adata, gene, layer="counts") / adata.obs["total_counts"]
+expression = 1e4 * share
+is_control = adata.obs["perturbation"] == "control"
+ax = scvi_sams.pl.perturbed_probability(took, expression[took.index], expression[is_control])
+ax.set_ylabel(f"{gene}, counts per 10,000")
+
+# %% [markdown]
 # ## Cells
 #
 # The latent space is for scanpy: neighbours, UMAP, clusters. Beside it the same of the basal

@@ -91,6 +91,9 @@ class Counterfactual:
         State of the generators after the draw of the cells.
     gene_effects
         Whether conditions have the effects on single genes that latents leave over.
+    multiple
+        What the effects of perturbations are multiplied with to be those where they took, of each
+        perturbation; ``None`` for effects as labelled.
     context
         Position of the context whose effects conditions have; ``None`` for what contexts share.
 
@@ -109,6 +112,7 @@ class Counterfactual:
     seed: int | None
     random_state: list[torch.Tensor]
     gene_effects: bool = True
+    multiple: torch.Tensor | None = None
     context: int | None = None
 
     @property
@@ -151,6 +155,7 @@ class Counterfactual:
         used = torch.as_tensor(named, dtype=torch.long, device=self.device)
         with self.random():
             draws = about_expectation(self.module, self.module.sample_globals(n_samples, used))
+        draws = draws._replace(multiple=self.multiple)
         return draws if self.gene_effects else draws._replace(residual=None)
 
     @torch.inference_mode()
@@ -227,6 +232,7 @@ def draw_cells(
     library_size: float | None,
     seed: int | None,
     gene_effects: bool = True,
+    multiple: torch.Tensor | None = None,
     context: str | None = None,
 ) -> Counterfactual:
     """See ``SAMSVAE.counterfactual``."""
@@ -252,7 +258,15 @@ def draw_cells(
         library = torch.full_like(population.library, library_size)
         population = population._replace(library=library)
     return Counterfactual(
-        model.module, model.perturbation_names, population, names, seed, state, gene_effects, code
+        model.module,
+        model.perturbation_names,
+        population,
+        names,
+        seed,
+        state,
+        gene_effects,
+        multiple,
+        code,
     )
 
 

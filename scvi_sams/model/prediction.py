@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from scvi_sams.data import ConditionsLike
     from scvi_sams.model.counterfactual import Basal, Counterfactual, ExpressionScale
+    from scvi_sams.model.efficacy import EffectOf
     from scvi_sams.model.samsvae import SAMSVAE
 
 __all__ = ["average_treatment_effect", "compared_means", "effect_scale", "predict"]
@@ -42,6 +43,7 @@ def predict(
     batch: str | None,
     return_mean: bool,
     seed: int | None,
+    effect: EffectOf,
     context: str | None,
 ) -> ad.AnnData:
     """See ``SAMSVAE.predict``."""
@@ -52,7 +54,13 @@ def predict(
     values, layer = [], []
     with seeded(seed, model.device):
         cells = model.counterfactual(
-            basal, n_samples, batch, library_size, seed=None, context=context
+            basal,
+            n_samples,
+            batch,
+            library_size,
+            seed=None,
+            effect=effect,
+            context=context,
         )
         draws = cells.draw(cells.n_cells, asked)
         for row in track(range(len(labels)), description="Predict", disable=len(labels) < 20):

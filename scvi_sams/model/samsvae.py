@@ -53,6 +53,7 @@ from scvi_sams.data.guide_inputs import guides_from_mudata
 from scvi_sams.data.guides import TARGET, GuideField, target_table
 from scvi_sams.data.loader import OrderedAnnDataLoader
 from scvi_sams.model.counterfactual import draw_cells
+from scvi_sams.model.efficacy import multiples_of, perturbed_probability
 from scvi_sams.model.fit_checks import warn_of_fit
 from scvi_sams.model.gene_effects import fit_gene_effects, gene_effects_table
 from scvi_sams.model.model_file import load_model, read_model_file, save_model
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
     from scvi_sams.data import ConditionsLike
     from scvi_sams.data.guides import GuideTargets
     from scvi_sams.model.counterfactual import Basal, Counterfactual
+    from scvi_sams.model.efficacy import EffectOf
     from scvi_sams.module.base import PerturbationVAEModule
     from scvi_sams.train import DataPlacement
 
@@ -218,6 +220,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
     _reordered: AnnData | None = None
     stopped_in: str | None = None  # where Ctrl-C ended the last training, in words
     gene_effects_absent_: str | None = None
+    efficacy_: dict[str, Any] | None = None  # solved when it is first asked for
 
     # scvi-tools' methods of given cells, with arguments and cells checked as in our own.
     get_normalized_expression = of_cells(RNASeqMixin.get_normalized_expression)
@@ -354,7 +357,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             columns ``perturbation_names_uns_key`` names, or a DataFrame of guides under the same
             key of ``adata.uns``). Alone, they say what cells received: a dose of 1 of each
             target, of however many guides. Beside labels, they are known for each perturbation
-            of a cell: in the order of the parts of its label, or by ``guide_targets``.
+            of a cell: in the order of the parts of its label, or by ``guide_targets``. How often
+            each works is in :func:`scvi_sams.tl.guides`.
         guide_targets
             Perturbation that each guide targets, the control label for one that does not: a dict,
             a Series, a DataFrame with a column ``"target"``, or the key of ``adata.uns`` that has
@@ -686,6 +690,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             infer_query(self, max_epochs, batch_size)
             self.reference_cells_ = reference_cells(self)
             self.gene_effects_absent_ = fit_gene_effects(self)
+            self.efficacy_ = None
             return
         if max_epochs is None:
             max_epochs = default_epochs(
@@ -724,6 +729,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             is_counts = self.module.is_count_model
             self.reference_cells_ = streamed_reference_cells(cells, is_counts)
         self.gene_effects_absent_ = fit_gene_effects(self)
+        self.efficacy_ = None
         if not learns_effects_only:
             warn_of_fit(self)
 
@@ -790,6 +796,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         added = added_perturbations(registry, adata, new_perturbations)
         query = super().load_query_data(adata, reference_model, unfrozen=unfrozen, **kwargs)
         start_query(query, registry, added, unfrozen)
+        query.efficacy_ = None
         return query
 
     # -- files ------------------------------------------------------------------------------------
@@ -1142,6 +1149,52 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         return latent_representation(self, loader, representation, give_mean, return_dist)
 
     @of_cells
+    def get_perturbed_probability(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        own_gene: bool = True,
+    ) -> pd.DataFrame:
+        """Probability that each perturbation of each cell took, rather than that the cell escaped.
+
+        A cell shows some multiple of the effect of its perturbation: that of an effect, or none.
+        How often it is none is the efficacy of its guide. Efficacies, and effects where they took,
+        are solved from the training cells when they are first asked for, with the networks as
+        they are, and kept in the model. Where the cells cannot tell, probabilities stay near the
+        efficacy that guides have in general (:func:`scvi_sams.tl.guides` says where).
+
+        Parameters
+        ----------
+        adata
+            Cells; those the model was set up with by default.
+        indices
+            Which of them; all by default.
+        own_gene
+            Whether the count of the perturbation's own target is evidence, beside the latent
+            state.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each cell and perturbation, named by the cell, with columns
+            ``perturbation``, ``guide`` and ``probability``. Controls have none.
+
+        Raises
+        ------
+        NotImplementedError
+            If what counts say of a shift has no closed form in this model.
+        ScreenError
+            If efficacies are still to be solved and the model has no AnnData.
+
+        Examples
+        --------
+        >>> table = model.get_perturbed_probability()  # doctest: +SKIP
+        >>> adata.obs["perturbed"] = table["probability"]  # doctest: +SKIP
+        """
+        return perturbed_probability(self, adata, indices, own_gene)
+
+    @of_cells
     def get_aggregated_posterior(
         self,
         adata: AnnData | None = None,
@@ -1309,6 +1362,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         *,
         seed: int | None = 0,
         gene_effects: bool = True,
+        effect: EffectOf = "as_labelled",
         context: str | None = None,
     ) -> Counterfactual:
         """Draw one population of cells, to be put under any condition.
@@ -1328,6 +1382,10 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         gene_effects
             Whether conditions have the effects on single genes of :meth:`get_gene_effects`;
             without them they are what latents alone say.
+        effect
+            ``"as_labelled"``: the effect on all cells with the label, as the model was fitted.
+            ``"where_it_took"``: that on the cells in which the perturbation took; as labelled
+            where no guide lets it be told (:func:`scvi_sams.tl.guides`).
 
         Returns
         -------
@@ -1347,7 +1405,10 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         ... )  # doctest: +SKIP
         """
         self._check_if_trained(warn=False)
-        return draw_cells(self, basal, n_cells, batch, library_size, seed, gene_effects, context)
+        multiple = multiples_of(self, effect)
+        return draw_cells(
+            self, basal, n_cells, batch, library_size, seed, gene_effects, multiple, context
+        )
 
     def predict(
         self,
@@ -1359,6 +1420,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         return_mean: bool = False,
         *,
         seed: int | None = None,
+        effect: EffectOf = "as_labelled",
         context: str | None = None,
     ) -> AnnData:
         """Simulate cells under conditions, whether or not they were ever measured.
@@ -1387,6 +1449,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         seed
             Seed of all draws; by default they come from torch's stream, which
             ``scvi.settings.seed`` seeds.
+        effect
+            Of which cells with the label, as in :meth:`counterfactual`.
         context
             Context to predict for, a level of ``context_key``: the cells are of that level
             (unless ``basal`` is cells, which stay what they are), and so are the effects. One in
@@ -1415,7 +1479,16 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         >>> cells = model.predict(["KLF1+CEBPA"], n_samples=200)  # doctest: +SKIP
         """
         return predict(
-            self, conditions, n_samples, basal, library_size, batch, return_mean, seed, context
+            self,
+            conditions,
+            n_samples,
+            basal,
+            library_size,
+            batch,
+            return_mean,
+            seed,
+            effect,
+            context,
         )
 
     def get_average_treatment_effect(
@@ -1430,6 +1503,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         batch: str | None = None,
         *,
         seed: int | None = None,
+        effect: EffectOf = "as_labelled",
         context: str | None = None,
     ) -> AnnData:
         """Average effect of conditions on each gene, over a population of cells.
@@ -1461,6 +1535,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             Batch to predict for, as in :meth:`predict`.
         seed
             Seed of all draws, as in :meth:`predict`.
+        effect
+            Of which cells with the label, as in :meth:`counterfactual`.
         context
             Context of cells and effects, as in :meth:`predict`.
 
@@ -1490,7 +1566,9 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         """
         scale = effect_scale(self, method)
         check_level(credible_level)
-        cells = self.counterfactual(basal, n_cells, batch, seed=seed, context=context)
+        cells = self.counterfactual(
+            basal, n_cells, batch, seed=seed, effect=effect, context=context
+        )
         return average_treatment_effect(
             self, conditions, reference, scale, n_samples, credible_level, cells
         )

@@ -84,6 +84,9 @@ class GlobalDraws(NamedTuple):
         Parameters of dose responses, each of shape ``(n_samples, n_perturbations)``.
     residual
         Draws of the effects on single genes that latents leave over; ``None`` to leave them out.
+    multiple
+        What the effects of perturbations are multiplied with, shape ``(n_perturbations,)``; one
+        for all where ``None``.
     """
 
     n_samples: int
@@ -92,6 +95,7 @@ class GlobalDraws(NamedTuple):
     direct: Tensor | None = None
     hill: HillDraws | None = None
     residual: ResidualDraws | None = None
+    multiple: Tensor | None = None
 
     def shift(self, doses: Doses) -> Tensor:
         """Shifts of cells, shape ``(n_samples, n_cells, n_latent)``."""
@@ -115,6 +119,7 @@ class GlobalDraws(NamedTuple):
             None if self.direct is None else self.direct[kept],
             None if self.hill is None else HillDraws(*(field[kept] for field in self.hill)),
             None if self.residual is None else self.residual.subset(start, stop),
+            self.multiple,
         )
 
 

@@ -382,7 +382,10 @@ class SAMSVAEModule(PerturbationVAEModule):
     ) -> Observation:
         """Distribution of the genes of a population of cells under a condition."""
         responses = doses if draws.hill is None else HillDoseResponse.respond(doses, draws.hill)
-        doses, gene_effects = self._acting(doses, draws.hill, draws.direct)
+        if draws.multiple is not None:
+            multiplied = responses.dose * draws.multiple[responses.perturbation]
+            responses = responses._replace(dose=multiplied)
+        doses, gene_effects = self._acting(responses, None, draws.direct)
         shift = draws.shift(doses)  # n_samples x 1 x n_latent
         if one_draw_a_cell:
             shift = shift.squeeze(1)

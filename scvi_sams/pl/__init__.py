@@ -3,6 +3,7 @@
 from scvi_sams.pl._dose_response import dose_response
 from scvi_sams.pl._effects import model_vs_observed_effects, pair_vs_additive_effects
 from scvi_sams.pl._gene_program import gene_program
+from scvi_sams.pl._guides import guide_efficacy, perturbed_probability
 from scvi_sams.pl._heatmaps import effect_heatmap, mask_heatmap
 from scvi_sams.pl._plan_screen import plan_screen
 from scvi_sams.pl._scorecard import scorecard
@@ -13,9 +14,11 @@ __all__ = [
     "dose_response",
     "effect_heatmap",
     "gene_program",
+    "guide_efficacy",
     "mask_heatmap",
     "model_vs_observed_effects",
     "pair_vs_additive_effects",
+    "perturbed_probability",
     "plan_screen",
     "scorecard",
     "training_history",

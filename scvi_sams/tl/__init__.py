@@ -5,6 +5,7 @@ from scvi_sams.tl._control_null import add_control_null
 from scvi_sams.tl._detectable_effects import detectable_effects
 from scvi_sams.tl._differential_expression import differential_expression
 from scvi_sams.tl._gene_programs import gene_programs, top_genes
+from scvi_sams.tl._guides import guides
 from scvi_sams.tl._mechanisms import active_perturbations, mechanisms
 from scvi_sams.tl._pairs import classify_pairs, pair_interactions, rank_unmeasured_pairs
 from scvi_sams.tl._permuted_null import add_permuted_null
@@ -32,6 +33,7 @@ __all__ = [
     "direct_effects",
     "dose_response",
     "gene_programs",
+    "guides",
     "interaction_effects",
     "mask_prior",
     "match_latents",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from scvi_sams._exceptions import ScreenError
+from scvi_sams.model.efficacy import why_no_efficacy
 from scvi_sams.model.read_outs import provenance
 from scvi_sams.tl._gene_programs import gene_programs
 
@@ -36,6 +37,8 @@ def write_results(
       cells x latents
     * ``obsm["X_sams_basal"]``, ``obsm["X_sams_perturbation"]``: what the cell would be without its
       perturbations, and the shift; where perturbations act by a shift
+    * ``obs["sams_perturbed_probability"]``: probability that all perturbations of the cell took
+      (``get_perturbed_probability``), NaN for controls; where the model has such
     * ``varm["sams_programs"]``: mean effects of latents on genes, genes x latents
       (:func:`gene_programs`); NaN for genes that the model does not know
     * ``uns["sams"]``: ``latents`` (DataFrame, the ``obs`` of :func:`gene_programs`),
@@ -94,6 +97,10 @@ def write_results(
         )
         for suffix, representation in states.items()
     }
+    took = None
+    if why_no_efficacy(model) is None and (model.adata is not None or model.efficacy_ is not None):
+        took = model.get_perturbed_probability(same_genes)["probability"]
+        took = took.groupby(level=0).prod().reindex(adata.obs_names)
     made = programs.uns["scvi_sams"]
     found: dict[str, Any] = {
         "latents": programs.obs.copy(),
@@ -108,5 +115,7 @@ def write_results(
     table.columns.name = None  # which an h5ad does not keep
     for suffix, values in latent.items():
         adata.obsm[f"X_{key}{suffix}"] = np.asarray(values, dtype=np.float32)
+    if took is not None:
+        adata.obs[f"{key}_perturbed_probability"] = took.to_numpy(np.float32)
     adata.varm[f"{key}_programs"] = table
     adata.uns[key] = found
