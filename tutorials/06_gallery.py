@@ -103,8 +103,8 @@ ax = scvi_sams.pl.model_vs_observed_effects(effects, observed)
 # %% [markdown]
 # ## Guides and cells
 #
-# `scvi_sams.pl.guide_efficacy`: in what share of its cells each guide worked, and where that cannot be
-# told. Here each perturbation is a guide of its own, and all of them work.
+# `scvi_sams.pl.guide_efficacy`: in what share of its cells each guide worked, and where that
+# cannot be told. Here each perturbation is a guide of its own, and all of them work.
 
 # %%
 guides = scvi_sams.tl.guides(model)
@@ -119,7 +119,7 @@ ax = scvi_sams.pl.guide_efficacy(guides.loc[strong])
 gene = table["lfc_mean"].abs().idxmax()
 in_cells = model.get_perturbed_probability()
 took = in_cells[in_cells["perturbation"] == strong[0]]["probability"]
-share = sc.get.obs_df(adata, gene, layer="counts") / adata.obs["total_counts"]
+share = sc.get.obs_df(adata, [gene], layer="counts")[gene] / adata.obs["total_counts"]
 expression = 1e4 * share
 is_control = adata.obs["perturbation"] == "control"
 ax = scvi_sams.pl.perturbed_probability(took, expression[took.index], expression[is_control])

@@ -9,11 +9,12 @@ import pandas as pd
 import torch
 from scipy import stats
 from scvi import REGISTRY_KEYS
+from torch.nn.functional import pad
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.field import PerturbationField
-from scvi_sams.data.guides import guide_codes
+from scvi_sams.data.guides import guide_codes, padded_columns
 from scvi_sams.model.read_outs import controls_of, require_effects
 from scvi_sams.module.doses import Doses
 from scvi_sams.module.efficacy import (
@@ -105,8 +106,8 @@ def _guides(manager: AnnDataManager, known: Efficacy | None = None) -> _Guides:
     """
     state = manager.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
     perturbations = list(map(str, state[PerturbationField.COLUMN_NAMES_KEY]))
-    index = np.asarray(manager.get_from_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY), np.int64)
-    has = np.asarray(manager.get_from_registry(SAMS_REGISTRY_KEYS.DOSE_KEY)) > 0
+    index = padded_columns(manager, SAMS_REGISTRY_KEYS.PERTURBATION_KEY).astype(np.int64)
+    has = padded_columns(manager, SAMS_REGISTRY_KEYS.DOSE_KEY) > 0
     registered = guide_codes(manager)
     if registered is None:
         given, of_given = [], np.zeros(0, np.int64)
@@ -278,14 +279,15 @@ def _read(
         outputs = module.inference(**inputs)
         acting, effects = outputs["doses"], outputs["effect_of_dose"]
         potential = outputs["potential"]
-        if acting.dose.shape[1] > n_columns:  # what pairs add is taken as it is
-            of_pairs = acting.dose[:, n_columns:, None] * effects[:, n_columns:]
+        width = tensors[SAMS_REGISTRY_KEYS.DOSE_KEY].shape[1]  # of these cells, at most n_columns
+        if acting.dose.shape[1] > width:  # what pairs add is taken as it is
+            of_pairs = acting.dose[:, width:, None] * effects[:, width:]
             potential = potential._replace(location=potential.location - of_pairs.sum(1))
-        doses = Doses(acting.perturbation[:, :n_columns], acting.dose[:, :n_columns])
-        effects = effects[:, :n_columns]
+        doses = Doses(acting.perturbation[:, :width], acting.dose[:, :width])
+        effects = effects[:, :width]
         projection = project(potential, doses, effects)
         n_cells = len(doses.dose)
-        guide = torch.as_tensor(codes[cells[start : start + n_cells]])
+        guide = torch.as_tensor(codes[cells[start : start + n_cells], :width])
         start += n_cells
         own = _own_counts(module, tensors, outputs, doses, target)
         # Of each perturbation, what the others leave.
@@ -294,18 +296,18 @@ def _read(
         left = potential.gain.unsqueeze(1) * (potential.location.unsqueeze(1) - others)
         has = (doses.dose > 0).cpu()
         np.add.at(shifts, guide[has].numpy(), left.cpu()[has].double().numpy())
-        parts.append(
-            tuple(
-                field.cpu() for field in (*projection, doses.perturbation, guide, doses.dose, *own)
-            )
-        )
+        missing = n_columns - width
+        fields = (projection.score, doses.perturbation, guide, doses.dose, *own)
+        score, *rest = (pad(field.cpu(), (0, missing)) for field in fields)
+        information = pad(projection.information.cpu(), (0, missing, 0, missing))
+        parts.append((score, information, *rest))
     if not parts:
         empty = torch.zeros(0, n_columns)
         square = torch.zeros(0, n_columns, n_columns)
         long = empty.long()
         return Cells(Projection(empty, square), long, long, empty, empty, empty, empty), shifts
-    fields = [torch.cat(columns) for columns in zip(*parts, strict=True)]
-    return Cells(Projection(*fields[:2]), *fields[2:]), shifts
+    score, information, *rest = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Cells(Projection(score, information), *rest), shifts
 
 
 def _measured_targets(model: SAMSVAE) -> torch.Tensor | None:
@@ -378,7 +380,7 @@ def perturbed_probability(
     found = efficacy_of(model, own_gene=own_gene)
     manager = model.get_anndata_manager(adata, required=True)
     cells = np.arange(adata.n_obs) if indices is None else np.asarray(indices)
-    dose = np.asarray(manager.get_from_registry(SAMS_REGISTRY_KEYS.DOSE_KEY))
+    dose = padded_columns(manager, SAMS_REGISTRY_KEYS.DOSE_KEY)
     perturbed = cells[(dose[cells] > 0).any(1)]
     guides = _guides(manager, found)
     read, _ = _read(model, adata, perturbed, guides.codes, len(found.guides), own_gene)

@@ -151,3 +151,23 @@ def test_pairs_have_a_probability_for_each_part():
     expected = parts[adata.obs["perturbation"] != "control"].explode()
     assert sorted(zip(table.index, table["perturbation"], strict=True)) == sorted(expected.items())
     assert table["probability"].between(0, 1).all()
+
+
+def test_cells_of_many_perturbations_are_read_as_the_others():
+    """Minibatches are as wide as their own cells, of which a few here have twenty."""
+    adata = scvi_sams.datasets.simulated_screen(
+        600, n_genes=100, n_perturbations=24, n_pairs=0, n_batches=1, seed=0
+    )
+    names = sorted(set(adata.obs["perturbation"]) - {"control"})
+    label = adata.obs["perturbation"].astype(str).to_numpy(object)
+    label[5] = label[500] = "+".join(names[:20])
+    adata.obs["label"] = label.astype(str)
+    SAMSVAE.setup_anndata(adata, perturbation_key="label", control="control")
+    model = SAMSVAE(adata, n_latent=4, n_hidden=16)
+    model.train(max_epochs=2, accelerator="cpu", enable_progress_bar=False)
+    table = model.get_perturbed_probability()
+    assert table.index.value_counts().to_dict()[adata.obs_names[5]] == 20
+    alone = model.get_perturbed_probability(indices=[5])
+    pd.testing.assert_frame_equal(alone, table.loc[[adata.obs_names[5]]], atol=1e-5)
+    one = adata.obs_names[np.flatnonzero(adata.obs["label"].isin(names))[0]]
+    assert len(table.loc[[one]]) == 1
