@@ -14,7 +14,13 @@ from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed
 from scvi_sams.data.checks import check_conditions
 from scvi_sams.data.conditions import Conditions, as_labels, padded_to_csr, unknown_parts
-from scvi_sams.data.guides import GuideField, Guides, GuideSource, padded_columns
+from scvi_sams.data.guides import (
+    GuideField,
+    Guides,
+    GuideSource,
+    WrittenField,
+    padded_columns,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -276,26 +282,11 @@ class PerturbationField(ObsmField):
         }
 
 
-class DoseField(ObsmField):
+class DoseField(WrittenField):
     """Registers the doses that :class:`PerturbationField`, which comes before, has written."""
 
     def __init__(self) -> None:
         super().__init__(SAMS_REGISTRY_KEYS.DOSE_KEY, SAMS_REGISTRY_KEYS.DOSE_OBSM_KEY)
-
-    def register_field(self, adata: AnnData) -> dict[str, Any]:
-        """Nothing but the place is registered."""
-        self.validate_field(adata)
-        return {}
-
-    def transfer_field(
-        self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
-    ) -> dict[str, Any]:
-        """As :meth:`register_field`."""
-        return self.register_field(adata_target)
-
-    def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, Any]:
-        """There are none."""
-        return {}
 
 
 _USUAL_COLUMNS = 8

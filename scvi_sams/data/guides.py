@@ -95,17 +95,8 @@ def padded_columns(manager: AnnDataManager, registry_key: str) -> NDArray[Any]:
     return columns.toarray() if sparse.issparse(columns) else np.asarray(columns)
 
 
-class GuideField(ObsmField):
-    """Registers the guides that ``PerturbationField``, which comes before, has written.
-
-    In ``adata.obsm`` and in minibatches they are numbered from 1; 0 is none.
-    """
-
-    NAMES_KEY = "guides"
-    TARGETS_KEY = "guide_targets"
-
-    def __init__(self) -> None:
-        super().__init__(SAMS_REGISTRY_KEYS.GUIDE_KEY, SAMS_REGISTRY_KEYS.GUIDE_OBSM_KEY)
+class WrittenField(ObsmField):
+    """Registers columns of ``obsm`` that ``PerturbationField``, which comes before, has written."""
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Nothing but the place is registered."""
@@ -121,6 +112,19 @@ class GuideField(ObsmField):
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, Any]:
         """There are none."""
         return {}
+
+
+class GuideField(WrittenField):
+    """Registers the guides that ``PerturbationField``, which comes before, has written.
+
+    In ``adata.obsm`` and in minibatches they are numbered from 1; 0 is none.
+    """
+
+    NAMES_KEY = "guides"
+    TARGETS_KEY = "guide_targets"
+
+    def __init__(self) -> None:
+        super().__init__(SAMS_REGISTRY_KEYS.GUIDE_KEY, SAMS_REGISTRY_KEYS.GUIDE_OBSM_KEY)
 
 
 @dataclass(frozen=True, eq=False)
