@@ -96,7 +96,7 @@ def padded_columns(manager: AnnDataManager, registry_key: str) -> NDArray[Any]:
 
 
 class WrittenField(ObsmField):
-    """Registers columns of ``obsm`` that ``PerturbationField``, which comes before, has written."""
+    """Registers columns that ``PerturbationField``, which comes before, has written."""
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Nothing but the place is registered."""
