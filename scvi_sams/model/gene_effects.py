@@ -79,11 +79,11 @@ class ResponseSums(NamedTuple):
     control_dof: float
     one_count: float
 
-    def errors(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Standard errors of effects at dose one, and the part of the perturbed cells alone.
+    def errors(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Standard errors of effects at dose one, and which of them the counts tell.
 
-        The variance of a gene within a perturbation is drawn to that of all; no mean of cells is
-        known better than to one count among them.
+        The variance of a gene within a perturbation is drawn to that of all. No mean of cells is
+        known better than to one count among them: where that is more, it is a bound.
         """
         information = self.coupling.diagonal()[:, None]
         n_cells = self.n_cells.sum(1)[:, None]
@@ -92,12 +92,14 @@ class ResponseSums(NamedTuple):
         of_controls = self.control_dof * self.control_variance
         pooled = (residual.sum(0) + of_controls) / (dof.sum() + self.control_dof)
         variance = (_PRIOR_CELLS * pooled + residual) / (_PRIOR_CELLS + dof)
-        variance = np.maximum(variance, self.one_count**2 / np.maximum(n_cells, 1))
+        least = self.one_count**2 / np.maximum(n_cells, 1)
+        is_told = variance > least
+        variance = np.maximum(variance, least)
         share = ((self.weight / np.maximum(information, 1e-12)) ** 2 / self.n_controls).sum(1)
         control = (_PRIOR_CELLS * pooled + of_controls) / (_PRIOR_CELLS + self.control_dof)
         control = np.maximum(control, self.one_count**2 / self.n_controls.sum())
-        own = variance / np.maximum(information, 1e-12)
-        return np.sqrt(own + share[:, None] * control), np.sqrt(own)
+        variance = variance / np.maximum(information, 1e-12) + share[:, None] * control
+        return np.sqrt(variance), is_told
 
 
 def response_sums(
@@ -253,34 +255,35 @@ def fit_gene_effects(model: SAMSVAE) -> str | None:
     weight = torch.from_numpy(sums.weight.sum(1)[rows]).float().unsqueeze(1)
     information = torch.from_numpy(sums.coupling.diagonal()[rows]).float().unsqueeze(1)
     score = torch.from_numpy(sums.score[rows]).float() - predicted.score[rows]
-    whole, own = (torch.from_numpy(error[rows]).float() for error in sums.errors())
-    absorbed = absorbed_by_residuals(score / information, whole)
+    error, told = (torch.from_numpy(table[rows]) for table in sums.errors())
+    error = error.float()
+    absorbed = absorbed_by_residuals(score / information, error, told)
     held_out = _held_out_residuals(model, conditions, responses, doses, cells, rows)
     if held_out is not None:
         seen, residual = held_out
         share, error_of_share = absorbed_by_validation(
             (predicted.score[rows] / information)[seen],
             (score / information)[seen] - residual,
-            own[seen].square(),
+            error[seen].square(),
+            told[seen],
         )
         if error_of_share < _MAX_SHARE_ERROR:
             absorbed = min(max(share, 0.0), _MAX_ABSORBED)
     fitted.absorbed.fill_(absorbed)
-    solution = solve(
-        score, sums.coupling[rows][:, rows], whole, fitted.target[rows].cpu(), absorbed
-    )
+    solution = solve(score, sums.coupling[rows][:, rows], error, fitted.target[rows].cpu())
     # Where the cells of the perturbation are: at their mean dose, of which an effect is a share.
     dose = information / weight
     before = predicted.baseline + predicted.score[rows] / weight
-    # What is left over is known to its posterior variance; what the model absorbed is an error of
-    # its own effect, whose draws of masks and effects take the networks as known.
-    error = dose * (solution.variance + absorbed * whole.square()).sqrt()
+    # The residuals hold the noise that the model did not absorb; the rest is an error of its own
+    # effect, whose draws of masks and effects take the networks as known.
+    variance = (1 - absorbed) * solution.variance + absorbed * error.square()
+    spread = dose * variance.sqrt()
     # No gene is known to fall below the error that it is known to.
-    after = torch.maximum(before + dose * solution.mean, torch.minimum(before, error))
+    after = torch.maximum(before + dose * solution.mean, torch.minimum(before, spread))
     change = (predicted.curve.at(after) - predicted.curve.at(before)) / dose
     # A fold change is log-normal: its relative variance is that of the expression.
-    spread = error / predicted.curve.slope(torch.maximum(after, error))
-    std = spread.square().log1p().sqrt()
+    relative = spread / predicted.curve.slope(torch.maximum(after, spread))
+    std = relative.square().log1p().sqrt()
     fitted.set_rows(rows, change, std / dose, solution.lfsr)
     return None
 

@@ -275,7 +275,7 @@ _CENTRE = 2.0  # errors; beyond are effects that the model lacks
 _LEAST_LEFT = 0.1  # of an error: below, nothing could be told from the noise
 
 
-def absorbed_by_residuals(residual: Tensor, error: Tensor) -> float:
+def absorbed_by_residuals(residual: Tensor, error: Tensor, told: Tensor) -> float:
     """Share of the noise, in variance, that is missing in the residuals of a fit.
 
     Most residuals are noise alone, and what is left of it has a smaller variance than the means
@@ -285,27 +285,34 @@ def absorbed_by_residuals(residual: Tensor, error: Tensor) -> float:
     Parameters
     ----------
     residual, error
-        Estimates and their standard errors, perturbations x genes. Genes that are hardly seen
-        weigh little: each entry counts by its variance.
+        Estimates and their standard errors, perturbations x genes. Perturbations weigh alike,
+        and genes within them by their variance.
+    told
+        Where the error is one, and not a bound that is far from it.
 
     Examples
     --------
     >>> noise = torch.randn(100, 1000, generator=torch.Generator().manual_seed(0))
-    >>> round(absorbed_by_residuals(0.8 * noise, torch.ones_like(noise)), 2)
+    >>> told = torch.ones_like(noise, dtype=torch.bool)
+    >>> round(absorbed_by_residuals(0.8 * noise, torch.ones_like(noise), told), 2)
     0.36
     """
-    is_centre = residual.abs() < _CENTRE * error
-    observed = residual[is_centre].square().sum() / error[is_centre].square().sum()
+    variance = error.square() * told
+    weight = told * (residual.abs() < _CENTRE * error) / variance.sum(1, keepdim=True)
+    weight = weight.nan_to_num(posinf=0.0)
+    if not weight.any():
+        return 0.0
+    observed = (weight * residual.square()).sum() / (weight * variance).sum()
     left = torch.linspace(_LEAST_LEFT, 1.0, 901)
     end = _CENTRE / left
     density = torch.exp(-0.5 * end.square()) / math.sqrt(2 * math.pi)
-    variance = left.square() * (1 - 2 * end * density / (2 * torch.special.ndtr(end) - 1))
-    best = int((variance - observed).abs().argmin().item())
+    of_normal = left.square() * (1 - 2 * end * density / (2 * torch.special.ndtr(end) - 1))
+    best = int((of_normal - observed).abs().argmin().item())
     return 1 - left[best].item() ** 2
 
 
 def absorbed_by_validation(
-    effect: Tensor, difference: Tensor, own_variance: Tensor
+    effect: Tensor, difference: Tensor, variance: Tensor, told: Tensor
 ) -> tuple[float, float]:
     """Share of the noise that the model has learned, and its standard error.
 
@@ -319,24 +326,29 @@ def absorbed_by_validation(
         Of the model, perturbations x genes.
     difference
         Mean of the training cells minus mean of validation cells.
-    own_variance
-        Variance of the mean of the training cells.
+    variance
+        Of the effect of the training cells. The noise of controls is in it and cancels in the
+        difference: of that part the model is taken to have learned nothing.
+    told
+        Where that is a variance, and not a bound that is far from it.
 
     Examples
     --------
     >>> draw = lambda seed: torch.randn(100, 500, generator=torch.Generator().manual_seed(seed))
     >>> truth, noise, other = draw(0), draw(1), 3 * draw(2)
     >>> share, error = absorbed_by_validation(
-    ...     truth + 0.2 * noise, noise - other, torch.ones_like(noise)
+    ...     truth + 0.2 * noise, noise - other, torch.ones_like(noise), noise < 9
     ... )
     >>> abs(share - 0.2) < 3 * error < 0.1
     True
     """
-    noise = own_variance.mean(1, keepdim=True)
+    noise = variance.mean(1, keepdim=True)
     # Strong effects tell little: their own size is noise here.
-    weight = 1 / (noise * (noise + effect.square().mean(1, keepdim=True)))
+    weight = told / (noise * (noise + effect.square().mean(1, keepdim=True)))
     products = (weight * effect * difference).sum(1)
-    variances = (weight * own_variance).sum(1)
+    variances = (weight * variance).sum(1)
+    if not variances.any():
+        return 0.0, math.inf
     share = products.sum() / variances.sum()
     spread = (products - share * variances).square().sum().sqrt() / variances.sum()
     return share.item(), spread.item()
@@ -357,9 +369,7 @@ class Solution(NamedTuple):
     lfsr: Tensor
 
 
-def solve(
-    score: Tensor, coupling: sparse.csr_matrix, error: Tensor, target: Tensor, absorbed: float
-) -> Solution:
+def solve(score: Tensor, coupling: sparse.csr_matrix, error: Tensor, target: Tensor) -> Solution:
     r"""Effects of perturbations on all genes, from the residuals of cells with one or several.
 
     A cell i has the residual :math:`\sum_t d_{it} \delta_{tg}` and noise. Coordinate by
@@ -378,9 +388,6 @@ def solve(
         Standard error of each estimate, perturbations x genes.
     target
         Gene that each perturbation targets, ``-1`` for none.
-    absorbed
-        Share of the noise, in variance, that the model has absorbed, so that the residuals lack
-        it. The false sign rates take the whole error.
     """
     weight = torch.as_tensor(coupling.diagonal(), dtype=score.dtype).unsqueeze(1)
     is_target = torch.zeros(score.shape, dtype=torch.bool)
@@ -388,16 +395,15 @@ def solve(
     is_target[has_target, target[has_target]] = True
     estimate = score / weight
     mean, variance, lfsr = (torch.zeros_like(score) for _ in range(3))
-    shrunk = math.sqrt(1 - absorbed) * error
     if several := coupling.nnz > coupling.shape[0]:
         off = coupling - sparse.diags(coupling.diagonal(), format="csr")
         for _ in range(_MAX_SWEEPS):
-            mixture = ScaleMixture(estimate / shrunk, is_target)
+            mixture = ScaleMixture(estimate / error, is_target)
             largest = 0.0
             for rows in _blocks(score):
                 estimate[rows] = (score[rows] - _product(off[rows], mean)) / weight[rows]
-                z = estimate[rows] / shrunk[rows]
-                new = mixture.posterior(z, is_target[rows])[0] * shrunk[rows]
+                z = estimate[rows] / error[rows]
+                new = mixture.posterior(z, is_target[rows])[0] * error[rows]
                 # Perturbations of one block change together: undamped, they could overshoot.
                 inside = np.abs(off[rows][:, rows]).sum(1)
                 damping = weight[rows] / (weight[rows] + torch.as_tensor(inside).to(weight))
@@ -406,14 +412,14 @@ def solve(
                 largest = max(largest, (step / error[rows]).abs().max().item())
             if largest < _TOLERANCE:
                 break
-    mixture = ScaleMixture(estimate / shrunk, is_target)
-    whole = ScaleMixture(estimate / error, is_target)
+    mixture = ScaleMixture(estimate / error, is_target)
     for rows in _blocks(score):
-        z_mean, z_variance, _ = mixture.posterior(estimate[rows] / shrunk[rows], is_target[rows])
+        z_mean, z_variance, lfsr[rows] = mixture.posterior(
+            estimate[rows] / error[rows], is_target[rows]
+        )
         if not several:
-            mean[rows] = z_mean * shrunk[rows]
-        variance[rows] = z_variance * shrunk[rows].square()
-        lfsr[rows] = whole.posterior(estimate[rows] / error[rows], is_target[rows])[2]
+            mean[rows] = z_mean * error[rows]
+        variance[rows] = z_variance * error[rows].square()
     return Solution(mean, variance, lfsr)
 
 
