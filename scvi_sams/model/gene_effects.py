@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
+from scipy.sparse.linalg import spsolve
 from scvi import REGISTRY_KEYS
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
@@ -25,6 +26,8 @@ from scvi_sams.module.gene_effects import (
     ExpressionCurve,
     absorbed_by_residuals,
     absorbed_by_validation,
+    product,
+    shrunk,
     solve,
 )
 from scvi_sams.module.likelihood import expected_log_normalized_expression
@@ -212,6 +215,11 @@ def _log_expression(
 
 _MAX_SHARE_ERROR = 0.1  # of a share from validation cells: it widens an interval by a twentieth
 _MAX_ABSORBED = 0.9  # beyond, the residuals would be nothing but effects
+# Of the noise that a model absorbed, what its effects have as an error: all of it in a projection,
+# less in a fit that shrinks. Measured on seven screens, effects are best at a third to one.
+_OWN_NOISE = 0.5
+_LEAST_NOISE = 1e-3  # which nobody could tell
+_RIDGE = 1e-6
 _N_STATES = 50  # basal states; effects are differences of the same states, which vary little
 _ROWS_AT_ONCE = 2_000_000  # elements of decoded states x genes
 _GRID = torch.arange(-8.0, 8.5, 0.5)  # log fold changes, as far as counts per 10,000 reach
@@ -270,7 +278,10 @@ def fit_gene_effects(model: SAMSVAE) -> str | None:
         if error_of_share < _MAX_SHARE_ERROR:
             absorbed = min(max(share, 0.0), _MAX_ABSORBED)
     fitted.absorbed.fill_(absorbed)
-    solution = solve(score, sums.coupling[rows][:, rows], error, fitted.target[rows].cpu())
+    coupling, target = sums.coupling[rows][:, rows], fitted.target[rows].cpu()
+    denoised = _denoised(predicted.score[rows], coupling, _OWN_NOISE * absorbed, error, target)
+    solution = solve(score - product(coupling, denoised), coupling, error, target)
+    left_over = denoised + solution.mean
     # Where the cells of the perturbation are: at their mean dose, of which an effect is a share.
     dose = information / weight
     before = predicted.baseline + predicted.score[rows] / weight
@@ -279,13 +290,32 @@ def fit_gene_effects(model: SAMSVAE) -> str | None:
     variance = (1 - absorbed) * solution.variance + absorbed * error.square()
     spread = dose * variance.sqrt()
     # No gene is known to fall below the error that it is known to.
-    after = torch.maximum(before + dose * solution.mean, torch.minimum(before, spread))
+    after = torch.maximum(before + dose * left_over, torch.minimum(before, spread))
     change = (predicted.curve.at(after) - predicted.curve.at(before)) / dose
     # A fold change is log-normal: its relative variance is that of the expression.
     relative = spread / predicted.curve.slope(torch.maximum(after, spread))
     std = relative.square().log1p().sqrt()
     fitted.set_rows(rows, change, std / dose, solution.lfsr)
     return None
+
+
+def _denoised(
+    score: torch.Tensor,
+    coupling: sparse.csr_matrix,
+    noise: float,
+    error: torch.Tensor,
+    target: torch.Tensor,
+) -> torch.Tensor:
+    """What is to be added to effects of the model that are noise of the cells learned by heart.
+
+    Its effects on single genes are shrunk as residuals are, with the error that they have.
+    """
+    if noise < _LEAST_NOISE:
+        return torch.zeros_like(score)
+    # Of each perturbation alone; those that always come together share the effect.
+    ridge = coupling + _RIDGE * sparse.diags(coupling.diagonal())
+    effect = torch.from_numpy(spsolve(ridge.tocsc(), score.double().numpy()).reshape(score.shape))
+    return shrunk(effect.float(), math.sqrt(noise) * error, target).mean - effect.float()
 
 
 def _held_out_residuals(

@@ -1044,9 +1044,10 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
     ) -> pd.DataFrame:
         """Effects of perturbations on single genes: all of them, and what latents leave over.
 
-        What the latents say of a perturbation is compared with the mean of its training cells
-        against controls, and the difference is shrunk (Stephens 2017). All predictions contain it,
-        unless they are made from ``counterfactual(gene_effects=False)``.
+        What the latents say of a perturbation is shrunk by the noise that they learned by heart,
+        then compared with the mean of its training cells against controls, and the difference is
+        shrunk too (Stephens 2017). All predictions contain both corrections, unless they are made
+        from ``counterfactual(gene_effects=False)``.
 
         Parameters
         ----------
@@ -1063,8 +1064,8 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             A row for each perturbation and gene, by rising ``lfsr``, at dose one:
             ``perturbation``, ``gene``, ``log2_fold_change`` and ``sd`` (mean and standard
             deviation of the whole effect), ``residual_log2_fold_change`` and ``residual_sd`` (of
-            what latents and direct effects leave over), ``lfsr`` (probability that what they
-            leave over is zero or of the other sign, an error that takes no account of genes being
+            both corrections), ``lfsr`` (probability that what latents and direct effects leave
+            over is zero or of the other sign, an error that takes no account of genes being
             correlated) and ``is_target`` (whether the gene is the perturbation's own target).
 
         Raises

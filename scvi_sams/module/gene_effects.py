@@ -26,6 +26,8 @@ __all__ = [
     "ScaleMixture",
     "absorbed_by_residuals",
     "absorbed_by_validation",
+    "product",
+    "shrunk",
     "solve",
 ]
 
@@ -390,18 +392,16 @@ def solve(score: Tensor, coupling: sparse.csr_matrix, error: Tensor, target: Ten
         Gene that each perturbation targets, ``-1`` for none.
     """
     weight = torch.as_tensor(coupling.diagonal(), dtype=score.dtype).unsqueeze(1)
-    is_target = torch.zeros(score.shape, dtype=torch.bool)
-    has_target = (target >= 0).nonzero().squeeze(1)
-    is_target[has_target, target[has_target]] = True
+    is_target = _is_target(score, target)
     estimate = score / weight
-    mean, variance, lfsr = (torch.zeros_like(score) for _ in range(3))
+    mean = torch.zeros_like(score)
     if several := coupling.nnz > coupling.shape[0]:
         off = coupling - sparse.diags(coupling.diagonal(), format="csr")
         for _ in range(_MAX_SWEEPS):
             mixture = ScaleMixture(estimate / error, is_target)
             largest = 0.0
             for rows in _blocks(score):
-                estimate[rows] = (score[rows] - _product(off[rows], mean)) / weight[rows]
+                estimate[rows] = (score[rows] - product(off[rows], mean)) / weight[rows]
                 z = estimate[rows] / error[rows]
                 new = mixture.posterior(z, is_target[rows])[0] * error[rows]
                 # Perturbations of one block change together: undamped, they could overshoot.
@@ -412,15 +412,37 @@ def solve(score: Tensor, coupling: sparse.csr_matrix, error: Tensor, target: Ten
                 largest = max(largest, (step / error[rows]).abs().max().item())
             if largest < _TOLERANCE:
                 break
+    solution = shrunk(estimate, error, target)
+    return solution._replace(mean=mean) if several else solution
+
+
+def shrunk(estimate: Tensor, error: Tensor, target: Tensor) -> Solution:
+    """Effects of which estimates have independent errors, by a :class:`ScaleMixture`.
+
+    Parameters
+    ----------
+    estimate, error
+        Perturbations x genes.
+    target
+        Gene that each perturbation targets, ``-1`` for none.
+    """
+    is_target = _is_target(estimate, target)
     mixture = ScaleMixture(estimate / error, is_target)
-    for rows in _blocks(score):
+    mean, variance, lfsr = (torch.zeros_like(estimate) for _ in range(3))
+    for rows in _blocks(estimate):
         z_mean, z_variance, lfsr[rows] = mixture.posterior(
             estimate[rows] / error[rows], is_target[rows]
         )
-        if not several:
-            mean[rows] = z_mean * error[rows]
+        mean[rows] = z_mean * error[rows]
         variance[rows] = z_variance * error[rows].square()
     return Solution(mean, variance, lfsr)
+
+
+def _is_target(table: Tensor, target: Tensor) -> Tensor:
+    is_target = torch.zeros(table.shape, dtype=torch.bool)
+    has_target = (target >= 0).nonzero().squeeze(1)
+    is_target[has_target, target[has_target]] = True
+    return is_target
 
 
 def _blocks(table: Tensor) -> Iterator[slice]:
@@ -429,7 +451,8 @@ def _blocks(table: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + n_rows, len(table)))
 
 
-def _product(matrix: sparse.csr_matrix, table: Tensor) -> Tensor:
+def product(matrix: sparse.csr_matrix, table: Tensor) -> Tensor:
+    """A sparse matrix of perturbations times a table of perturbations x genes."""
     return torch.from_numpy(matrix @ table.numpy()).to(table.dtype)
 
 

@@ -14,6 +14,7 @@ from scvi_sams.module.gene_effects import (
     ScaleMixture,
     absorbed_by_residuals,
     absorbed_by_validation,
+    shrunk,
     solve,
 )
 
@@ -96,6 +97,19 @@ class TestAbsorbed:
         assert found == pytest.approx(share, abs=0.05)
         found, spread = absorbed_by_validation(effect, seen - other, error.square(), told)
         assert abs(found - share) < 3 * spread < 0.2
+
+
+def test_shrunk_takes_out_noise_and_leaves_effects():
+    """Errors of a few large effects stay small; of a row of dense ones nothing is lost."""
+    torch.manual_seed(6)
+    truth, error = torch.zeros(20, 500), 0.1 * torch.ones(20, 500)
+    truth[:19, :10] = 2 * torch.randn(19, 10)
+    truth[19] = torch.randn(500)
+    estimate = truth + error * torch.randn_like(error)
+    found = shrunk(estimate, error, torch.full((20,), -1)).mean
+    before, after = ((table - truth).square().mean(1) for table in (estimate, found))
+    assert after[:19].mean() < 0.2 * before[:19].mean()
+    assert after[19] < 1.05 * before[19]
 
 
 class TestSolve:
