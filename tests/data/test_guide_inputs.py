@@ -122,11 +122,6 @@ class TestFeatures:
 
 
 class TestMuData:
-    @pytest.fixture(autouse=True)
-    def _as_mudata_will_be(self):
-        with mudata.set_options(pull_on_update=False):
-            yield
-
     @staticmethod
     def _mudata(rna="gene", guides="guide", order=slice(None, None, -1), **var):
         """As IGVF's pipelines write it; the guides' cells are in another order."""
