@@ -75,7 +75,6 @@ def test_neither_labels_nor_guides(until_training, path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_a_fit_of_many_guides_a_cell(run, tmp_path):
     screen = high_moi_screen(5, 300, 40, 8, 3)
     screen.write_h5ad(tmp_path / "screen.h5ad")

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import warnings
-
 import anndata
 import mudata
 import numpy as np
@@ -147,9 +145,7 @@ class TestMuData:
         assert registered_conditions(model.adata_manager).cell_labels == list(self.EXPECTED)
         assert model.adata.obs["pool"].tolist() == ["x", "y", "x", "y"] * 10
         assert "pool" not in mdata.mod["guide"].obs
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+        model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
         model.save(tmp_path / "model")
         fresh = guides_from_mudata(self._mudata(rna))
         fresh.obs["pool"] = model.adata.obs["pool"]
