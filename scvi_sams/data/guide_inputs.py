@@ -226,8 +226,7 @@ def guides_from_mudata(
     ... )
     >>> gene = anndata.AnnData(np.ones((2, 3)), cells.copy())
     >>> guide = anndata.AnnData(np.eye(2), cells.copy(), var)
-    >>> with mudata.set_options(pull_on_update=False):
-    ...     mdata = mudata.MuData({"gene": gene, "guide": guide})
+    >>> mdata = mudata.MuData({"gene": gene, "guide": guide})
     >>> guides_from_mudata(mdata).uns["guides"]["target"].tolist()
     ['KLF1', 'non-targeting']
     """

@@ -34,6 +34,8 @@ from scvi_sams.train.schedules import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scvi.module.base import LossOutput
     from torch import Tensor
 
@@ -274,6 +276,7 @@ class SAMSTrainingPlan(TrainingPlan):
         self.mask_warmup_fraction = mask_warmup_fraction
         self._n_steps = 0
         self._warm_start = self._trained_before = False
+        self._missed_by_plateau: float | None = None
         super().__init__(
             module,
             lr=lr,
@@ -489,6 +492,9 @@ class SAMSTrainingPlan(TrainingPlan):
         self.judge_every = 1 if self.device.type == "cpu" else _JUDGE_EVERY
         self._global_terms = None
         equalise_globals(module)
+        if self._missed_by_plateau is not None:
+            self.lr_schedulers().step(self._missed_by_plateau)  # type: ignore[union-attr]
+            self._missed_by_plateau = None
         self._let_statistics_wait(n_processes() > 1)
         self.guard.keep(module, self._optimizer)
 
@@ -576,6 +582,8 @@ class SAMSTrainingPlan(TrainingPlan):
             "guard": self.guard.state_dict(),
             "random_state": torch.get_rng_state(),
             "training_cells": self._training_cells(),
+            "unsaved_buffers": dict(self._unsaved_buffers()),
+            "missed_by_plateau": self._next_of_plateau(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -589,6 +597,11 @@ class SAMSTrainingPlan(TrainingPlan):
         self._trained_before = state["trained_before"]
         self.clipping.mean_norm = state["gradient_norm"]
         self.guard.load_state_dict(state["guard"])
+        self._missed_by_plateau = state.get("missed_by_plateau")
+        found = state.get("unsaved_buffers", {})
+        for name, buffer in self._unsaved_buffers():
+            if name in found:
+                buffer.copy_(found[name])
         then, now = state.get("training_cells"), self._training_cells()
         if then is not None and now is not None and not torch.equal(then, now):
             warnings.warn(
@@ -602,6 +615,22 @@ class SAMSTrainingPlan(TrainingPlan):
         # Those of 0.1.0 have none; several processes would all draw the noise of the first.
         if "random_state" in state and n_processes() == 1:
             torch.set_rng_state(state["random_state"])
+
+    def _unsaved_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """What the module holds in training, and model files leave out."""
+        saved = self.module.state_dict()
+        return ((n, b) for n, b in self.module.named_buffers() if n not in saved)
+
+    def _next_of_plateau(self) -> float | None:
+        """What the scheduler of a plateau is still to be told of an epoch that is over.
+
+        Lightning steps it after all that may write a checkpoint, and not again on resuming.
+        """
+        progress = self.trainer.fit_loop.epoch_progress.current
+        found = self.trainer.callback_metrics.get(self.lr_scheduler_metric)
+        if not self.reduce_lr_on_plateau or found is None:
+            return None
+        return float(found) if progress.processed > progress.completed else None
 
     def _training_cells(self) -> Tensor | None:
         """Positions of the training cells, unless the minibatches come from elsewhere."""

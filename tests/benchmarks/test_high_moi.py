@@ -20,7 +20,6 @@ def test_the_screen_has_the_guides_that_are_asked_for():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_it_prints_tables(capsys):
     main(["--guides", "3", "--seeds", "0", "--max-epochs", "1", "--n-null", "10"])
     out = capsys.readouterr().out

@@ -62,12 +62,11 @@ def test_a_column_with_a_table(until_training, path, screen, tmp_path):
 def test_a_mudata(until_training, screen, tmp_path):
     guide = ad.AnnData(screen.obsm["guides"] > 5, screen.obs[[]].copy(), screen.uns["guides"])
     gene = ad.AnnData(screen.X, screen.obs[["guide"]].copy())
-    with mudata.set_options(pull_on_update=False):
-        mdata = mudata.MuData({"gene": gene, "guide": guide.copy()})
-        mdata.obs["lane"] = screen.obs["lane"]
-        mdata.write_h5mu(tmp_path / "screen.h5mu")
-        begun = until_training(tmp_path / "screen.h5mu", "--batch-key", "lane")
-        assert set(begun.labels) == EXPECTED
+    mdata = mudata.MuData({"gene": gene, "guide": guide.copy()})
+    mdata.obs["lane"] = screen.obs["lane"]
+    mdata.write_h5mu(tmp_path / "screen.h5mu")
+    begun = until_training(tmp_path / "screen.h5mu", "--batch-key", "lane")
+    assert set(begun.labels) == EXPECTED
 
 
 def test_neither_labels_nor_guides(until_training, path):
@@ -76,7 +75,6 @@ def test_neither_labels_nor_guides(until_training, path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_a_fit_of_many_guides_a_cell(run, tmp_path):
     screen = high_moi_screen(5, 300, 40, 8, 3)
     screen.write_h5ad(tmp_path / "screen.h5ad")

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import warnings
-
 import anndata
 import mudata
 import numpy as np
@@ -122,11 +120,6 @@ class TestFeatures:
 
 
 class TestMuData:
-    @pytest.fixture(autouse=True)
-    def _as_mudata_will_be(self):
-        with mudata.set_options(pull_on_update=False):
-            yield
-
     @staticmethod
     def _mudata(rna="gene", guides="guide", order=slice(None, None, -1), **var):
         """As IGVF's pipelines write it; the guides' cells are in another order."""
@@ -152,9 +145,7 @@ class TestMuData:
         assert registered_conditions(model.adata_manager).cell_labels == list(self.EXPECTED)
         assert model.adata.obs["pool"].tolist() == ["x", "y", "x", "y"] * 10
         assert "pool" not in mdata.mod["guide"].obs
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+        model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
         model.save(tmp_path / "model")
         fresh = guides_from_mudata(self._mudata(rna))
         fresh.obs["pool"] = model.adata.obs["pool"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import anndata
 import numpy as np
 import pytest
@@ -37,8 +35,7 @@ def _registered(most):
     adata.uns["names"] = [f"P{k:02d}" for k in range(T)]
     keys = {"guide_key": "guides", "perturbation_names_uns_key": "names"}
     targets = {name: name for name in adata.uns["names"]}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with pytest.warns(UserWarning, match="cells of .* without a guide: taken for controls"):
         SAMSVAE.setup_anndata(adata, **keys, guide_targets=targets)
     return adata, SAMSVAE._get_most_recent_anndata_manager(adata)
 

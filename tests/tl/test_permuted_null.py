@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import warnings
-
 import anndata
 import numpy as np
 import pandas as pd
@@ -92,8 +90,7 @@ def test_without_a_control():
     adata = _screen()
     adata.uns["guides"]["target"] = ["A", "A", "B", "C", "D"]
     add_permuted_null(adata)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with pytest.warns(UserWarning, match="No cell is a control"):
         SAMSVAE.setup_anndata(adata, guide_key="guides_with_null")
     conditions = registered_conditions(SAMSVAE._get_most_recent_anndata_manager(adata))
     assert conditions.perturbations[:4] == ["A", "B", "C", "D"]

@@ -502,9 +502,8 @@ class TestCheckpoints:
         [
             ("closed_form", {}),
             ("gradient", {}),
-            # Lightning writes a checkpoint before the scheduler of a plateau has seen its epoch,
-            # so that one that cuts the learning rate may do so an epoch later.
-            ("closed_form", {"reduce_lr_on_plateau": True, "lr_patience": 10}),
+            # Lightning writes a checkpoint before the scheduler of a plateau has seen its epoch.
+            ("closed_form", {"reduce_lr_on_plateau": True, "lr_patience": 1, "lr_threshold": 1e6}),
         ],
     )
     # Before the masks are on, between two updates, and after.
@@ -524,6 +523,29 @@ class TestCheckpoints:
             assert torch.equal(value, state(resumed)[key]), key
         lr = [m.trainer.optimizers[0].param_groups[0]["lr"] for m in (whole, resumed)]
         assert lr[0] == lr[1]
+        if "lr_patience" in plan:
+            assert lr[0] < 1e-3  # it was cut more than once
+
+    def test_cells_of_many_perturbations_resume_bit_for_bit(self, tmp_path):
+        """What the closed form remembers of effects that moved is in the checkpoint."""
+        doses = np.random.default_rng(0).random((200, 6)) < 0.6
+        adata = scvi_sams.datasets.simulated_screen(
+            n_cells=200, n_genes=20, n_perturbations=6, n_latent=3
+        )
+        adata.obsm["doses"] = doses.astype(np.float32)
+        adata.uns["names"] = [f"P{k}" for k in range(6)]
+        keys = {"dosage_key": "doses", "perturbation_names_uns_key": "names"}
+        scvi_sams.SAMSVAE.setup_anndata(adata, **keys)
+        path, models = tmp_path / "part.ckpt", []
+        for arguments in ({"callbacks": [SaveAfter(5, path)]}, {"ckpt_path": path}):
+            scvi.settings.seed = 0
+            models.append(scvi_sams.SAMSVAE(adata, n_latent=3, n_hidden=16))
+            train(models[-1], 8, **arguments, plan_kwargs={"global_update_every": 2})
+        whole, resumed = models
+        assert (whole.module.closed_form.statistics.n_together > 2).all()
+        assert whole.module.closed_form.seen_effects.abs().max() > 0
+        for key, value in state(whole).items():
+            assert torch.equal(value, state(resumed)[key]), key
 
     def test_other_training_cells_are_told(self, make_model, tmp_path):
         path = tmp_path / "part.ckpt"
