@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import scvi
 
-from benchmarks._common import parser, prepare, print_table, read_screen
+from benchmarks._common import parser, prepare, print_table, read_screen, train
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulated_screen
 from scvi_sams.evaluation import mask_recovery
@@ -91,7 +91,7 @@ def _simulated(seed: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
     for model_seed in (seed, seed + _OTHER_SEED):
         scvi.settings.seed = model_seed
         model = SAMSVAE(screen, **settings)
-        model.train(train_size=1.0, accelerator="cpu", enable_progress_bar=False)
+        train(model)
         models.append(model)
     truth = screen.uns["truth"]
     mask = pd.DataFrame(truth["mask"], index=truth["perturbation_names"])
@@ -174,7 +174,7 @@ def _papalexi(screen: AnnData, arguments: Any) -> None:
             )
             scvi.settings.seed = seed
             model = SAMSVAE(screen)
-            model.train(accelerator="cpu", enable_progress_bar=False)
+            train(model, None)
             fits.append((model, names, mechanisms(model, include_null=True)))
         n_fakes = [len(names) for _, names, _ in fits]
         rows = []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import scvi
 
-from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen
+from benchmarks._common import parser, prepare, print_table, read_screen, train
 from scvi_sams import SAMSVAE
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             size_factor_key="total_umi_all_genes",
         )
         model = SAMSVAE(screen)
-        watch = Stopwatch()
-        with watch():
-            model.train(accelerator="cpu", enable_progress_bar=False)
+        watch = train(model, None)
         on = model.get_perturbation_mask() > 0.5
         shared = on.loc[_PATHWAY].all() & ~on.loc["SMAD4"]
         empty = ~on.loc[_WITHOUT_EFFECT].any(axis=1)
