@@ -8,6 +8,7 @@ import pandas as pd
 import scvi
 
 from benchmarks._common import parser, prepare, print_table, read_screen, train
+from benchmarks.papalexi_mechanisms import WITHOUT_EFFECT
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulated_screen
 from scvi_sams.evaluation import mask_recovery
@@ -47,8 +48,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "exact posterior": {"mask_evidence_cells": None},
     "gradient": {"global_inference": "gradient"},
 }
-# Targets for which no gene changes at a false discovery rate of 0.05 (Mann-Whitney).
-_WITHOUT_EFFECT = "ATF2 CAV1 CD86 ETV7 IRF7 MARCH8 MYC PDCD1LG2 SPI1 STAT5A".split()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -188,7 +187,7 @@ def _papalexi(screen: AnnData, arguments: Any) -> None:
                     active = active_perturbations(model, nominal, (), null_tables=others)
                     called = table[table["called"]]
                     is_fake = called["perturbation"].isin(names.index)
-                    known = called["perturbation"].isin(_WITHOUT_EFFECT)
+                    known = called["perturbation"].isin(WITHOUT_EFFECT)
                     per_fit.append(
                         {
                             "calls": len(called),

@@ -234,6 +234,22 @@ class Scorecard:
         )
 
     @property
+    def normalised(self) -> pd.DataFrame:
+        """Means that are 0 at the mean response and 1 at a replicate, predictors x measures.
+
+        With :math:`b` the score of ``"perturbed mean"`` and :math:`r` that of ``"split half"``,
+        one half of the held-out cells scored on the other, :math:`(u - b) / (r - b)`, unclipped,
+        as the Virtual Cell Challenge of 2026 does. Measures in which the replicate is no better
+        than the mean response, which say nothing of the perturbation, are left out.
+        """
+        table = self.table
+        table = table[_with_direction(table)]
+        mean, replicate = table.reindex(["perturbed mean", "split half"]).to_numpy()
+        losses = table.apply(_loss).reindex(["perturbed mean", "split half"])
+        better = losses.loc["split half"] < losses.loc["perturbed mean"]
+        return ((table - mean) / (replicate - mean)).loc[:, better]
+
+    @property
     def by_stratum(self) -> pd.DataFrame:
         """Means by stratum of the size of the observed effect, (stratum, predictor) x measures."""
         means = self.per_condition.pivot_table(
@@ -285,6 +301,7 @@ class Scorecard:
         blocks = [
             _markdown(shown.set_axis(names), [self.heading(measure) for measure in table]),
             _bullets(self.verdict),
+            *self._normalised_markdown(names),
             *(["Notes\n\n" + _bullets(self.notes)] if self.notes else []),
             "Columns\n\n" + _bullets(measures),
             "; ".join(f"{key} {value}" for key, value in self.provenance.items()),
@@ -326,6 +343,14 @@ class Scorecard:
             staging.write_text(text, encoding="utf-8")
             staging.replace(target / name)
         return [target / name for name in contents]
+
+    def _normalised_markdown(self, names: Sequence[str]) -> list[str]:
+        shown = self.normalised
+        if shown.empty:
+            return []
+        titles = [MEASURES[name].title for name in shown]
+        table = _markdown(shown.map(_number).set_axis(names), titles)
+        return [f"0 at the mean response, 1 at a split-half replicate\n\n{table}"]
 
     def __str__(self) -> str:
         shown = self.table.rename(columns=self.heading).round(_DIGITS)

@@ -89,6 +89,21 @@ class TestExport:
         expected = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
         np.testing.assert_allclose(own, expected, rtol=1e-5)
 
+    def test_cell_eval2_takes_counts_and_no_predicted_controls(self, predicted, real, tmp_path):
+        export = export_cell_eval(predicted, real, tmp_path, *KEYS, version=2)
+        assert export.command[0] == "cell-eval2"
+        guess, truth = (ad.read_h5ad(path) for path in export[:2])
+        is_control = (predicted.obs["perturbation"] == "control").to_numpy()
+        np.testing.assert_array_equal(guess.X.toarray(), predicted.X.toarray()[~is_control])
+        np.testing.assert_array_equal(truth.X.toarray(), real.X.toarray())
+        assert list(truth.obs["perturbation"]) == list(real.obs["perturbation"])
+        halved = real.copy()
+        halved.X = halved.X * 0.5
+        with pytest.raises(ScreenError, match="counts are not whole"):
+            export_cell_eval(predicted, halved, tmp_path, *KEYS, version=2)
+        with pytest.raises(ValueError, match="version=3"):
+            export_cell_eval(predicted, real, tmp_path, *KEYS, version=3)
+
     def test_other_conditions_and_cells_without_one_are_left_out(self, predicted, real, tmp_path):
         few = predicted[predicted.obs["perturbation"].isin(["P3", "g9"])]
         real = real.copy()
