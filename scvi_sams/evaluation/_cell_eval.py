@@ -28,9 +28,9 @@ class CellEvalExport(NamedTuple):
     """Files for cell-eval, from :func:`export_cell_eval`."""
 
     predicted: Path
-    """Predicted cells, an h5ad; for cell-eval with the real controls."""
+    """Predicted cells and real controls, an h5ad."""
     real: Path
-    """Real cells and controls, an h5ad."""
+    """Real cells and the same controls, an h5ad."""
     command: tuple[str, ...]
     """The program and its arguments, for :func:`subprocess.run`; more can be added."""
 
@@ -48,10 +48,10 @@ def export_cell_eval(
 ) -> CellEvalExport:
     r"""Write the two files that ``cell-eval run``, or ``cell-eval2 run``, compares.
 
-    Both hold the conditions and genes of ``predicted_cells``. For cell-eval as
+    Both hold the conditions and genes of ``predicted_cells``, for cell-eval as
     :math:`\ln(1 + 10^4 x_{ig} / l_i)` with :math:`l_i` the sum of the cell's counts of these
-    genes, and with the same real control cells in both: an effect from predicted controls would be
-    scored for those as well. For cell-eval2 as counts, with controls in the real cells alone.
+    genes, for cell-eval2 as counts. Both hold the same real control cells: an effect is a
+    difference from controls, and one from predicted controls would be scored for those as well.
 
     Parameters
     ----------
@@ -142,29 +142,28 @@ def export_cell_eval(
     predicted = written(
         predicted_cells[is_predicted], None, predicted_labels[is_predicted], perturbation_key
     )
-    if version == 1:
-        shared = real[labels == controls[0]]
-        obs = pd.concat([predicted.obs, shared.obs])
-        obs.index = make_index_unique(obs.index)
-        predicted = ad.AnnData(sp.vstack([predicted.X, shared.X], "csr"), obs=obs, var=real.var)
+    shared = real[labels == controls[0]]
+    obs = pd.concat([predicted.obs, shared.obs])
+    obs.index = make_index_unique(obs.index)
+    both = ad.AnnData(sp.vstack([predicted.X, shared.X], "csr"), obs=obs, var=real.var)
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "predicted.h5ad", folder / "real.h5ad"]
     staged = [path.with_name(f".{path.stem}.{os.getpid()}.h5ad") for path in paths]
     try:
-        for cells, partial in zip((predicted, real), staged, strict=True):
+        for cells, partial in zip((both, real), staged, strict=True):
             cells.write_h5ad(partial, compression="gzip")
         for partial, path in zip(staged, paths, strict=True):
             partial.replace(path)
     finally:
         for partial in staged:
             partial.unlink(missing_ok=True)
-    program = (
-        ("cell-eval", "run") if version == 1 else ("cell-eval2", "run", "--preset", "vcc2026")
-    )
+    program, flag = ("cell-eval", "run"), "--control-pert"
+    if version == 2:
+        program, flag = ("cell-eval2", "run", "--preset", "vcc2026"), "--control"
+    keys = ("--pert-col", perturbation_key, flag, controls[0])
     command = (*program, "-ap", str(paths[0]), "-ar", str(paths[1]))
-    keys = ("--pert-col", perturbation_key, "--control-pert", controls[0])
     return CellEvalExport(paths[0], paths[1], command + keys)
 
 
