@@ -23,7 +23,16 @@ from scvi_sams.evaluation._measures import coverage_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Stopwatch", "coverage", "parser", "prepare", "print_table", "read_screen", "with_mean"]
+__all__ = [
+    "Stopwatch",
+    "coverage",
+    "parser",
+    "prepare",
+    "print_table",
+    "read_screen",
+    "train",
+    "with_mean",
+]
 
 
 _WRITTEN: dict[str, list[dict[str, Any]]] = {}
@@ -72,6 +81,14 @@ class Stopwatch:
         wall, cpu = time.perf_counter(), time.process_time()
         yield
         self.wall, self.cpu = time.perf_counter() - wall, time.process_time() - cpu
+
+
+def train(model: Any, train_size: float | None = 1.0, **kwargs: Any) -> Stopwatch:
+    """Train on a CPU, on all cells by default, and say how long it took."""
+    watch = Stopwatch()
+    with watch():
+        model.train(train_size=train_size, accelerator="cpu", enable_progress_bar=False, **kwargs)
+    return watch
 
 
 def coverage(predicted: ad.AnnData, observed: ad.AnnData) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scvi
 
-from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen
+from benchmarks._common import parser, prepare, print_table, read_screen, train
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulated_screen
 from scvi_sams.evaluation import mask_recovery, observed_effects
@@ -77,10 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _fit(screen: AnnData, seed: int, max_epochs: int | None, **setup: Any) -> tuple[Any, float]:
     SAMSVAE.setup_anndata(screen, **(_SETUP | setup))
     scvi.settings.seed = seed
-    model, watch = SAMSVAE(screen, n_latent=12), Stopwatch()
-    with watch():
-        model.train(max_epochs=max_epochs, accelerator="cpu", enable_progress_bar=False)
-    return model, watch.cpu
+    model = SAMSVAE(screen, n_latent=12)
+    return model, train(model, None, max_epochs=max_epochs).cpu
 
 
 def _simulated(

@@ -10,7 +10,7 @@ import scvi
 from scipy.special import ndtri
 from scipy.stats import norm
 
-from benchmarks._common import parser, prepare, print_table, read_screen
+from benchmarks._common import parser, prepare, print_table, read_screen, train
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulated_screen
 from scvi_sams.tl import detectable_effects, mechanisms, plan_screen
@@ -98,7 +98,7 @@ def _fits(screen: AnnData, setup: dict[str, Any], seed: int) -> list[_Fit]:
         SAMSVAE.setup_anndata(part, perturbation_key="perturbation", control="control", **setup)
         scvi.settings.seed = seed
         model = SAMSVAE(part)
-        model.train(train_size=1.0, accelerator="cpu", enable_progress_bar=False)
+        train(model)
         table = mechanisms(model, _FDR)
         wide = {
             column: table.pivot(index="perturbation", columns="latent", values=column)

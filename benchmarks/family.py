@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scvi
 
-from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen
+from benchmarks._common import parser, prepare, print_table, read_screen, train
 from benchmarks._family import FAMILY, make_model
 from scvi_sams.datasets import benchmark_screen
 from scvi_sams.evaluation import (
@@ -92,17 +92,12 @@ def _run(
 ) -> dict[str, Any]:
     order = np.random.default_rng(seed).permutation(screen.n_obs)
     parts = np.split(order, [int(0.64 * len(order)), int(0.8 * len(order))])
-    train, validation, test = (np.sort(part) for part in parts)
+    parts = [np.sort(part) for part in parts]
+    test = parts[2]
     scvi.settings.seed = seed
     model = make_model(row, screen, setup)
-    watch = Stopwatch()
-    with watch():
-        model.train(
-            max_epochs=max_epochs,
-            accelerator="cpu",
-            enable_progress_bar=False,
-            datasplitter_kwargs={"external_indexing": [train, validation, test]},
-        )
+    split = {"external_indexing": parts}
+    watch = train(model, None, max_epochs=max_epochs, datasplitter_kwargs=split)
     held_out = observed_effects(screen[test].copy(), **setup)
     predicted = model.get_average_treatment_effect(held_out.obs_names.tolist())
     result = {

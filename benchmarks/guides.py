@@ -9,7 +9,7 @@ import pandas as pd
 import scvi
 from scipy import stats
 
-from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen
+from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen, train
 from scvi_sams import SAMSVAE, datasets, tl
 from scvi_sams.evaluation import observed_effects
 
@@ -46,7 +46,7 @@ def _fit(screen: ad.AnnData, seed: int, max_epochs: int | None, **setup: Any) ->
     scvi.settings.seed = seed
     SAMSVAE.setup_anndata(screen, guide_key="guide_label", **_LABELS, **setup)
     model = SAMSVAE(screen)
-    model.train(max_epochs=max_epochs, accelerator="cpu", enable_progress_bar=False)
+    train(model, None, max_epochs=max_epochs)
     return model
 
 

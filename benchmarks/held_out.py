@@ -15,7 +15,7 @@ import numpy as np
 import scvi
 import torch
 
-from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen
+from benchmarks._common import parser, prepare, print_table, read_screen, train
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import benchmark_screen, simulated_screen
 from scvi_sams.evaluation import (
@@ -109,15 +109,7 @@ def _run(name_and_size: str, seed: int, arguments: argparse.Namespace) -> list[d
         scvi.settings.seed = seed
         SAMSVAE.setup_anndata(fitted, **labels)
         model = SAMSVAE(fitted, **options.get("model", {}))
-        watch = Stopwatch()
-        with watch():
-            model.train(
-                accelerator="cpu",
-                enable_progress_bar=False,
-                train_size=1.0,
-                plan_kwargs=options.get("plan", {}),
-                **options.get("train", {}),
-            )
+        watch = train(model, plan_kwargs=options.get("plan", {}), **options.get("train", {}))
         bound = {kind: model.get_iwelbo(screen[cells].copy()) for kind, cells in scored.items()}
         mask = model.get_perturbation_mask()
         effects = model.get_average_treatment_effect(n_samples=4, n_cells=200)

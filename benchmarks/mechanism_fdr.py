@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import scvi
 
-from benchmarks._common import parser, prepare, print_table, read_screen
+from benchmarks._common import parser, prepare, print_table, read_screen, train
+from benchmarks.papalexi_mechanisms import WITHOUT_EFFECT
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulated_screen
 from scvi_sams.evaluation import mask_recovery
@@ -47,8 +48,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "exact posterior": {"mask_evidence_cells": None},
     "gradient": {"global_inference": "gradient"},
 }
-# Targets for which no gene changes at a false discovery rate of 0.05 (Mann-Whitney).
-_WITHOUT_EFFECT = "ATF2 CAV1 CD86 ETV7 IRF7 MARCH8 MYC PDCD1LG2 SPI1 STAT5A".split()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,7 +90,7 @@ def _simulated(seed: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
     for model_seed in (seed, seed + _OTHER_SEED):
         scvi.settings.seed = model_seed
         model = SAMSVAE(screen, **settings)
-        model.train(train_size=1.0, accelerator="cpu", enable_progress_bar=False)
+        train(model)
         models.append(model)
     truth = screen.uns["truth"]
     mask = pd.DataFrame(truth["mask"], index=truth["perturbation_names"])
@@ -174,7 +173,7 @@ def _papalexi(screen: AnnData, arguments: Any) -> None:
             )
             scvi.settings.seed = seed
             model = SAMSVAE(screen)
-            model.train(accelerator="cpu", enable_progress_bar=False)
+            train(model, None)
             fits.append((model, names, mechanisms(model, include_null=True)))
         n_fakes = [len(names) for _, names, _ in fits]
         rows = []
@@ -188,7 +187,7 @@ def _papalexi(screen: AnnData, arguments: Any) -> None:
                     active = active_perturbations(model, nominal, (), null_tables=others)
                     called = table[table["called"]]
                     is_fake = called["perturbation"].isin(names.index)
-                    known = called["perturbation"].isin(_WITHOUT_EFFECT)
+                    known = called["perturbation"].isin(WITHOUT_EFFECT)
                     per_fit.append(
                         {
                             "calls": len(called),

@@ -12,12 +12,12 @@ import numpy as np
 import scvi
 
 from benchmarks._common import (
-    Stopwatch,
     coverage,
     parser,
     prepare,
     print_table,
     read_screen,
+    train,
     with_mean,
 )
 from scvi_sams import SAMSVAE
@@ -58,9 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     scvi.settings.seed = arguments.seed
     SAMSVAE.setup_anndata(training, **_LABELS)
     model = SAMSVAE(training)
-    watch = Stopwatch()
-    with watch():
-        model.train(train_size=1.0, accelerator="cpu", enable_progress_bar=False)
+    watch = train(model)
 
     predicted = {
         "model": model.get_average_treatment_effect(pairs),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import scvi
 
-from benchmarks._common import parser, prepare, print_table
+from benchmarks._common import parser, prepare, print_table, train
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulated_screen
 from scvi_sams.evaluation import (
@@ -67,12 +67,7 @@ def _run(seed: int, arguments: Any) -> tuple[dict[str, Any], list[dict[str, Any]
     SAMSVAE.setup_anndata(screen, **_LABELS)
     scvi.settings.seed = seed
     model = SAMSVAE(screen, n_latent=10, n_hidden=100)
-    model.train(
-        max_epochs=arguments.max_epochs,
-        train_size=1.0,
-        accelerator="cpu",
-        enable_progress_bar=False,
-    )
+    train(model, max_epochs=arguments.max_epochs)
     truth = _true_effects(seed, arguments.truth_cells)
     deviation = interaction_residuals(truth, unmeasured)
     score = classify_pairs(truth, unmeasured)["interaction_score"]

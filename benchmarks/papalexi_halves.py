@@ -8,12 +8,12 @@ import numpy as np
 import scvi
 
 from benchmarks._common import (
-    Stopwatch,
     coverage,
     parser,
     prepare,
     print_table,
     read_screen,
+    train,
     with_mean,
 )
 from scvi_sams import SAMSVAE
@@ -53,14 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         scvi.settings.seed = split if arguments.seed is None else arguments.seed
         SAMSVAE.setup_anndata(first, batch_key=arguments.batch_key, **_OBSERVED)
         model = SAMSVAE(first)
-        watch = Stopwatch()
-        with watch():
-            model.train(
-                max_epochs=arguments.max_epochs,
-                train_size=arguments.train_size,
-                accelerator="cpu",
-                enable_progress_bar=False,
-            )
+        watch = train(model, arguments.train_size, max_epochs=arguments.max_epochs)
         predicted = model.get_average_treatment_effect()
         raw = observed_effects(first, **_OBSERVED)
         held_out = observed_effects(second, **_OBSERVED)

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import scvi
 
-from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen
+from benchmarks._common import parser, prepare, print_table, read_screen, train
 from scvi_sams import SAMSVAE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["main"]
+__all__ = ["WITHOUT_EFFECT", "main"]
 
 _PATHWAY = ["IFNGR1", "IFNGR2", "JAK2", "STAT1"]
 # Targets for which no gene changes at a false discovery rate of 0.05 (Mann-Whitney).
-_WITHOUT_EFFECT = (
+WITHOUT_EFFECT = (
     "ATF2 CAV1 CD86 ETV7 IRF7 MARCH8 MYC PDCD1LG2 SPI1 STAT5A"  # alphabetical
 ).split()
 
@@ -39,13 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             size_factor_key="total_umi_all_genes",
         )
         model = SAMSVAE(screen)
-        watch = Stopwatch()
-        with watch():
-            model.train(accelerator="cpu", enable_progress_bar=False)
+        watch = train(model, None)
         on = model.get_perturbation_mask() > 0.5
         shared = on.loc[_PATHWAY].all() & ~on.loc["SMAD4"]
-        empty = ~on.loc[_WITHOUT_EFFECT].any(axis=1)
-        others = on.drop(index=_PATHWAY + _WITHOUT_EFFECT)
+        empty = ~on.loc[WITHOUT_EFFECT].any(axis=1)
+        others = on.drop(index=_PATHWAY + WITHOUT_EFFECT)
         rows.append(
             {
                 "seed": seed,

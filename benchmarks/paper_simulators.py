@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import scvi
 
-from benchmarks._common import Stopwatch, parser, prepare, print_table
+from benchmarks._common import parser, prepare, print_table, train
 from benchmarks._family import FAMILY, make_model
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import simulated_bereket_2023, simulated_lopez_2023
@@ -75,14 +75,7 @@ def _run(simulator: str, row: str, seed: int, arguments: Any) -> dict[str, Any]:
         kwargs["mask_prior"] = arguments.mask_prior
     scvi.settings.seed = seed
     model = make_model(row, screen, _LABELS | setup, **kwargs)
-    watch = Stopwatch()
-    with watch():
-        model.train(
-            max_epochs=arguments.max_epochs,
-            train_size=1.0,
-            accelerator="cpu",
-            enable_progress_bar=False,
-        )
+    watch = train(model, max_epochs=arguments.max_epochs)
     latents = latent_recovery(screen.obsm["true_latent"], model.get_latent_representation())
     result = {
         "model": row,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import scvi
 
-from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen
+from benchmarks._common import Stopwatch, parser, prepare, print_table, read_screen, train
 from scvi_sams import CPAVAE, SAMSVAE
 from scvi_sams.datasets import benchmark_screen, simulated_screen
 from scvi_sams.evaluation import scorecard, split_cells, split_indices, split_pairs
@@ -81,14 +81,8 @@ def _compare(arguments: argparse.Namespace) -> None:
         scvi.settings.seed = arguments.seed
         model_class.setup_anndata(own := adata.copy(), **setup)
         model = model_class(own)
-        watch = Stopwatch()
-        with watch():
-            model.train(
-                max_epochs=arguments.max_epochs,
-                accelerator="cpu",
-                enable_progress_bar=False,
-                datasplitter_kwargs={"external_indexing": split},
-            )
+        parts = {"external_indexing": split}
+        watch = train(model, None, max_epochs=arguments.max_epochs, datasplitter_kwargs=parts)
         models[model_class.__name__], seconds[model_class.__name__] = model, watch.cpu
     watch = Stopwatch()
     with watch():
@@ -112,12 +106,8 @@ def _speed(arguments: argparse.Namespace) -> None:
     split_cells(adata, validation_size=0.0, seed=arguments.seed)
     SAMSVAE.setup_anndata(adata, layer="counts", **_LABELS)
     model = SAMSVAE(adata)
-    model.train(
-        max_epochs=arguments.max_epochs or 1,
-        accelerator="cpu",
-        enable_progress_bar=False,
-        datasplitter_kwargs={"external_indexing": split_indices(adata)},
-    )
+    parts = {"external_indexing": split_indices(adata)}
+    train(model, None, max_epochs=arguments.max_epochs or 1, datasplitter_kwargs=parts)
     rows = []
     for step, run in (
         ("scorecard without cells", lambda: scorecard(model, cell_level=False)),

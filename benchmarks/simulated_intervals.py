@@ -12,7 +12,7 @@ import numpy as np
 import scvi
 from scipy.stats import norm
 
-from benchmarks._common import Stopwatch, coverage, parser, prepare, print_table, with_mean
+from benchmarks._common import coverage, parser, prepare, print_table, train, with_mean
 from benchmarks._single_genes import VARIANTS, single_gene_screen
 from scvi_sams import SAMSVAE
 from scvi_sams.evaluation import observed_effects
@@ -66,9 +66,7 @@ def _run(
     scvi.settings.seed = seed
     SAMSVAE.setup_anndata(training, **_LABELS)
     model = SAMSVAE(training)
-    watch = Stopwatch()
-    with watch():
-        model.train(train_size=train_size, accelerator="cpu", enable_progress_bar=False)
+    watch = train(model, train_size)
     known, n_cells_of = set(training.obs["perturbation"]), test.obs["perturbation"].value_counts()
     scored = sorted(set(n_cells_of.index[n_cells_of >= _MIN_CELLS]) - {"control"})
     for kind, of_kind in rows.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import scvi
 
-from benchmarks._common import Stopwatch, parser, prepare, print_table, with_mean
+from benchmarks._common import parser, prepare, print_table, train, with_mean
 from scvi_sams import SAMSVAE
 from scvi_sams.datasets import benchmark_screen
 from scvi_sams.evaluation import (
@@ -49,11 +49,7 @@ def _run(variant: str, seed: int, max_epochs: int | None) -> dict[str, float]:
     scvi.settings.seed = seed
     SAMSVAE.setup_anndata(screen, layer="counts", **_LABELS)
     model = SAMSVAE(screen)
-    watch = Stopwatch()
-    with watch():
-        model.train(
-            max_epochs=max_epochs, train_size=1.0, accelerator="cpu", enable_progress_bar=False
-        )
+    watch = train(model, max_epochs=max_epochs)
     masks = mask_recovery(truth["mask"], model.get_perturbation_mask().to_numpy())
     effects = latent_recovery(truth["effect"], model.get_perturbation_effect().to_numpy())
     labels = pd.unique(screen.obs["perturbation"].astype(str))

@@ -1,10 +1,10 @@
-"""Predicted and real cells in the form that cell-eval takes."""
+"""Predicted and real cells in the form that cell-eval and cell-eval2 take."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -43,13 +43,15 @@ def export_cell_eval(
     control: str | Sequence[str],
     layer: str | None = None,
     predicted_perturbation_key: str | None = None,
+    *,
+    version: Literal[1, 2] = 1,
 ) -> CellEvalExport:
-    r"""Write the two files that ``cell-eval run`` compares.
+    r"""Write the two files that ``cell-eval run``, or ``cell-eval2 run``, compares.
 
-    Both hold the conditions and genes of ``predicted_cells``, as
+    Both hold the conditions and genes of ``predicted_cells``, for cell-eval as
     :math:`\ln(1 + 10^4 x_{ig} / l_i)` with :math:`l_i` the sum of the cell's counts of these
-    genes, and both hold the same real control cells: an effect is a difference from controls, and
-    one from predicted controls would be scored for those as well.
+    genes, for cell-eval2 as counts. Both hold the same real control cells: an effect is a
+    difference from controls, and one from predicted controls would be scored for those as well.
 
     Parameters
     ----------
@@ -71,6 +73,8 @@ def export_cell_eval(
     predicted_perturbation_key
         Column of ``predicted_cells.obs`` with the conditions, ``"condition"`` as from
         ``model.predict``. By default ``perturbation_key``.
+    version
+        1 for cell-eval, 2 for cell-eval2 with its preset of the Virtual Cell Challenge of 2026.
 
     Returns
     -------
@@ -81,13 +85,16 @@ def export_cell_eval(
     ------
     ScreenError
         If a predicted condition or gene is not among the real ones, there are no controls, a
-        column or layer is not there, or a cell has no counts.
+        column or layer is not there, a cell has no counts, or counts for cell-eval2 are not whole.
+    ValueError
+        If ``version`` is neither 1 nor 2.
 
     Notes
     -----
     `cell-eval <https://github.com/ArcInstitute/cell-eval>`_ is the scoring of the Virtual Cell
-    Challenge (Roohani et al., Cell 2025); the extra ``eval`` installs it. Its scores do not clip
-    and do not know of baselines: export those likewise.
+    Challenge (Roohani et al., Cell 2025); the extra ``eval`` installs it. `cell-eval2
+    <https://github.com/ArcInstitute/cell-eval2>`_ is that of 2026, with the scale of
+    :attr:`Scorecard.normalised`. Neither knows of baselines: export those likewise.
 
     Examples
     --------
@@ -103,6 +110,8 @@ def export_cell_eval(
     >>> export.command[:3]
     ('cell-eval', 'run', '-ap')
     """
+    if version not in {1, 2}:
+        raise ValueError(f"version={version!r}: 1 for cell-eval, 2 for cell-eval2.")
     controls = as_labels(control)
     predicted_labels = _labels(predicted_cells, predicted_perturbation_key or perturbation_key)
     real_labels = _labels(real_cells, perturbation_key)
@@ -128,8 +137,9 @@ def export_cell_eval(
             )
     kept = np.isin(real_labels, conditions) | is_control
     labels = np.where(is_control, controls[0], real_labels)[kept]
-    real = _normalised(real_cells[kept, genes], layer, labels, perturbation_key)
-    predicted = _normalised(
+    written = _normalised if version == 1 else _whole
+    real = written(real_cells[kept, genes], layer, labels, perturbation_key)
+    predicted = written(
         predicted_cells[is_predicted], None, predicted_labels[is_predicted], perturbation_key
     )
     shared = real[labels == controls[0]]
@@ -149,8 +159,11 @@ def export_cell_eval(
     finally:
         for partial in staged:
             partial.unlink(missing_ok=True)
-    command = ("cell-eval", "run", "-ap", str(paths[0]), "-ar", str(paths[1]))
-    keys = ("--pert-col", perturbation_key, "--control-pert", controls[0])
+    program, flag = ("cell-eval", "run"), "--control-pert"
+    if version == 2:
+        program, flag = ("cell-eval2", "run", "--preset", "vcc2026"), "--control"
+    keys = ("--pert-col", perturbation_key, flag, controls[0])
+    command = (*program, "-ap", str(paths[0]), "-ar", str(paths[1]))
     return CellEvalExport(paths[0], paths[1], command + keys)
 
 
@@ -162,8 +175,26 @@ def _normalised(
         sp.csr_matrix(chunk * np.log(2), dtype=np.float32)
         for _, chunk in log_expression_chunks(adata, layer)
     ]
+    return _cells(adata, sp.vstack(chunks, "csr"), labels, perturbation_key)
+
+
+def _whole(
+    adata: ad.AnnData, layer: str | None, labels: NDArray[np.str_], perturbation_key: str
+) -> ad.AnnData:
+    """Counts as they are, in single precision."""
+    for _ in log_expression_chunks(adata, layer):  # for its checks of layer and counts
+        pass
+    counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer], dtype=np.float32)
+    if faulty := np.flatnonzero(counts.data % 1).size:
+        raise ScreenError(f"{faulty} counts are not whole numbers, which cell-eval2 takes alone.")
+    return _cells(adata, counts, labels, perturbation_key)
+
+
+def _cells(
+    adata: ad.AnnData, matrix: sp.csr_matrix, labels: NDArray[np.str_], perturbation_key: str
+) -> ad.AnnData:
     return ad.AnnData(
-        sp.vstack(chunks, "csr"),
+        matrix,
         obs=pd.DataFrame({perturbation_key: labels.astype(object)}, index=adata.obs_names),
         var=pd.DataFrame(index=adata.var_names),
     )

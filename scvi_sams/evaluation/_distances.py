@@ -53,8 +53,7 @@ def distribution_distance(
     Returns
     -------
     float
-        E-distance, in the units of the dimensions, or squared MMD, at most 2; NaN if a set has no
-        cells (unbiased: fewer than 2).
+        E-distance or squared MMD; NaN if a set has no cells (unbiased: fewer than 2).
 
     Raises
     ------
@@ -65,9 +64,8 @@ def distribution_distance(
     -----
     Szekely and Rizzo (2013), for perturbation screens Peidli et al., *scPerturb* (Nature Methods
     2024); Gretton et al., JMLR 13, 723 (2012). Euclidean distances, as in pertpy 1.0: with squared
-    ones the E-distance would see means only. With one bandwidth the MMD is that of pertpy with
-    ``kernel="rbf"`` and :math:`\gamma = 1 / 2 \sigma^2`. A value says little alone: compare with
-    the distance between halves of the observed cells.
+    ones the E-distance would see means only. Compare with the distance between halves of the
+    observed cells.
 
     Examples
     --------

@@ -26,7 +26,7 @@ from scvi_sams.data.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -45,6 +45,7 @@ __all__ = [
     "interaction_correlation",
     "interaction_residuals",
     "interval_coverage",
+    "measured_combinations",
     "parts_of",
     "perturbation_discrimination",
     "score_tables",
@@ -59,16 +60,15 @@ def effect_correlation(predicted: ProfileTable, observed: ProfileTable) -> float
 
     .. math:: r = \mathrm{cor}\bigl( (\hat\Delta_{cg})_{c,g},\ (\Delta_{cg})_{c,g} \bigr)
 
-    The measure of Bereket and Karaletsos (NeurIPS 2023). Large effects dominate it; see
-    :func:`effect_agreement` for one condition at a time.
+    The measure of Bereket and Karaletsos (NeurIPS 2023). Large effects dominate it.
 
     Parameters
     ----------
     predicted
         Conditions x genes, predicted effects: ``X`` of an AnnData, or a DataFrame.
     observed
-        Conditions x genes, for instance from :func:`observed_effects`. Must have every condition
-        and gene of ``predicted``, in any order; others are not used.
+        Likewise, as from :func:`observed_effects`, with every condition and gene of ``predicted``,
+        in any order.
 
     Returns
     -------
@@ -123,44 +123,41 @@ def effect_agreement(
     predicted, observed
         As for :func:`effect_correlation`.
     reference
-        Profile :math:`m` that is subtracted from both sides, a Series named by genes; none by
-        default, so that effects are against the controls. With the mean effect of the training
-        conditions (``effects.to_df().mean()``), what all perturbations have in common earns
-        nothing.
+        Profile :math:`m` that is subtracted from both sides, a Series named by genes. With the
+        mean effect of the training conditions (``effects.to_df().mean()``), what all perturbations
+        have in common earns nothing.
     weights
-        Conditions x genes, 0 or more, with every condition and gene of ``predicted``; see
-        :func:`differential_expression_weights`. Without it there are no weighted measures.
+        Conditions x genes, 0 or more: see :func:`differential_expression_weights`. Without it
+        there are no weighted measures.
     n_top_genes
         Genes of a condition that count as its strongest.
     ranking
-        Conditions x genes, effects against the controls whose absolute values say which genes are
-        strongest; ``observed`` by default. Effects of other cells than those scored do not favour
-        genes whose observed effect is large by chance.
+        Conditions x genes, effects whose absolute values say which genes are strongest;
+        ``observed`` by default. Those of other cells do not favour genes whose observed effect is
+        large by chance.
     pooled
         One row, ``"all"``, as if all conditions were one.
 
     Returns
     -------
     pandas.DataFrame
-        Indexed by the conditions of ``predicted``: ``pearson``, ``r2`` (without bound below) and
-        ``relative_squared_error`` over all genes, ``pearson_top`` and ``r2_top`` over the
-        strongest, with weights ``weighted_mse`` (squared units of the effects) and
-        ``weighted_r2``, and ``n_cells`` where ``observed.obs`` has it. NaN where a side is
-        constant, or a denominator 0.
+        By condition: ``pearson``, ``r2`` and ``relative_squared_error`` over all genes,
+        ``pearson_top`` and ``r2_top`` over the strongest, with weights ``weighted_mse`` and
+        ``weighted_r2``, and ``n_cells`` where ``observed.obs`` has it. NaN where a denominator is
+        0.
 
     Raises
     ------
     ScreenError
-        If a condition or gene of ``predicted`` is not in another table, or a weight is negative or
-        not finite.
+        If another table lacks a condition or gene, or a weight is negative or not finite.
     ValueError
         If ``n_top_genes`` is less than 2.
 
     Notes
     -----
-    Against the mean of the training perturbations: Vinas Torne et al., *Systema*, Nature
-    Biotechnology (2025). All and the 20 strongest genes: Lotfollahi et al., Nature Methods 16, 715
-    (2019). Weights: Mejia et al., *Diversity by Design* (arXiv 2506.22641).
+    Against the mean of perturbations: Vinas Torne et al., *Systema*, Nature Biotechnology (2025).
+    The 20 strongest genes: Lotfollahi et al., Nature Methods 16, 715 (2019). Weights: Mejia et
+    al., *Diversity by Design* (arXiv 2506.22641).
 
     Examples
     --------
@@ -173,19 +170,15 @@ def effect_agreement(
     if n_top_genes < 2:
         raise ValueError(f"n_top_genes={n_top_genes}: a correlation needs at least 2 genes.")
     predicted_frame, observed_frame = aligned_profiles(predicted, observed)
-    strength = observed_frame
-    if ranking is not None:
-        _, strength = aligned_profiles(predicted, ranking, "ranking")
     subtracted: NDArray[np.float64] | float = 0.0
     if reference is not None:
         subtracted = row_of_genes(reference, predicted_frame.columns, "reference")
-    rows = [
-        relative_to(predicted_frame, subtracted),
-        relative_to(observed_frame, subtracted),
-        strength.to_numpy(),
-    ]
+    rows = [relative_to(frame, subtracted) for frame in (predicted_frame, observed_frame)]
+    rows.append(observed_frame.to_numpy())
+    if ranking is not None:
+        rows[2] = aligned_profiles(predicted, ranking, "ranking")[1].to_numpy()
     if weights is not None:
-        _, weight_frame = aligned_profiles(predicted, profile_frame(weights, "weights"), "weights")
+        _, weight_frame = aligned_profiles(predicted, weights, "weights")
         rows.append(weight_frame.to_numpy())
         if (bad := ~(np.isfinite(rows[3]) & (rows[3] >= 0)).all(axis=1)).any():
             raise ScreenError(
@@ -201,7 +194,7 @@ def effect_agreement(
         "pearson": row_correlation(values, truth),
         "r2": _weighted_r2(values, truth),
         "relative_squared_error": ratio(
-            np.sum((values - truth) ** 2, axis=1), np.sum(truth**2, axis=1)
+            ((values - truth) ** 2).sum(axis=1), (truth**2).sum(axis=1)
         ),
         "pearson_top": row_correlation(top_values, top_truth),
         "r2_top": _weighted_r2(top_values, top_truth),
@@ -259,10 +252,9 @@ def perturbation_discrimination(
         Conditions x genes, predicted effects.
     observed
         Conditions x genes, observed effects: every condition of ``predicted``, and those it may be
-        confused with. Scores of different sets of conditions do not compare.
+        confused with.
     metric
-        Distance: ``"l1"`` and ``"l2"`` reward amplitude (near 0, the nearest effect is the one
-        with the least noise, whatever the direction); ``"cosine"`` sees directions alone.
+        Distance: ``"l1"`` and ``"l2"`` reward amplitude, ``"cosine"`` sees directions alone.
     exclude_target_genes
         Leave out the genes a condition is named after: a knocked-out target tells on itself.
     combination_delimiter
@@ -271,9 +263,8 @@ def perturbation_discrimination(
     Returns
     -------
     pandas.Series
-        Score of each condition of ``predicted``, named ``"perturbation_discrimination"``; NaN
-        where a prediction is not finite. No effect at all is as far from everything by
-        ``"cosine"``.
+        Score of each condition of ``predicted``; NaN where a prediction is not finite. By
+        ``"cosine"``, no effect at all is as far from everything.
 
     Raises
     ------
@@ -325,19 +316,15 @@ def perturbation_discrimination(
 
 
 class CollapseIndex(NamedTuple):
-    """Variance of predictions across conditions against the observed; see :func:`collapse_index`.
-
-    Variances are sums over genes, in squared units of the tables.
-    """
+    """Variance of predictions against the observed; see :func:`collapse_index`."""
 
     ratio: float
     """Predicted variance over the observed one, noise and all."""
     noise_corrected_ratio: float
     """Predicted variance over the observed one less its sampling variance."""
     predicted_variance: float
-    """Variance of the predictions."""
+    """Sum over genes, in squared units of the tables, as those below."""
     observed_variance: float
-    """Variance of the observations, of which noise is a part."""
     sampling_variance: float
     """What the observed variance owes to the limited number of cells; NaN without errors."""
 
@@ -357,10 +344,8 @@ def collapse_index(
             {\sum_g \mathrm{Var}_c(x_{cg}) - \sum_g \frac1C \sum_c \sigma_{cg}^2}
 
     with :math:`\mathrm{Var}_c` the variance over the :math:`C` conditions and :math:`\sigma_{cg}`
-    the standard error of the mean of the cells of a condition, since with few cells most of the
-    observed variance is noise. 0 is a prediction that is the same for all perturbations
-    (collapse), 1 one that is as diverse as the truth, right or not. The prediction is taken as it
-    is.
+    the standard error of the mean of the cells of a condition. 0 is a prediction that is the same
+    for all perturbations (collapse), 1 one that is as diverse as the truth, right or not.
 
     Parameters
     ----------
@@ -369,14 +354,14 @@ def collapse_index(
         of ``predicted``.
     standard_error
         Standard errors of the observed values: a layer of ``observed``, or a table. The part of
-        the controls, in ``observed.var["control_standard_error"]`` if at all, is taken out, as
-        what all conditions share has no variance between them. None does not correct.
+        the controls, in ``observed.var["control_standard_error"]``, is taken out, as all
+        conditions share it. None does not correct.
 
     Returns
     -------
     CollapseIndex
         ``ratio`` and ``noise_corrected_ratio`` (NaN if a denominator is not positive), and the
-        variances they are made of, sums over genes.
+        variances they are made of.
 
     Raises
     ------
@@ -407,15 +392,10 @@ def collapse_index(
         errors, control = standard_error_frames(observed, standard_error, truth)
         own = np.maximum(errors.to_numpy() ** 2 - control**2, 0)
         sampling_variance = float(own.mean(axis=0).sum())
-    true_variance = observed_variance - sampling_variance
+    variances = observed_variance, observed_variance - sampling_variance
+    ratios = [predicted_variance / each if each > 0 else float("nan") for each in variances]
     return CollapseIndex(
-        ratio=predicted_variance / observed_variance if observed_variance > 0 else float("nan"),
-        noise_corrected_ratio=(
-            predicted_variance / true_variance if true_variance > 0 else float("nan")
-        ),
-        predicted_variance=predicted_variance,
-        observed_variance=observed_variance,
-        sampling_variance=sampling_variance,
+        ratios[0], ratios[1], predicted_variance, observed_variance, sampling_variance
     )
 
 
@@ -433,9 +413,8 @@ def interval_coverage(
 
         \mathrm{coverage}_c(\alpha) = \frac1G \sum_g \mathbf 1[a_{cg} \le x_{cg} \le b_{cg}],
 
-    which is :math:`\alpha` on average if the intervals are right. A mean of few cells differs from
-    its expectation by its standard error :math:`\sigma_{cg}`. So intervals are widened about their
-    middle as those of Normal distributions: half the width :math:`h` becomes
+    which is :math:`\alpha` on average if the intervals are right. For the standard error
+    :math:`\sigma_{cg}` of the observed mean, half the width :math:`h` of an interval becomes
     :math:`\sqrt{h^2 + z_\alpha^2 \sigma_{cg}^2}`, with :math:`z_\alpha` the Normal quantile.
 
     Parameters
@@ -448,8 +427,8 @@ def interval_coverage(
     level
         Level of the intervals, by default that in ``uns["scvi_sams"]["credible_level"]``.
     standard_error
-        Standard errors of the observed values: a layer of ``observed``, or a table. None compares
-        with the observed values as if they were expectations, which understates coverage.
+        Standard errors of the observed values: a layer of ``observed``, or a table. None takes the
+        observed values for expectations, which understates coverage.
 
     Returns
     -------
@@ -523,10 +502,9 @@ def interaction_residuals(
     Returns
     -------
     anndata.AnnData
-        Combinations x genes, residuals in ``X``, in the units of ``effects``. Where ``effects`` is
-        from :func:`observed_effects`, ``layers["standard_error"]`` holds
-        :math:`\sqrt{\sigma_{AB}^2 + \sigma_A^2 + \sigma_B^2 + \sigma_0^2}`, with :math:`\sigma`
-        the standard errors of the means of the cells: the controls enter once, not three times.
+        Combinations x genes, residuals in ``X``. Of :func:`observed_effects`,
+        ``layers["standard_error"]`` holds :math:`\sqrt{\sigma_{AB}^2 + \sigma_A^2 + \sigma_B^2 +
+        \sigma_0^2}`, with :math:`\sigma` those of the means of cells: the controls enter once.
 
     Raises
     ------
@@ -542,20 +520,14 @@ def interaction_residuals(
     0.5
     """
     frame = profile_frame(effects, "effects")
-    known = set(frame.index)
+    wanted = list(combinations or ())
     if combinations is None:
-        wanted = [
-            name
-            for name, parts in parts_of(frame.index, combination_delimiter).items()
-            if known.issuperset(parts)
-        ]
+        wanted = measured_combinations(frame.index, frame.index, combination_delimiter)
         if not wanted:
             raise ScreenError(
                 f"No condition of `effects` joins parts by {combination_delimiter!r} that are all "
                 "among its conditions: add the single perturbations."
             )
-    else:
-        wanted = list(combinations)
     # 1 for each combination and -1 for each of its parts; sparse, so that what is not predicted
     # of other conditions, NaN, is not touched.
     contrasts = sp.lil_matrix((len(wanted), len(frame)))
@@ -563,7 +535,7 @@ def interaction_residuals(
         parts = split_label(str(name), combination_delimiter)
         if len(parts) < 2:
             raise ScreenError(f"{name!r} is no combination joined by {combination_delimiter!r}.")
-        if lacking := [part for part in [name, *parts] if part not in known]:
+        if lacking := [part for part in [name, *parts] if part not in frame.index]:
             raise ScreenError(f"{name!r} needs {lacking[0]!r}, which is not in `effects`.")
         contrasts[row, frame.index.get_loc(name)] = 1.0
         for part in parts:
@@ -589,6 +561,17 @@ def interaction_residuals(
     )
 
 
+def measured_combinations(
+    conditions: Sequence[str] | pd.Index,
+    measured: Collection[str] | pd.Index,
+    delimiter: str | None,
+) -> list[str]:
+    """Combinations among conditions whose parts are all measured alone."""
+    known = set(measured)
+    of_each = parts_of(conditions, delimiter).items()
+    return [name for name, parts in of_each if known.issuperset(parts)]
+
+
 def parts_of(conditions: Sequence[str] | pd.Index, delimiter: str | None) -> dict[str, list[str]]:
     """Parts of each combination among conditions."""
     parts = {str(condition): split_label(str(condition), delimiter) for condition in conditions}
@@ -607,7 +590,11 @@ class Measure(NamedTuple):
     target: float = float("nan")
 
 
-_INTERVALS = "share of the detected genes whose observed effect is in the {:.0%} interval"
+def _coverage(level: int) -> Measure:
+    what = f"share of the detected genes whose observed effect is in the {level}% interval"
+    return Measure(f"coverage {level}%", "target", what, level / 100)
+
+
 MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
         "pearson": Measure(
@@ -616,9 +603,7 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
             "correlation of effects against the controls, over genes; 0 if none is predicted",
         ),
         "pearson_top": Measure(
-            "delta r (top)",
-            "higher",
-            "the same over the genes that respond most",
+            "delta r (top)", "higher", "the same over the genes that respond most"
         ),
         "pearson_perturbed": Measure(
             "r vs mean", "higher", "correlation of effects relative to the perturbed mean"
@@ -657,9 +642,7 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
             "variance between predicted conditions over that between true ones",
             1.0,
         ),
-        "coverage_50": Measure("coverage 50%", "target", _INTERVALS.format(0.5), 0.5),
-        "coverage_80": Measure("coverage 80%", "target", _INTERVALS.format(0.8), 0.8),
-        "coverage_95": Measure("coverage 95%", "target", _INTERVALS.format(0.95), 0.95),
+        **{f"coverage_{level}": _coverage(level) for level in (50, 80, 95)},
     }
 )
 """Every measure, in the order of the columns."""
@@ -704,22 +687,18 @@ def score_tables(predicted: EffectTables, yardstick: Yardstick) -> pd.DataFrame:
     against_mean = effect_agreement(
         centred, observed.centred, reference, n_top_genes=n_top, ranking=observed.effects
     )
-    scores = pd.DataFrame(
-        {
-            "pearson": against_controls["pearson"],
-            "pearson_top": against_controls["pearson_top"],
-            "pearson_perturbed": against_mean["pearson"],
-            "pearson_perturbed_top": against_mean["pearson_top"],
-            "relative_squared_error": against_controls["relative_squared_error"],
-            "perturbation_discrimination": perturbation_discrimination(
-                centred, observed.centred, combination_delimiter=delimiter
-            ),
-            # The controls do not cancel in an angle: those that predictions have not used.
-            "perturbation_discrimination_cosine": perturbation_discrimination(
-                effects, observed.effects, "cosine", combination_delimiter=delimiter
-            ),
-        },
-        index=conditions,
+    scores = against_controls[["pearson", "pearson_top"]].copy()
+    scores[["pearson_perturbed", "pearson_perturbed_top"]] = against_mean[
+        ["pearson", "pearson_top"]
+    ]
+    scores["relative_squared_error"] = against_controls["relative_squared_error"]
+    # The controls do not cancel in an angle: those that predictions have not used.
+    pair, angle = (centred, observed.centred), (effects, observed.effects)
+    scores["perturbation_discrimination"] = perturbation_discrimination(
+        *pair, combination_delimiter=delimiter
+    )
+    scores["perturbation_discrimination_cosine"] = perturbation_discrimination(
+        *angle, "cosine", combination_delimiter=delimiter
     )
     _count_flat_as_unrelated(scores, centred, observed.centred)
     if len(conditions) == 1:  # nothing to mistake it for
@@ -746,10 +725,7 @@ def score_tables(predicted: EffectTables, yardstick: Yardstick) -> pd.DataFrame:
 def _count_flat_as_unrelated(
     scores: pd.DataFrame, predicted: ad.AnnData, observed: ad.AnnData
 ) -> None:
-    """Give a prediction without variation a correlation of 0.
-
-    It is not defined, but a prediction must not be left out of a mean for saying nothing.
-    """
+    """Give a prediction without variation a correlation of 0, so that no mean leaves it out."""
     finite = np.isfinite(dense(predicted.X)).all(axis=1) & (np.ptp(dense(observed.X), axis=1) > 0)
     columns = [name for name in scores if name.startswith("pearson")]
     flat = scores[columns].isna() & finite[:, None]
@@ -759,9 +735,8 @@ def _count_flat_as_unrelated(
 def coverage_of(predicted: ad.AnnData, observed: ad.AnnData) -> pd.DataFrame | None:
     """Coverage of the intervals of predicted effects; None for a prediction without intervals.
 
-    Intervals are Normal, of the mean and ``layers["std"]``: the tails of a few draws are not
-    known better. Genes without a count in the condition and the controls have no known error, and
-    are left out.
+    Intervals are Normal, of the mean and ``layers["std"]``. Genes without a count have no known
+    error, and are left out.
     """
     if "std" not in predicted.layers:
         return None
@@ -769,15 +744,13 @@ def coverage_of(predicted: ad.AnnData, observed: ad.AnnData) -> pd.DataFrame | N
     error, spread = dense(observed.layers["standard_error"]), dense(predicted.layers["std"])
     distance = np.abs(dense(observed.X) - dense(predicted.X))
     known = error > 0
-    columns = {}
-    for level in (0.5, 0.8, 0.95):
-        inside = distance <= norm.ppf((1 + level) / 2) * np.hypot(spread, error)
-        share = ratio((inside & known).sum(axis=1).astype(float), known.sum(axis=1).astype(float))
+    scores = pd.DataFrame(index=observed.obs_names)
+    for level in (50, 80, 95):
+        inside = distance <= norm.ppf(0.5 + level / 200) * np.hypot(spread, error)
+        share = ratio((inside & known).sum(axis=1) * 1.0, known.sum(axis=1) * 1.0)
         # NaN where there is no posterior at all.
-        columns[f"coverage_{level:.0%}".rstrip("%")] = np.where(
-            np.isnan(spread).any(axis=1), np.nan, share
-        )
-    return pd.DataFrame(columns, index=observed.obs_names)
+        scores[f"coverage_{level}"] = np.where(np.isnan(spread).any(axis=1), np.nan, share)
+    return scores
 
 
 def collapse_of(
@@ -809,11 +782,9 @@ def interaction_correlation(
     """Correlation over genes of each combination that both sides have, with its parts."""
     assert delimiter is not None  # without it there are no combinations
     known = set(predicted.obs_names).intersection(observed.obs_names)
-    combinations = [
-        name
-        for name, parts in parts_of(observed.obs_names, delimiter).items()
-        if known.issuperset([name, *parts])
-    ]
+    combinations = measured_combinations(
+        [name for name in observed.obs_names if name in known], known, delimiter
+    )
     if not combinations:
         return pd.Series(dtype=float)
     left, right = (

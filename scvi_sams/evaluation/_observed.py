@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -57,11 +57,10 @@ def observed_effects(
     Parameters
     ----------
     adata
-        Cells x genes, with counts. A matrix that is sparse stays so, and one that is backed by a
-        file is read in pieces. Cells without a label are left out.
+        Cells x genes, with counts: sparse, dense, or backed by a file, which is read in pieces.
+        Cells without a label are left out.
     perturbation_key, control, combination_delimiter
-        As in ``setup_anndata``. Labels that mean the same (``"A+B"``, ``"B+A"``) are one
-        condition.
+        As in ``setup_anndata``.
     batch_key
         Column of ``adata.obs`` with the batches; by default all cells are of one.
     layer
@@ -77,10 +76,8 @@ def observed_effects(
         Counts per cell to which libraries are scaled.
     resample
         A ceiling for predictions, in the place of all cells: a random half of the cells of every
-        condition and of the controls, within batches (what an experiment of half the size says of
-        the other half; the first has the odd cell, and conditions of one cell are left out); or as
-        many cells as there are of each condition and batch, drawn with replacement, whose effects
-        are about as far from those observed as the truth is.
+        condition and of the controls, within batches (the first has the odd cell; conditions of
+        one cell are left out), or a draw with replacement from each condition and batch.
     seed
         Seed of ``resample``. Both halves of one seed share no cell.
 
@@ -99,18 +96,16 @@ def observed_effects(
     Raises
     ------
     ScreenError
-        If a column, layer or label is not there, no cell is a control, a cell has no batch, a
-        condition asked for by name has fewer than ``min_cells`` cells, or a library size is not a
-        positive number.
+        If a column, layer or label is not there, no cell is a control, a cell has no batch or a
+        library size that is not positive, or a condition that is named has too few cells.
     ValueError
         If ``resample`` is unknown.
 
     Notes
     -----
-    The estimand of Bereket and Karaletsos (NeurIPS 2023). Half the cells, of variance
-    :math:`\sigma^2`, differ from the other half by :math:`4 \sigma^2 / n` on average, four times
-    as much as the true mean differs from all :math:`n` (the "technical duplicate" of Mejia et al.,
-    arXiv 2506.22641): a good model can pass that ceiling. A bootstrap mean (Efron, 1979) differs
+    The estimand of Bereket and Karaletsos (NeurIPS 2023). Halves of :math:`n` cells of variance
+    :math:`\sigma^2` differ by :math:`4 \sigma^2 / n` on average (the "technical duplicate" of
+    Mejia et al., arXiv 2506.22641), which a good model can pass. A bootstrap mean (Efron) differs
     from the observed one by :math:`\sigma^2 / n`, as that does from the truth.
 
     Examples
@@ -127,24 +122,16 @@ def observed_effects(
         raise ValueError(
             f"resample={resample!r} is unknown; use 'first half', 'second half' or 'bootstrap'."
         )
-    cells = _read(
-        adata,
-        perturbation_key,
-        control,
-        batch_key,
-        layer,
-        size_factor_key,
-        combination_delimiter,
-        scale,
-    )
+    keys = batch_key, layer, size_factor_key
+    cells = _read(adata, perturbation_key, control, combination_delimiter, *keys, scale)
     halved = resample is not None and resample.endswith("half")
     cells, names = _chosen(cells, conditions, max(min_cells, 2 if halved else 1))
-    weights = None
-    if resample == "bootstrap":
-        weights = cells.bootstrap_weights(np.random.default_rng(seed))
-    elif halved:
-        weights = cells.half_weights(np.random.default_rng(seed))
-        weights = weights if resample == "first half" else 1 - weights
+    weights, rng = None, np.random.default_rng(seed)
+    if halved:
+        first = cells.half_weights(rng)
+        weights = first if resample == "first half" else 1 - first
+    elif resample is not None:
+        weights = cells.bootstrap_weights(rng)
     effects = cells.effects(cells.control_means(weights), weights)
     effects.obs_names = names
     return effects
@@ -217,9 +204,8 @@ def differential_expression_weights(
         raise ValueError(f"against={against!r} is unknown; use 'rest' or 'control'.")
     if min_cells < 2:
         raise ValueError(f"min_cells={min_cells}: a variance takes at least 2 cells.")
-    cells = _read(
-        adata, perturbation_key, control, None, layer, size_factor_key, combination_delimiter
-    )
+    keys = None, layer, size_factor_key
+    cells = _read(adata, perturbation_key, control, combination_delimiter, *keys)
     kept, names = _chosen(cells, conditions, min_cells)
     weights = gene_weights(*cells.moments(), against_rest=against == "rest")
     rows = cells.conditions.get_indexer(kept.conditions)
@@ -255,22 +241,17 @@ def _read(
     adata: ad.AnnData,
     perturbation_key: str,
     control: str | Sequence[str],
-    batch_key: str | None,
-    layer: str | None,
-    size_factor_key: str | None,
-    combination_delimiter: str | None,
-    scale: float = 1e4,
+    delimiter: str | None,
+    *settings: Any,
 ) -> CellGroups:
     """Cells by what they received; those without a label are in no group."""
     if adata.isbacked and adata.is_view:  # of which anndata makes no view
         adata = adata.to_memory()
     labels = obs_column(adata, perturbation_key)
-    found = Conditions.from_labels(labels.dropna(), control, combination_delimiter)
+    found = Conditions.from_labels(labels.dropna(), control, delimiter)
     codes = np.full(adata.n_obs, -1)
     codes[labels.notna().to_numpy()] = found.codes
-    return CellGroups.of(
-        adata, replace(found, codes=codes), batch_key, layer, size_factor_key, scale
-    )
+    return CellGroups.of(adata, replace(found, codes=codes), *settings)
 
 
 def _chosen(
@@ -294,29 +275,18 @@ def _chosen(
     return cells.restricted(kept), names
 
 
-@dataclass(frozen=True)
-class ControlMeans:
-    """Mean log expression of controls, and its squared standard error, by batch and over all."""
+class ControlMeans(NamedTuple):
+    """Mean log expression of controls, and its squared standard error.
+
+    The last row is that of all controls: theirs is the place of a batch without any, whose
+    position in ``batches`` is -1.
+    """
 
     batches: pd.Index
     mean: NDArray[np.float64]
-    """Batches x genes."""
+    """Batches and all x genes."""
     squared_error: NDArray[np.float64]
-    """Batches x genes."""
-    overall: NDArray[np.float64]
-    """Genes: mean of all control cells."""
-    overall_squared_error: NDArray[np.float64]
-    """Genes."""
     n_cells: int
-
-    def of(self, batches: pd.Index) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and squared error for the controls of batches, of all where a batch has none."""
-        row = self.batches.get_indexer(batches)
-        known = (row >= 0)[:, None]
-        return (
-            np.where(known, self.mean[row], self.overall),
-            np.where(known, self.squared_error[row], self.overall_squared_error),
-        )
 
 
 @dataclass(frozen=True)
@@ -358,15 +328,24 @@ class CellGroups:
         batch, batches = np.zeros(adata.n_obs, dtype=np.int64), pd.Index(["all"])
         if batch_key is not None:
             column = obs_column(adata, batch_key)
-            if column.isna().any():
+            if n_missing := column.isna().sum():
                 raise ScreenError(
-                    f"{column.isna().sum()} cells have no batch in obs[{batch_key!r}]: drop them."
+                    f"{n_missing} cells have no batch in obs[{batch_key!r}]: drop them."
                 )
-            codes, names = pd.factorize(column.astype(str))
-            batch, batches = codes.astype(np.int64), pd.Index(names)
+            batch, batches = pd.factorize(column.astype(str))
         library = None if size_factor_key is None else obs_column(adata, size_factor_key)
         labels = pd.Index([found.labels[row] for row in kept], dtype=object)
-        return cls(adata, found, labels, code[found.codes], batches, batch, layer, library, scale)
+        return cls(
+            adata,
+            found,
+            labels,
+            code[found.codes],
+            pd.Index(batches),
+            batch,
+            layer,
+            library,
+            scale,
+        )
 
     @property
     def n_cells(self) -> pd.Series:
@@ -406,21 +385,15 @@ class CellGroups:
         total, squares, n_cells = self._sums(row, len(self.batches), weights)
         if not (present := n_cells > 0).any():
             raise ScreenError("No cell is a control, so that there is nothing to compare with.")
-        n = n_cells.sum()
+        total, squares, n_cells = (
+            np.concatenate([sums[present], sums.sum(axis=0, keepdims=True)])
+            for sums in (total, squares, n_cells)
+        )
         mean, squared_error = _mean_and_squared_error(total, squares, n_cells)
-        overall, overall_error = _mean_and_squared_error(
-            total.sum(axis=0, keepdims=True), squares.sum(axis=0, keepdims=True), n[None]
-        )
         # One control says nothing of its error; that of all controls together does.
-        squared_error = np.where(np.isnan(squared_error), overall_error * n, squared_error)
-        return ControlMeans(
-            self.batches[present],
-            mean[present],
-            squared_error[present],
-            overall[0],
-            overall_error[0],
-            int(n),
-        )
+        all_error = squared_error[-1] * n_cells[-1]
+        squared_error = np.where(np.isnan(squared_error), all_error, squared_error)
+        return ControlMeans(self.batches[present], mean, squared_error, int(n_cells[-1]))
 
     def effects(
         self, controls: ControlMeans, weights: NDArray[np.float64] | None = None
@@ -429,7 +402,8 @@ class CellGroups:
         n_conditions = len(self.conditions)
         total, squares = np.zeros((2, n_conditions, self.adata.n_vars))
         n_of_batch = np.zeros((n_conditions, len(self.batches)))
-        control_mean, control_error = controls.of(self.batches)
+        rows = controls.batches.get_indexer(self.batches)
+        control_mean, control_error = controls.mean[rows], controls.squared_error[rows]
         for batch in range(len(self.batches)):
             row = np.where(self.batch == batch, self.condition, -1)
             sums, raw_squares, n_inside = self._sums(row, n_conditions, weights)
@@ -449,8 +423,8 @@ class CellGroups:
             obs=pd.DataFrame({"n_cells": n_cells.astype(np.int64)}, index=self.conditions),
             var=pd.DataFrame(
                 {
-                    "control_mean": controls.overall,
-                    "control_standard_error": np.sqrt(controls.overall_squared_error),
+                    "control_mean": controls.mean[-1],
+                    "control_standard_error": np.sqrt(controls.squared_error[-1]),
                 },
                 index=self.adata.var_names,
                 dtype=np.float32,
@@ -470,15 +444,10 @@ class CellGroups:
                 yield slice(start + chunk.start, start + chunk.stop), expression
 
     def half_weights(self, rng: Generator) -> NDArray[np.float64]:
-        """1 for the cells of the first half and 0 for others; the first has the odd cells.
-
-        Halves are of conditions (and controls); within a condition, batches are halved as evenly
-        as they can be.
-        """
+        """1 for the cells of the first half of each condition (and batch, as far as may be)."""
         order = np.lexsort((rng.random(self.condition.size), self.batch, self.condition))
-        group = self.condition[order]
-        place = np.arange(group.size) - np.searchsorted(group, group)  # within each cell's group
-        weights = np.zeros(group.size)
+        place = pd.Series(self.condition[order]).groupby(self.condition[order]).cumcount()
+        weights = np.zeros(order.size)
         weights[order[place % 2 == 0]] = 1.0
         return weights
 

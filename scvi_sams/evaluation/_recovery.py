@@ -68,8 +68,8 @@ def mask_recovery(
         \mathrm{precision} = c / \hat n, \qquad \mathrm{recall} = c / n, \qquad
         F_1 = 2 c / (n + \hat n),
 
-    so that the entries of an unmatched predicted latent count as false and those of an unmatched
-    true latent as missed. A true latent that is split in two is therefore paid for.
+    so that entries of an unmatched predicted latent are false and those of an unmatched true one
+    missed.
 
     Parameters
     ----------
@@ -84,9 +84,8 @@ def mask_recovery(
     Returns
     -------
     MaskRecovery
-        ``f1``, ``precision``, ``recall``, ``macro_f1`` (mean F1 of the true latents), and the
-        matching in ``true_latents`` and ``predicted_latents``. Where nothing could go wrong (no
-        entry to predict, or none predicted) a share is 1.
+        ``f1``, ``precision``, ``recall``, ``macro_f1`` (shares of nothing are 1), and the matching
+        in ``true_latents`` and ``predicted_latents``.
 
     Raises
     ------
@@ -143,12 +142,7 @@ def latent_recovery(
     over the :math:`K` true latents that vary. It is 1 if latents are recovered up to order, sign
     and scale. A rotation lowers it, but not the **linear** :math:`R^2`, which asks whether the
     information is there: each true latent is regressed on all inferred ones in a part of the rows,
-    and in the others
-
-    .. math::
-
-        R^2 = \frac1K \sum_k \left( 1 - \frac{\sum_i (z_{ik} - \hat z_{ik})^2}
-            {\sum_i (z_{ik} - \bar z_k)^2} \right).
+    and :math:`R^2` is the mean of their coefficients of determination in the others.
 
     Parameters
     ----------
@@ -169,8 +163,7 @@ def latent_recovery(
     Returns
     -------
     LatentRecovery
-        ``mean_correlation`` (MCC, between 0 and 1; a true latent without a match, and a constant
-        inferred one, count as 0), ``linear_r2`` (at most 1, without bound below), the
+        ``mean_correlation`` (MCC; a latent without a match counts as 0), ``linear_r2``, the
         ``correlation`` of each matched pair, and the matching in ``true_latents`` and
         ``inferred_latents``. NaN if no true latent varies.
 

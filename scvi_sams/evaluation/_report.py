@@ -18,63 +18,48 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = [
-    "PredictorKind",
-    "Scorecard",
-    "compare_with_baselines",
-    "resamples",
-    "summarise",
-    "verdict",
-]
+__all__ = ["PredictorKind", "Scorecard", "compare_with_baselines", "summarise", "verdict"]
 
+PredictorKind: TypeAlias = Literal["model", "baseline", "ceiling"]
 
-_INTERVAL = (2.5, 97.5)
 _OPENINGS = {
     "behind": "A baseline wins over {model}",
     "ahead": "{model} wins over the best baseline",
     "level": "Level within noise",
     "too few": "Too few conditions to say",
 }
-_SIGNS = {"higher": 1.0, "lower": -1.0, "target": 0.0}  # targets have no lead
+_SIGNS = {"higher": 1.0, "lower": -1.0}  # targets have no lead
 _FEW_CONDITIONS = 6  # with fewer, resampling them says little about others
-
-
-def resamples(n_conditions: int, n_bootstrap: int, seed: int) -> NDArray[np.float64]:
-    """How often each condition is drawn, draws x conditions; the same draws for all predictors."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(
-        n_conditions, np.full(n_conditions, 1 / n_conditions), size=n_bootstrap
-    ).astype(np.float64)
+_ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
+_DIGITS = 3
 
 
 def summarise(
     scores: Mapping[str, pd.DataFrame],
-    overall: Mapping[str, Mapping[str, tuple[float, NDArray[np.float64]]]],
+    overall: Mapping[str, tuple[str, float, NDArray[np.float64]]],
     drawn: NDArray[np.float64],
 ) -> pd.DataFrame:
     """Mean and interval over conditions of each predictor and measure.
 
-    ``scores`` has conditions x measures of each predictor, ``overall`` those of all conditions
-    together with their bootstrap values, ``drawn`` the draws of :func:`resamples`.
+    ``scores`` has conditions x measures of each predictor, ``overall`` a measure of all conditions
+    together with its bootstrap values, ``drawn`` how often each condition is drawn (draws x
+    conditions).
     """
     rows = []
     for predictor, table in scores.items():
-        of_all = overall.get(predictor, {})
+        of_all, value, draws_of_all = overall.get(predictor, ("", 0.0, drawn))
         for measure in MEASURES:
-            if measure in of_all:
-                mean, draws = of_all[measure]
-                n_conditions = len(table)
+            if measure == of_all:
+                n_conditions, mean, draws = len(table), value, draws_of_all
             elif measure in table:
-                values = table[measure].to_numpy(dtype=float)
-                n_conditions = int(np.isfinite(values).sum())
-                mean, draws = _mean(values), _resampled_mean(values, drawn)
+                column = table[measure].astype(float)
+                n_conditions, mean = column.count(), column.mean()
+                draws = _resampled_mean(column.to_numpy(), drawn)
             else:
                 continue
-            lower, upper = _interval(draws)
-            rows.append((predictor, measure, mean, lower, upper, n_conditions))
-    return pd.DataFrame(
-        rows, columns=["predictor", "measure", "mean", "lower", "upper", "n_conditions"]
-    ).set_index(["predictor", "measure"])
+            rows.append((predictor, measure, mean, *_interval(draws), n_conditions))
+    columns = ["predictor", "measure", "mean", "lower", "upper", "n_conditions"]
+    return pd.DataFrame(rows, columns=columns).set_index(["predictor", "measure"])
 
 
 def compare_with_baselines(
@@ -84,31 +69,29 @@ def compare_with_baselines(
 
     The baseline is the best of many on the same conditions, which favours it a little.
     """
-    models, baselines = _of_kind(kinds, "model"), _of_kind(kinds, "baseline")
     rows = []
-    for model in models:
-        for measure in MEASURES:
-            sign = _SIGNS[MEASURES[measure].better]
+    for model in _of_kind(kinds, "model"):
+        for measure, specification in MEASURES.items():
+            sign = _SIGNS.get(specification.better)
             if not sign or measure not in scores[model]:
                 continue
-            own = scores[model][measure].to_numpy(dtype=float)
-            rivals = []
-            for baseline in baselines:
-                if measure not in scores[baseline]:
-                    continue
-                other = scores[baseline][measure].to_numpy(dtype=float)
-                both = np.isfinite(own) & np.isfinite(other)
-                if both.any():
-                    rivals.append((sign * (own - other)[both].mean(), baseline, other, both))
-            if not rivals:
+            own = scores[model][measure].astype(float)
+            rivals = {
+                name: scores[name][measure].astype(float).where(own.notna())
+                for name in _of_kind(kinds, "baseline")
+                if measure in scores[name]
+            }
+            leads = {name: (sign * (own - other)).dropna() for name, other in rivals.items()}
+            leads = {name: lead for name, lead in leads.items() if len(lead)}
+            if not leads:
                 continue
-            # The baseline over which the lead is smallest.
-            _, baseline, other, both = min(rivals, key=lambda rival: rival[0])
-            lead = np.where(both, sign * (own - other), np.nan)
-            lower, upper = _interval(_resampled_mean(lead, drawn))
-            n, n_ahead = int(both.sum()), int((lead[both] > 0).sum())
-            means = own[both].mean(), other[both].mean(), _mean(lead)
-            outcome = _outcome(lower, upper, n)
+            baseline = min(leads, key=lambda name: leads[name].mean())
+            lead, n = leads[baseline], len(leads[baseline])
+            lower, upper = _interval(_resampled_mean(lead.reindex(own.index).to_numpy(), drawn))
+            means = own[lead.index].mean(), rivals[baseline].mean(), lead.mean()
+            outcome = "ahead" if lower > 0 else "behind" if upper < 0 else "level"
+            outcome = "too few" if n < _FEW_CONDITIONS else outcome
+            n_ahead = int((lead > 0).sum())
             rows.append((model, measure, baseline, *means, lower, upper, n, n_ahead, outcome))
     columns = ["predictor", "measure", "baseline", "mean", "baseline_mean", "lead", "lower"]
     columns += ["upper", "n_conditions", "n_conditions_ahead", "outcome"]
@@ -125,96 +108,72 @@ def verdict(
         if own.empty:
             sentences.append(f"{model} cannot be compared: no baseline has a score it has too.")
             continue
-        by_outcome = {
-            outcome: own[own["outcome"] == outcome].droplevel("predictor")
-            for outcome in ("behind", "ahead", "level", "too few")
-        }
-        n_few = len(by_outcome["too few"])
-        if n_few == len(own):
+        n = {outcome: int((own["outcome"] == outcome).sum()) for outcome in _OPENINGS}
+        if n["too few"] == len(own):
             sentences.append(
                 f"Only {int(own['n_conditions'].max())} conditions can be compared: too few to "
                 f"tell a lead of {model} from chance. What follows describes these conditions."
             )
         else:
-            few = f", with too few conditions to say on {n_few}" if n_few else ""
+            few = f", with too few conditions to say on {n['too few']}" if n["too few"] else ""
             sentences.append(
-                f"{model} is ahead of every baseline on {len(by_outcome['ahead'])} of {len(own)} "
-                f"measures, behind the best one on {len(by_outcome['behind'])}, and level with it "
-                f"on {len(by_outcome['level'])}{few}."
+                f"{model} is ahead of every baseline on {n['ahead']} of {len(own)} measures, "
+                f"behind the best one on {n['behind']}, and level with it on {n['level']}{few}."
             )
-        sentences += [
-            f"{opening.format(model=model)}: {'; '.join(_comparisons(model, rows, outcome))}."
-            for outcome, opening in _OPENINGS.items()
-            if len(rows := by_outcome[outcome])
-        ]
-        sentences += _target_sentences(model, summary)
-    sentences += _ceiling_sentences(summary, kinds)
-    return sentences
-
-
-def _comparisons(model: str, rows: pd.DataFrame, outcome: str) -> list[str]:
-    phrases = []
-    for measure, row in rows.iterrows():
-        scores = f"{row['baseline']} {row['baseline_mean']:.3f}, {model} {row['mean']:.3f}"
-        if outcome == "too few":
-            margin = f"{model} better on {row['n_conditions_ahead']} of {row['n_conditions']}"
-        else:
-            margin = f"lead of the model {row['lower']:+.3f} to {row['upper']:+.3f}"
-        phrases.append(f"{MEASURES[measure].title} ({scores}; {margin})")
-    return phrases
-
-
-def _target_sentences(model: str, summary: pd.DataFrame) -> list[str]:
-    sentences = []
-    for measure, specification in MEASURES.items():
-        if specification.better != "target" or (model, measure) not in summary.index:
-            continue
-        row = summary.loc[(model, measure)]
-        if np.isfinite(row["mean"]):
-            sentences.append(
-                f"{specification.title}: {model} {row['mean']:.3f}, 95% interval "
-                f"{row['lower']:.3f} to {row['upper']:.3f}, where {specification.target:g} "
-                "is right."
-            )
-    return sentences
-
-
-def _ceiling_sentences(summary: pd.DataFrame, kinds: Mapping[str, str]) -> list[str]:
-    """Name the measures on which even a perfect prediction would hardly beat the baselines."""
-    if "bootstrap" not in kinds:
-        return []
+        for outcome, opening in _OPENINGS.items():
+            if n[outcome]:
+                rows = own[own["outcome"] == outcome].droplevel("predictor")
+                phrases = [_comparison(model, measure, row) for measure, row in rows.iterrows()]
+                sentences.append(f"{opening.format(model=model)}: {'; '.join(phrases)}.")
+        for measure, specification in MEASURES.items():
+            if specification.better != "target" or (model, measure) not in summary.index:
+                continue
+            row = summary.loc[(model, measure)]
+            if np.isfinite(row["mean"]):
+                sentences.append(
+                    f"{specification.title}: {model} {row['mean']:.3f}, 95% interval "
+                    f"{row['lower']:.3f} to {row['upper']:.3f}, where {specification.target:g} "
+                    "is right."
+                )
     means = summary["mean"].unstack("measure")
-    baselines, blind = _of_kind(kinds, "baseline"), []
-    for measure, specification in MEASURES.items():
-        sign = _SIGNS[specification.better]
-        if not sign or measure not in means:
-            continue
-        best = (sign * means[measure].reindex(baselines)).max()
-        if best >= sign * means.loc["bootstrap", measure]:
-            blind.append(specification.title)
-    if not blind:
-        return []
-    return [
-        f"The data cannot tell a perfect prediction from the best baseline on {', '.join(blind)}: "
-        "the ceiling (bootstrap) is no better."
+    blind = [
+        MEASURES[measure].title
+        for measure in _with_direction(means)
+        if _loss(means[measure].reindex(_of_kind(kinds, "baseline"))).min()
+        <= _loss(means[measure]).get("bootstrap", np.nan)
     ]
+    if blind:
+        sentences.append(
+            "The data cannot tell a perfect prediction from the best baseline on "
+            f"{', '.join(blind)}: the ceiling (bootstrap) is no better."
+        )
+    return sentences
+
+
+def _comparison(model: str, measure: str, row: pd.Series) -> str:
+    """One measure of a model beside that of the best baseline."""
+    margin = f"lead of the model {row['lower']:+.3f} to {row['upper']:+.3f}"
+    if row["outcome"] == "too few":
+        margin = f"{model} better on {row['n_conditions_ahead']} of {row['n_conditions']}"
+    scores = f"{row['baseline']} {row['baseline_mean']:.3f}, {model} {row['mean']:.3f}"
+    return f"{MEASURES[measure].title} ({scores}; {margin})"
 
 
 def _of_kind(kinds: Mapping[str, str], kind: str) -> list[str]:
     return [name for name, of_it in kinds.items() if of_it == kind]
 
 
-def _outcome(lower: float, upper: float, n_conditions: int) -> str:
-    if n_conditions < _FEW_CONDITIONS:
-        return "too few"
-    if lower > 0:
-        return "ahead"
-    return "behind" if upper < 0 else "level"
+def _with_direction(table: pd.DataFrame) -> list[str]:
+    """Measures of a table of which more, or less, is better."""
+    return [name for name in MEASURES if MEASURES[name].better in _SIGNS and name in table]
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else float("nan")
+def _loss(column: pd.Series) -> pd.Series:
+    """Values of a measure, turned so that the lowest is best."""
+    specification = MEASURES[str(column.name)]
+    if specification.better == "target":
+        return (column - specification.target).abs()
+    return -_SIGNS[specification.better] * column
 
 
 def _resampled_mean(
@@ -222,22 +181,13 @@ def _resampled_mean(
 ) -> NDArray[np.float64]:
     """Means over the conditions drawn that have a value."""
     finite = np.isfinite(values)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore"):
         return drawn @ np.where(finite, values, 0.0) / (drawn @ finite)
 
 
 def _interval(draws: NDArray[np.float64]) -> tuple[float, float]:
-    finite = draws[np.isfinite(draws)]
-    if not finite.size:
-        return float("nan"), float("nan")
-    lower, upper = np.percentile(finite, _INTERVAL)
-    return float(lower), float(upper)
-
-
-PredictorKind: TypeAlias = Literal["model", "baseline", "ceiling"]
-
-_ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
-_DIGITS = 3
+    lower, upper = pd.Series(draws).quantile([0.025, 0.975])
+    return lower, upper
 
 
 @dataclass(frozen=True)
@@ -284,6 +234,22 @@ class Scorecard:
         )
 
     @property
+    def normalised(self) -> pd.DataFrame:
+        """Means that are 0 at the mean response and 1 at a replicate, predictors x measures.
+
+        With :math:`b` the score of ``"perturbed mean"`` and :math:`r` that of ``"split half"``,
+        one half of the held-out cells scored on the other, :math:`(u - b) / (r - b)`, unclipped,
+        as the Virtual Cell Challenge of 2026 does. Measures in which the replicate is no better
+        than the mean response, which say nothing of the perturbation, are left out.
+        """
+        table = self.table
+        table = table[_with_direction(table)]
+        mean, replicate = table.reindex(["perturbed mean", "split half"]).to_numpy()
+        losses = table.apply(_loss).reindex(["perturbed mean", "split half"])
+        better = losses.loc["split half"] < losses.loc["perturbed mean"]
+        return ((table - mean) / (replicate - mean)).loc[:, better]
+
+    @property
     def by_stratum(self) -> pd.DataFrame:
         """Means by stratum of the size of the observed effect, (stratum, predictor) x measures."""
         means = self.per_condition.pivot_table(
@@ -294,17 +260,12 @@ class Scorecard:
         return means.reindex(order, columns=[name for name in MEASURES if name in means])
 
     def best_baseline(self, measure: str) -> str | None:
-        """Name the baseline with the best mean of a measure.
+        """Name the baseline with the best mean of a measure; None if no baseline has it.
 
         Parameters
         ----------
         measure
             Measure, as in :attr:`summary`.
-
-        Returns
-        -------
-        str or None
-            Its name; None if no baseline has the measure.
         """
         loss = _loss(self.table.loc[_of_kind(self.kinds, "baseline"), measure]).dropna()
         return str(loss.idxmin()) if len(loss) else None
@@ -320,37 +281,31 @@ class Scorecard:
         'rel. error ↓'
         """
         specification = MEASURES[measure]
-        arrow = _ARROWS[specification.better]
         goal = f"{specification.target:g}" if specification.better == "target" else ""
-        return f"{specification.title} {arrow}{goal}"
+        return f"{specification.title} {_ARROWS[specification.better]}{goal}"
 
     def to_markdown(self) -> str:
         """Table of means, verdict, notes and provenance as Markdown.
 
-        Returns
-        -------
-        str
-            The best of models and baselines is bold in each column; ceilings are in italics.
+        The best of models and baselines is bold in each column; ceilings are in italics.
         """
         table = self.table
-        best = self._best()
-        header = ["predictor", *(self.heading(measure) for measure in table)]
-        lines = [header, ["---"] + ["---:"] * len(table.columns)]
-        for predictor, row in table.iterrows():
-            name = f"*{predictor}*" if self.kinds[predictor] == "ceiling" else str(predictor)
-            cells = [
-                f"**{_number(value)}**" if predictor in best[measure] else _number(value)
-                for measure, value in row.items()
-            ]
-            lines.append([name, *cells])
-        blocks = ["\n".join("| " + " | ".join(line) + " |" for line in lines)]
-        blocks += [_bullets(self.verdict)]
-        if self.notes:
-            blocks.append("Notes\n\n" + _bullets(self.notes))
+        shown = table.map(_number)
+        rivals = [name for name, kind in self.kinds.items() if kind != "ceiling"]
+        for measure in table:
+            loss = _loss(table.loc[rivals, measure])
+            best = loss.index[np.isclose(loss, loss.min(), rtol=0, atol=1e-9)]
+            shown.loc[best, measure] = "**" + shown.loc[best, measure] + "**"
+        names = [f"*{name}*" if kind == "ceiling" else name for name, kind in self.kinds.items()]
         measures = [f"{MEASURES[name].title}: {MEASURES[name].description}." for name in table]
-        blocks.append("Columns\n\n" + _bullets(measures))
-        if self.provenance:
-            blocks.append("; ".join(f"{key} {value}" for key, value in self.provenance.items()))
+        blocks = [
+            _markdown(shown.set_axis(names), [self.heading(measure) for measure in table]),
+            _bullets(self.verdict),
+            *self._normalised_markdown(names),
+            *(["Notes\n\n" + _bullets(self.notes)] if self.notes else []),
+            "Columns\n\n" + _bullets(measures),
+            "; ".join(f"{key} {value}" for key, value in self.provenance.items()),
+        ]
         return "\n\n".join(blocks) + "\n"
 
     def to_csv(self, folder: str | Path) -> list[Path]:
@@ -368,8 +323,6 @@ class Scorecard:
             ``scorecard_comparison.csv``, ``scorecard.md`` and ``scorecard.json`` (provenance,
             kinds, verdict and notes).
         """
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
         record = {
             "provenance": dict(self.provenance),
             "kinds": dict(self.kinds),
@@ -383,14 +336,21 @@ class Scorecard:
             "scorecard.md": self.to_markdown(),
             "scorecard.json": json.dumps(record, indent=2) + "\n",
         }
-        paths = []
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
-            path = target / name
             staging = target / f".{name}.{os.getpid()}.partial"
             staging.write_text(text, encoding="utf-8")
-            staging.replace(path)
-            paths.append(path)
-        return paths
+            staging.replace(target / name)
+        return [target / name for name in contents]
+
+    def _normalised_markdown(self, names: Sequence[str]) -> list[str]:
+        shown = self.normalised
+        if shown.empty:
+            return []
+        titles = [MEASURES[name].title for name in shown]
+        table = _markdown(shown.map(_number).set_axis(names), titles)
+        return [f"0 at the mean response, 1 at a split-half replicate\n\n{table}"]
 
     def __str__(self) -> str:
         shown = self.table.rename(columns=self.heading).round(_DIGITS)
@@ -401,23 +361,6 @@ class Scorecard:
     def _repr_markdown_(self) -> str:
         return self.to_markdown()
 
-    def _best(self) -> dict[str, set[str]]:
-        """Of each measure, the models and baselines with the best mean."""
-        rivals = self.table.loc[[name for name, kind in self.kinds.items() if kind != "ceiling"]]
-        best = {}
-        for measure, column in rivals.items():
-            loss = _loss(column)
-            best[measure] = set(column.index[np.isclose(loss, loss.min(), rtol=0, atol=1e-9)])
-        return best
-
-
-def _loss(column: pd.Series) -> pd.Series:
-    """Values of a measure, turned so that the lowest is best."""
-    specification = MEASURES[str(column.name)]
-    if specification.better == "target":
-        return (column - specification.target).abs()
-    return column if specification.better == "lower" else -column
-
 
 def _number(value: float) -> str:
     return f"{value:.{_DIGITS}f}" if np.isfinite(value) else "-"
@@ -425,3 +368,10 @@ def _number(value: float) -> str:
 
 def _bullets(sentences: Sequence[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _markdown(cells: pd.DataFrame, headings: Sequence[str]) -> str:
+    """Table of strings, its first column the predictors."""
+    lines = [["predictor", *headings], ["---"] + ["---:"] * len(headings)]
+    lines += [[name, *row] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import anndata as ad
 import numpy as np
@@ -27,17 +28,12 @@ from scvi_sams.evaluation._measures import (
     collapse_of,
     coverage_of,
     interaction_correlation,
+    measured_combinations,
     parts_of,
     score_tables,
 )
 from scvi_sams.evaluation._observed import CellGroups, gene_weights
-from scvi_sams.evaluation._report import (
-    Scorecard,
-    compare_with_baselines,
-    resamples,
-    summarise,
-    verdict,
-)
+from scvi_sams.evaluation._report import Scorecard, compare_with_baselines, summarise, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +43,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.data.tables import ProfileTable
     from scvi_sams.evaluation._baselines import Baseline
-    from scvi_sams.evaluation._observed import ControlMeans
     from scvi_sams.evaluation._report import PredictorKind
 
 __all__ = ["Predictor", "score_predictions", "scorecard"]
@@ -56,20 +51,23 @@ _FEWEST_CELLS = 4  # two in each half, so that each has a variance
 _MIN_CONTROLS = 10
 _MIN_CONDITIONS_OF_STRATA = 6
 _STRATA = ("weak", "medium", "strong")
-_SPLIT_HALF, _BOOTSTRAP = "split half", "bootstrap"
+_CEILINGS = _SPLIT_HALF, _BOOTSTRAP = "split half", "bootstrap"
 _OF_COMBINATIONS = {"additive", "matching mean", "nearest combination"}
 _SIMULATED_CELLS = 200  # of a condition
 _MAX_CELLS = 500  # of a condition, in distances, which cost the square of it
 _CELLS_OF_COMPONENTS = 20_000
+_PACKAGES = ("scvi-sams", "scvi-tools", "torch", "anndata", "numpy", "scipy", "scikit-learn")
+
+_Weights: TypeAlias = "NDArray[np.float64] | None"
 
 
 class Predictor(Protocol):
     """What a model must offer to be scored by :func:`scorecard`, of this package or not.
 
-    Attributes of these names are used if they are there: ``train_indices``, ``test_indices`` and
-    ``validation_indices``, positions of cells in ``adata``; ``adata``, the cells that it was
-    fitted on and kept from; and ``registry["setup_args"]``, which say where that has counts and
-    perturbations. Otherwise they are arguments of :func:`scorecard`.
+    Attributes are used if they are there: ``train_indices``, ``test_indices`` and
+    ``validation_indices``, positions of cells in ``adata``, its screen, and
+    ``registry["setup_args"]``, which say where that has counts and perturbations. Otherwise they
+    are arguments of :func:`scorecard`.
 
     Examples
     --------
@@ -157,25 +155,22 @@ def scorecard(
     Parameters
     ----------
     model
-        A trained model, see :class:`Predictor`; or several by name, trained on the same cells,
-        which come into one table.
+        A trained model, see :class:`Predictor`; or several by name, trained on the same cells.
     adata
         Held-out cells, laid out as what the model was set up with; by default that AnnData.
     test_indices
         Cells of ``adata`` to score on. By default ``model.test_indices``, or
         ``model.validation_indices`` where there are none, or all cells of another AnnData.
     train_indices
-        Cells that the model was fitted on, of ``model.adata``, or of ``adata`` if it has none; by
+        Cells of ``model.adata``, or of ``adata`` if it has none, that the model was fitted on; by
         default ``model.train_indices``.
     setup
-        Where the cells have counts, perturbations and batches: a dict of the arguments of
-        ``setup_anndata``. By default ``model.registry["setup_args"]``.
+        The arguments of ``setup_anndata``, by default ``model.registry["setup_args"]``.
     conditions
-        Conditions to score (``"A"``, ``"A+B"``); by default all with at least ``min_cells``
-        held-out cells.
+        Conditions to score; by default all with at least ``min_cells`` held-out cells.
     baselines
-        Names in :data:`BASELINES`, or functions like those by name. By default all of
-        :data:`BASELINES` that apply to a condition that is scored.
+        Names in :data:`BASELINES`, or functions like those by name. By default all that apply to a
+        condition that is scored.
     cell_level
         Whether to simulate cells for the energy distance.
     min_cells
@@ -192,27 +187,23 @@ def scorecard(
     Returns
     -------
     Scorecard
-        Means of each predictor and measure with intervals, scores by condition, and a verdict that
-        says which baseline wins where.
+        Means with intervals, scores by condition, and a verdict.
 
     Raises
     ------
     ScreenError
-        If there are no held-out cells, some of them were trained on, no condition has enough of
-        them, there are no training controls, models were trained on different cells, or it is not
-        known on which.
+        If held-out cells were trained on, no condition has enough of them, there are no training
+        controls, models were trained on different cells, or it is not known on which.
     ValueError
         If a setting makes no sense, or a model has no count likelihood.
 
     Notes
     -----
-    Scores are those of :func:`score_predictions`. A prediction without variation has a
-    correlation of 0. A baseline has no cells of its own: for the energy distance, training
-    controls are moved by the effect that it predicts. The ceiling ``split half`` is an experiment
-    of half the size, which a good model can pass; ``bootstrap`` bounds from above what the exact
-    truth would score, for correlations of weak effects by far. Coverage adds the standard error of
-    the observed mean to the posterior of the effect: that of masks and embeddings, not of the
-    networks' weights.
+    A prediction without variation has a correlation of 0. For the energy distance of a baseline,
+    training controls are moved by the effect that it predicts. The ceiling ``split half`` is an
+    experiment of half the size, which a good model can pass; ``bootstrap`` bounds from above what
+    the exact truth would score, for correlations of weak effects by far. Coverage adds the
+    standard error of the observed mean to the posterior of masks and embeddings.
 
     Examples
     --------
@@ -223,7 +214,7 @@ def scorecard(
     if not models:
         raise ValueError("`model` is empty: give one, or several by name.")
     held_out, training = _cells_of(models, adata, test_indices, train_indices, setup)
-    wanted, _ = _scored_conditions(held_out, conditions, min_cells)
+    wanted, n_few = _scored_conditions(held_out, conditions, min_cells)
     delimiter = training.found.delimiter
     # Perturbations alone are asked for too: what combinations do beyond them is scored.
     parts = {part for of_it in parts_of(wanted, delimiter).values() for part in of_it}
@@ -241,19 +232,21 @@ def scorecard(
             if cell_level:
                 predicted_cells[name] = other.predict(wanted, n_samples=_SIMULATED_CELLS)
                 predicted_cells[name].obs["condition"] = np.repeat(wanted, _SIMULATED_CELLS)
-    return _score_cells(
+    return _score(
         predictions,
-        held_out,
-        training,
-        conditions=conditions,
-        combination_delimiter=delimiter,
-        baselines=baselines,
-        predicted_cells=predicted_cells,
-        settings=_Settings(min_cells, n_top_genes, n_bootstrap, seed),
-        provenance={
-            "model": ", ".join(type(other).__name__ for other in models.values()),
-            "n_samples": n_samples,
+        predicted_cells,
+        (held_out, training),
+        (wanted, n_few),
+        delimiter,
+        baselines,
+        settings={
+            "min_cells": min_cells,
+            "n_top_genes": n_top_genes,
+            "n_bootstrap": n_bootstrap,
+            "seed": seed,
         },
+        model=", ".join(type(other).__name__ for other in models.values()),
+        n_samples=n_samples,
     )
 
 
@@ -285,11 +278,9 @@ def score_predictions(
     Parameters
     ----------
     predictions
-        Effects of each predictor, conditions x genes, with every condition that is scored and
-        every gene. A condition that a predictor leaves open is NaN; it is then left out of the
-        predictor's means, and a note says so. Perturbations alone are used for interactions if
-        they are there. ``layers["std"]`` of an AnnData, the posterior standard deviation of the
-        expected effect, gives coverage.
+        Effects of each predictor, conditions x genes, with every condition that is scored (NaN if
+        it is left open, and then not in the means) and every gene; with perturbations alone, for
+        interactions; with ``layers["std"]``, the posterior standard deviation, for coverage.
     held_out, training
         Cells x genes, with counts: the cells that are scored against, and those that every
         predictor was fitted on. They may share no cell.
@@ -298,8 +289,8 @@ def score_predictions(
     conditions, baselines, min_cells, n_top_genes, n_bootstrap, seed
         As for :func:`scorecard`.
     predicted_cells
-        Counts of simulated cells of predictors, with ``obs["condition"]`` and
-        ``obs["library_size"]`` as from ``model.predict``, for the energy distance.
+        Simulated cells with ``obs["condition"]``, as from ``model.predict``, for the energy
+        distance.
 
     Returns
     -------
@@ -308,11 +299,8 @@ def score_predictions(
 
     Raises
     ------
-    ScreenError
-        If no condition has enough held-out cells, a prediction lacks a condition or gene, there
-        are no training controls, or a column or label is not there.
-    ValueError
-        If a setting makes no sense, or a predictor is called like a baseline or ceiling.
+    ScreenError, ValueError
+        As :func:`scorecard`, or if a prediction lacks a condition or gene, or two have one name.
 
     Notes
     -----
@@ -339,24 +327,28 @@ def score_predictions(
         for label in obs_column(cells, perturbation_key).dropna().astype(str).unique()
         for part in split_label(label, combination_delimiter)
     }
-    held_out_conditions = Conditions.from_labels(
+    found = Conditions.from_labels(
         held_out.obs[perturbation_key],
         control,
         combination_delimiter,
         perturbations=sorted(names.difference(as_labels(control))),
     )
-    trained = Conditions.from_obs(training, perturbation_key, control, combination_delimiter)
-    return _score_cells(
+    keys = batch_key, layer, size_factor_key
+    scored = CellGroups.of(held_out, found, *keys)
+    found = Conditions.from_obs(training, perturbation_key, control, combination_delimiter)
+    return _score(
         predictions,
-        *(
-            CellGroups.of(cells, found, batch_key, layer, size_factor_key)
-            for cells, found in ((held_out, held_out_conditions), (training, trained))
-        ),
-        conditions=conditions,
-        combination_delimiter=combination_delimiter,
-        baselines=baselines,
-        predicted_cells=predicted_cells or {},
-        settings=_Settings(min_cells, n_top_genes, n_bootstrap, seed),
+        predicted_cells or {},
+        (scored, CellGroups.of(training, found, *keys)),
+        _scored_conditions(scored, conditions, min_cells),
+        combination_delimiter,
+        baselines,
+        settings={
+            "min_cells": min_cells,
+            "n_top_genes": n_top_genes,
+            "n_bootstrap": n_bootstrap,
+            "seed": seed,
+        },
     )
 
 
@@ -385,8 +377,7 @@ def _cells_of(
         trained_on.append(np.unique(np.asarray(own, dtype=np.int64)))
         if not np.array_equal(trained_on[-1], trained_on[0]):
             raise ScreenError(f"{name} was trained on other cells than the first model.")
-    if setup is None:
-        setup = getattr(first, "registry", {}).get("setup_args")
+    setup = getattr(first, "registry", {}).get("setup_args") if setup is None else setup
     if setup is None:
         raise ScreenError(
             "The model does not say where its cells have counts and perturbations: give `setup`, "
@@ -394,16 +385,8 @@ def _cells_of(
         )
     screen: ad.AnnData = getattr(first, "adata", adata)
     cells = screen if adata is None else adata
-    field = PerturbationField(
-        setup.get("perturbation_key"),
-        setup.get("dosage_key"),
-        setup.get("perturbation_names_uns_key"),
-        setup.get("control"),
-        setup.get("combination_delimiter", "+"),
-        setup.get("guide_key"),
-        setup.get("guide_targets"),
-        setup.get("guide_threshold"),
-    )
+    known = signature(PerturbationField).parameters
+    field = PerturbationField(**{key: value for key, value in setup.items() if key in known})
     found = field.read(screen)
     training = _grouped(screen, trained_on[0], found, setup)
     seen = trained_on[0] if cells is screen else None
@@ -467,8 +450,7 @@ def _check_other_cells(held_out: ad.AnnData, training: ad.AnnData) -> None:
     common = held_out.obs_names.intersection(training.obs_names)
     if not common.size or not common.is_unique:
         return
-    difference = held_out[common].X - training[common].X
-    same = np.asarray(abs(difference).sum(axis=1)).ravel() == 0
+    same = np.asarray(abs(held_out[common].X - training[common].X).sum(axis=1)).ravel() == 0
     if same.any():
         raise ScreenError(
             f"{same.sum()} cells of `adata` were trained on, the first {common[same.argmax()]!r}: "
@@ -479,15 +461,6 @@ def _check_other_cells(held_out: ad.AnnData, training: ad.AnnData) -> None:
 # -- scoring -------------------------------------------------------------------------------------
 
 
-class _Settings(NamedTuple):
-    """What does not depend on the cells."""
-
-    min_cells: int
-    n_top_genes: int
-    n_bootstrap: int
-    seed: int
-
-
 def _scored_conditions(
     held_out: CellGroups, conditions: Sequence[str] | None, min_cells: int
 ) -> tuple[list[str], int]:
@@ -495,6 +468,11 @@ def _scored_conditions(
 
     Those asked for must have enough.
     """
+    if min_cells < _FEWEST_CELLS:
+        raise ValueError(
+            f"min_cells={min_cells}: halves of a condition with variances take at least "
+            f"{_FEWEST_CELLS} cells."
+        )
     n_cells = held_out.n_cells
     if conditions is None:
         kept = [str(name) for name in n_cells.index[n_cells >= min_cells]]
@@ -517,31 +495,24 @@ def _scored_conditions(
     return wanted, 0
 
 
-def _score_cells(
+def _score(
     predictions: Mapping[str, ProfileTable],
-    held_out: CellGroups,
-    training: CellGroups,
-    *,
-    conditions: Sequence[str] | None,
-    combination_delimiter: str | None,
-    baselines: Sequence[str] | Mapping[str, Baseline] | None,
     predicted_cells: Mapping[str, ad.AnnData],
-    settings: _Settings,
-    provenance: Mapping[str, Any] | None = None,
+    held_out_and_training: tuple[CellGroups, CellGroups],
+    wanted_and_few: tuple[list[str], int],
+    delimiter: str | None,
+    baselines: Sequence[str] | Mapping[str, Baseline] | None,
+    settings: Mapping[str, int],
+    **provenance: object,
 ) -> Scorecard:
     """Score predictions on cells whose conditions are known."""
-    if settings.min_cells < _FEWEST_CELLS:
-        raise ValueError(
-            f"min_cells={settings.min_cells}: halves of a condition with variances take at least "
-            f"{_FEWEST_CELLS} cells."
-        )
-    if settings.n_bootstrap < 1:
-        raise ValueError(f"n_bootstrap={settings.n_bootstrap}: at least one draw is needed.")
-    wanted, n_few = _scored_conditions(held_out, conditions, settings.min_cells)
+    (held_out, training), (wanted, n_few) = held_out_and_training, wanted_and_few
+    if settings["n_bootstrap"] < 1:
+        raise ValueError(f"n_bootstrap={settings['n_bootstrap']}: at least one draw is needed.")
     if not training.is_control.any():
         raise ScreenError("No training cell is a control: effects need controls to be against.")
-    rng = np.random.default_rng(settings.seed)
-    cells = _ScoredCells.of(held_out, training, wanted, combination_delimiter)
+    rng = np.random.default_rng(settings["seed"])
+    cells = _ScoredCells(held_out, training, wanted, delimiter)
     training_effects = training.effects(cells.training_controls)
     if not training_effects.n_obs:
         raise ScreenError("No training cell is perturbed: there is nothing to predict from.")
@@ -552,39 +523,38 @@ def _score_cells(
         observed,
         training_effects.to_df().astype(np.float64).mean(),
         (cells.gene_weights(first), cells.gene_weights(1 - first)),
-        combination_delimiter,
-        settings.n_top_genes,
+        delimiter,
+        settings["n_top_genes"],
     )
-    notes = cells.notes(n_few, settings.min_cells)
-    kinds: dict[str, PredictorKind] = {}
-    tables: dict[str, ad.AnnData] = {}
+    notes = cells.notes(n_few, settings["min_cells"])
     genes = held_out.adata.var_names
-    for name, prediction in predictions.items():
-        tables[name] = _checked_prediction(name, prediction, wanted, genes)
-        kinds[name] = "model"
-        if n_open := int(np.isnan(dense(tables[name][wanted].X)).any(axis=1).sum()):
+    tables = {
+        name: _checked_prediction(name, prediction, wanted, genes)
+        for name, prediction in predictions.items()
+    }
+    for name, table in tables.items():
+        if n_open := int(np.isnan(dense(table[wanted].X)).any(axis=1).sum()):
             notes.append(
                 f"{name} has no prediction for {n_open} of {len(wanted)} conditions: they are "
                 "left out of its means and comparisons."
             )
     asked = [*wanted, *cells.parts.conditions.difference(wanted)]
-    used: dict[str, Baseline] = {}
-    for name, baseline, table in _fitted_baselines(
-        baselines, training_effects, asked, wanted, combination_delimiter
-    ):
-        if name in {*kinds, _SPLIT_HALF, _BOOTSTRAP}:
-            raise ValueError(f"Two predictors are called {name!r}: rename one.")
-        used[name], tables[name], kinds[name] = baseline, table, "baseline"
+    used, fitted = _fitted_baselines(baselines, training_effects, asked, wanted, delimiter)
+    every_name = [*predictions, *used, *_CEILINGS]
+    if twice := [name for name in every_name if every_name.count(name) > 1]:
+        raise ValueError(f"Two predictors are called {twice[0]!r}: rename one.")
+    for name, table in fitted.items():
         fallback = table[wanted].obs["fallback"]
-        if (fallback != "").any():
+        if n_fallback := int((fallback != "").sum()):
+            first_one = fallback[fallback != ""]
             notes.append(
-                f"{name} does not apply to {int((fallback != '').sum())} of {len(wanted)} "
-                f"conditions, for instance {fallback.ne('').idxmax()} "
-                f"({fallback[fallback != ''].iloc[0]})."
+                f"{name} does not apply to {n_fallback} of {len(wanted)} conditions, for instance "
+                f"{first_one.index[0]} ({first_one.iloc[0]})."
             )
-    if clash := {_SPLIT_HALF, _BOOTSTRAP}.intersection(predictions):
-        raise ValueError(f"A ceiling is called {clash.pop()!r} too: rename the prediction.")
+    kinds: dict[str, PredictorKind] = dict.fromkeys(predictions, "model")
+    kinds |= dict.fromkeys(used, "baseline")
 
+    tables |= fitted
     scores = {
         name: score_tables(EffectTables(table, table, halves=(table, table)), yardstick)
         for name, table in tables.items()
@@ -593,14 +563,9 @@ def _score_cells(
         if (coverage := coverage_of(tables[name], observed.effects)) is not None:
             scores[name][coverage.columns] = coverage
     if cells.combinations:
+        models = {name: tables[name] for name in predictions}
         interactions, note = _interaction_scores(
-            cells,
-            held_out,
-            {name: tables[name] for name in predictions},
-            used,
-            combination_delimiter,
-            settings.min_cells,
-            rng,
+            cells, held_out, models, used, delimiter, settings["min_cells"], rng
         )
         notes += [note] if note else []
         for name, correlation in interactions.items():
@@ -609,37 +574,46 @@ def _score_cells(
     scores[_SPLIT_HALF] = score_tables(one, yardstick._replace(observed=other, weights=None))
     drawn_cells = cells.bootstrapped(first, rng)._replace(with_parts=None)
     scores[_BOOTSTRAP] = score_tables(drawn_cells, yardstick)
-    kinds |= {_SPLIT_HALF: "ceiling", _BOOTSTRAP: "ceiling"}
+    kinds |= dict.fromkeys(_CEILINGS, "ceiling")
     if predicted_cells:
-        of_baselines = {name: tables[name] for name in used}
-        for name, distance in _energy_distances(cells, predicted_cells, of_baselines, rng).items():
+        for name, distance in _energy_distances(cells, predicted_cells, fitted, rng).items():
             scores[name]["e_distance"] = distance
 
-    drawn = resamples(len(wanted), settings.n_bootstrap, settings.seed)
-    overall = {}
-    if len(wanted) > 1:
-        overall = {
-            name: {"collapse_index": collapse_of(table, observed.centred, drawn)}
-            for name, table in tables.items()
-        }
+    n = len(wanted)  # every predictor is resampled alike
+    draws = np.random.default_rng(settings["seed"])
+    drawn = draws.multinomial(n, np.full(n, 1 / n), size=settings["n_bootstrap"]).astype(float)
+    overall = {
+        name: ("collapse_index", *collapse_of(table, observed.centred, drawn))
+        for name, table in tables.items()
+        if n > 1
+    }
     summary = summarise(scores, overall, drawn)
     comparison = compare_with_baselines(scores, kinds, drawn)
+    rows = {
+        name: table.rename_axis(index="condition", columns="measure").stack(future_stack=True)
+        for name, table in scores.items()
+    }
+    tidy = pd.concat(rows, names=["predictor"]).rename("value").reset_index()
     return Scorecard(
-        per_condition=_tidy(scores, _strata(observed.effects), cells.held_out.n_cells),
+        per_condition=tidy.assign(
+            stratum=tidy["condition"].map(_strata(observed.effects)),
+            n_cells=tidy["condition"].map(cells.held_out.n_cells),
+        ),
         summary=summary,
         comparison=comparison,
         verdict=tuple(verdict(comparison, summary, kinds)),
         kinds=kinds,
         notes=tuple(notes),
         provenance={
-            **_versions(),
-            **(provenance or {}),
-            "n_conditions": len(wanted),
+            "python": platform.python_version(),
+            **{name: version(name) for name in _PACKAGES},
+            **provenance,
+            "n_conditions": n,
             "n_genes": len(genes),
             "n_held_out_cells": int(cells.held_out.n_cells.sum()),
             "n_held_out_controls": int(held_out.is_control.sum()),
             "n_training_cells": training.adata.n_obs,
-            **settings._asdict(),
+            **settings,
         },
     )
 
@@ -650,23 +624,22 @@ def _fitted_baselines(
     asked: Sequence[str],
     wanted: Sequence[str],
     delimiter: str | None,
-) -> list[tuple[str, Baseline, ad.AnnData]]:
+) -> tuple[dict[str, Baseline], dict[str, ad.AnnData]]:
     """Baselines and what they predict; by default those that say something of their own."""
-    if baselines is None:
-        chosen: Mapping[str, Baseline] = BASELINES
-    elif isinstance(baselines, Mapping):
+    chosen: Mapping[str, Baseline] = BASELINES
+    if isinstance(baselines, Mapping):
         chosen = baselines
-    elif unknown := [name for name in baselines if name not in BASELINES]:
-        raise ValueError(f"There is no baseline {unknown[0]!r}, only {', '.join(BASELINES)}.")
-    else:
+    elif baselines is not None:
+        if unknown := [name for name in baselines if name not in BASELINES]:
+            raise ValueError(f"There is no baseline {unknown[0]!r}, only {', '.join(BASELINES)}.")
         chosen = {name: BASELINES[name] for name in baselines}
-    fitted, combinations = [], list(parts_of(wanted, delimiter))
+    fitted, combinations = {}, list(parts_of(wanted, delimiter))
     for name, baseline in chosen.items():
         table = baseline(training_effects, asked, delimiter)
         of_interest = combinations if name in _OF_COMBINATIONS else list(wanted)
         if baselines is not None or (table[of_interest].obs["fallback"] == "").any():
-            fitted.append((name, baseline, table))
-    return fitted
+            fitted[name] = table
+    return {name: chosen[name] for name in fitted}, fitted
 
 
 def _checked_prediction(
@@ -685,15 +658,10 @@ def _checked_prediction(
                 f"{missing[0]!r}: add them, as NaN if they are not predicted."
             )
     finite = frame[genes].where(np.isfinite(frame[genes]).all(axis=1), np.nan)
-    layers = {}
+    table = ad.AnnData(finite.set_axis(genes.astype(str), axis=1))
     if isinstance(prediction, ad.AnnData) and "std" in prediction.layers:
-        layers["std"] = profile_frame(prediction, name, layer="std")[genes].to_numpy()
-    return ad.AnnData(
-        finite.to_numpy(),
-        obs=pd.DataFrame(index=frame.index),
-        var=pd.DataFrame(index=genes.astype(str)),
-        layers=layers,
-    )
+        table.layers["std"] = profile_frame(prediction, name, layer="std")[genes].to_numpy()
+    return table
 
 
 def _strata(observed: ad.AnnData) -> pd.Series:
@@ -702,75 +670,30 @@ def _strata(observed: ad.AnnData) -> pd.Series:
         return pd.Series("all", index=observed.obs_names)
     signal = dense(observed.X) ** 2 - dense(observed.layers["standard_error"]) ** 2
     rank = pd.Series(signal.sum(axis=1), index=observed.obs_names).rank(method="first")
-    third = np.ceil(3 * rank / len(rank)).astype(int) - 1
-    names = third.map(dict(enumerate(_STRATA)))
-    return names.astype(pd.CategoricalDtype(list(_STRATA), ordered=True))
+    return pd.cut(3 * rank / len(rank), [0, 1, 2, 3], labels=list(_STRATA))
 
 
-def _tidy(
-    scores: Mapping[str, pd.DataFrame], strata: pd.Series, n_cells: pd.Series
-) -> pd.DataFrame:
-    """One row for each predictor, condition and measure."""
-    rows = []
-    for predictor, table in scores.items():
-        named = table.rename_axis(index="condition", columns="measure")
-        values = named.stack(future_stack=True).rename("value").reset_index()
-        values.insert(0, "predictor", predictor)
-        rows.append(values)
-    tidy = pd.concat(rows, ignore_index=True)
-    of_condition = {
-        "stratum": tidy["condition"].map(strata),
-        "n_cells": tidy["condition"].map(n_cells),
-    }
-    return tidy.assign(**of_condition)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("scvi-sams", "scvi-tools", "torch", "anndata", "numpy", "scipy", "scikit-learn")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-_Weights: TypeAlias = "NDArray[np.float64] | None"
-
-
-@dataclass(frozen=True)
 class _ScoredCells:
-    """Held-out cells of the conditions that are scored, with the training cells."""
+    """Held-out cells of the conditions that are scored, with the training cells.
 
-    held_out: CellGroups
-    training: CellGroups
-    parts: CellGroups
-    """Training cells of the perturbations that scored combinations are made of."""
-    training_controls: ControlMeans
-    combinations: list[str]
-    """Scored combinations whose parts were all measured alone in training."""
-    has_own_controls: bool
-    """Whether held-out controls are what effects are against."""
+    ``parts`` are training cells of the perturbations that scored ``combinations`` are made of,
+    where all of these were measured alone. ``has_own_controls`` says whether effects are against
+    held-out controls.
+    """
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         held_out: CellGroups,
         training: CellGroups,
         conditions: Sequence[str],
-        combination_delimiter: str | None,
-    ) -> _ScoredCells:
-        """Pick the cells for the conditions."""
-        trained = set(training.conditions)
-        combinations = {
-            name: parts
-            for name, parts in parts_of(conditions, combination_delimiter).items()
-            if trained.issuperset(parts)
-        }
-        singles = sorted({part for parts in combinations.values() for part in parts})
-        return cls(
-            held_out.restricted(conditions),
-            training,
-            training.restricted(singles),
-            training.control_means(),
-            list(combinations),
-            int(held_out.is_control.sum()) >= _MIN_CONTROLS,
-        )
+        delimiter: str | None,
+    ) -> None:
+        self.held_out, self.training = held_out.restricted(conditions), training
+        self.combinations = measured_combinations(conditions, training.conditions, delimiter)
+        parts = parts_of(self.combinations, delimiter).values()
+        self.parts = training.restricted(sorted({part for of_it in parts for part in of_it}))
+        self.training_controls = training.control_means()
+        self.has_own_controls = int(held_out.is_control.sum()) >= _MIN_CONTROLS
 
     def notes(self, n_few: int, min_cells: int) -> list[str]:
         """What a reader should know of the cells."""
@@ -831,10 +754,8 @@ class _ScoredCells:
         )
         drawn = []
         for half in (first_half, 1 - first_half):
-            inside = replace(
-                self.held_out, condition=np.where(half > 0, self.held_out.condition, -2)
-            )
-            drawn.append(half * inside.bootstrap_weights(rng))
+            condition = np.where(half > 0, self.held_out.condition, -2)
+            drawn.append(half * replace(self.held_out, condition=condition).bootstrap_weights(rng))
         return self.with_halves(tables, *drawn)
 
     def split(self, rng: Generator) -> tuple[EffectTables, EffectTables]:
@@ -846,10 +767,9 @@ class _ScoredCells:
         """Weights of genes by differential expression in some of the held-out cells."""
         moments = self.held_out.moments(half)
         if not moments[0][0]:  # no control among them
-            for own, of_controls in zip(
-                moments, self.training.restricted([]).moments(), strict=True
-            ):
-                own[0] = of_controls[0]
+            of_controls = self.training.restricted([]).moments()
+            for own, other in zip(moments, of_controls, strict=True):
+                own[0] = other[0]
         return pd.DataFrame(
             gene_weights(*moments),
             index=self.held_out.conditions,
@@ -862,33 +782,27 @@ def _interaction_scores(
     held_out: CellGroups,
     predictions: Mapping[str, ad.AnnData],
     baselines: Mapping[str, Baseline],
-    combination_delimiter: str | None,
+    delimiter: str | None,
     min_cells: int,
     rng: Generator,
 ) -> tuple[dict[str, pd.Series], str]:
     """Correlate predicted with observed interactions, and say what a reader should know of it.
 
-    Where every part has enough held-out cells, parts are measured in these. Otherwise they are
-    measured in one half of the training cells and baselines fitted on the other, both ways round;
-    a model has seen both.
+    Parts are measured in held-out cells where these suffice, otherwise in one half of the training
+    cells, with baselines fitted on the other.
     """
-    names = [*cells.combinations, *cells.parts.conditions]
+    names, note = [*cells.combinations, *cells.parts.conditions], ""
     enough = (held_out.n_cells.reindex(cells.parts.conditions, fill_value=0) >= min_cells).all()
     if enough and cells.has_own_controls:
         table = held_out.restricted(names).effects(held_out.control_means())
         folds = [(table, cells.training.effects(cells.training_controls))]
-        note = ""
     else:
         n_cells = cells.training.n_cells
         learned = cells.training.restricted(n_cells[n_cells >= 2].index)
-        first = learned.half_weights(rng)
-        folds = [
-            (
-                cells.with_parts(None, scored),
-                learned.effects(learned.control_means(fitted), fitted),
-            )
-            for scored, fitted in ((first, 1 - first), (1 - first, first))
-        ]
+        first, folds = learned.half_weights(rng), []
+        for scored, fitted in ((first, 1 - first), (1 - first, first)):
+            training = learned.effects(learned.control_means(fitted), fitted)
+            folds.append((cells.with_parts(None, scored), training))
         note = (
             "interaction r: parts are measured in training cells. Baselines are fitted on other "
             "halves of them than those scored; models have seen both, which flatters a model that "
@@ -896,11 +810,9 @@ def _interaction_scores(
         )
     scores: dict[str, list[pd.Series]] = {}
     for observed, training in folds:
-        tables = dict(predictions)
-        for name, baseline in baselines.items():
-            tables[name] = baseline(training, names, combination_delimiter)
-        for name, table in tables.items():
-            correlation = interaction_correlation(table, observed, combination_delimiter)
+        fitted_tables = {name: of(training, names, delimiter) for name, of in baselines.items()}
+        for name, table in {**predictions, **fitted_tables}.items():
+            correlation = interaction_correlation(table, observed, delimiter)
             scores.setdefault(name, []).append(correlation)
     return {name: sum(each[1:], each[0]) / len(each) for name, each in scores.items()}, note
 
@@ -924,17 +836,22 @@ def _energy_distances(
     def coordinates(chunks: Sequence[Any]) -> NDArray[np.float64]:
         return np.vstack([pca.transform(chunk) for chunk in chunks]).astype(np.float64)
 
-    controls = coordinates(_expression(training, training.is_control, _MAX_CELLS, rng))
+    def some(groups: CellGroups, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return coordinates(_expression(groups, chosen, _MAX_CELLS, rng))
+
+    controls = some(training, training.is_control)
     observed = {
-        condition: coordinates(_expression(held_out, held_out.condition == code, _MAX_CELLS, rng))
+        condition: some(held_out, held_out.condition == code)
         for code, condition in enumerate(held_out.conditions)
     }
 
-    def distances(predicted: Mapping[str, NDArray[np.float64]]) -> pd.Series:
+    def distances(predicted: Mapping[str, Any], true: Mapping[str, Any] = observed) -> pd.Series:
         return pd.Series(
             {
-                condition: distribution_distance(predicted[condition], truth, unbiased=True)
-                for condition, truth in observed.items()
+                condition: distribution_distance(
+                    predicted[condition], true[condition], unbiased=True
+                )
+                for condition in observed
             }
         )
 
@@ -945,24 +862,20 @@ def _energy_distances(
             raise ScreenError(
                 f"predicted_cells[{name!r}] lacks {missing.size} genes, the first {missing[0]!r}."
             )
-        if not simulated.var_names.equals(genes):
-            simulated = simulated[:, genes]
+        simulated = simulated[:, genes]
         library = obs_column(simulated, "library_size")
-        of_cells = coordinates(
-            [chunk for _, chunk in log_expression_chunks(simulated, None, library)]
-        )
-        condition_of = obs_column(simulated, "condition").astype(str).to_numpy()
-        found[name] = distances({c: of_cells[condition_of == c][:_MAX_CELLS] for c in observed})
+        chunks = [chunk for _, chunk in log_expression_chunks(simulated, None, library)]
+        of_cells, label = coordinates(chunks), obs_column(simulated, "condition").astype(str)
+        found[name] = distances({c: of_cells[label == c][:_MAX_CELLS] for c in observed})
     for name, effects in predicted_effects.items():
         moved = dense(effects[list(observed)].X) @ pca.components_.T
-        found[name] = distances(
-            {c: controls + shift for c, shift in zip(observed, moved, strict=True)}
-        )
-    halves = {}
-    for condition, truth in observed.items():
-        shuffled, half = rng.permutation(truth), len(truth) // 2
-        halves[condition] = distribution_distance(shuffled[:half], shuffled[half:], unbiased=True)
-    return found | {_SPLIT_HALF: pd.Series(halves)}
+        found[name] = distances({c: controls + moved[k] for k, c in enumerate(observed)})
+    shuffled = {condition: rng.permutation(truth) for condition, truth in observed.items()}
+    halves = (
+        {c: part[: len(part) // 2] for c, part in shuffled.items()},
+        {c: part[len(part) // 2 :] for c, part in shuffled.items()},
+    )
+    return found | {_SPLIT_HALF: distances(*halves)}
 
 
 def _expression(

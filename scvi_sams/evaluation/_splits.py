@@ -139,12 +139,10 @@ def split_conditions(
         Conditions to validate on, or their share of all. By default validation takes
         `validation_size` of the cells of the conditions that are trained on.
     test_controls
-        Share of the control cells to hold out as well, rounded down. Effects in held-out cells are
-        then scored against these: noise of controls that were trained on is in the predictions,
-        and would look like agreement.
+        Share of the control cells to hold out too, to score effects against: noise of controls
+        that were trained on is in the predictions, and would look like agreement.
     validation_size
-        Share of the cells not held out that is for validation; unused with
-        `validation_conditions`.
+        Share of the cells not held out that is for validation, without `validation_conditions`.
     seed, key_added
         As for :func:`split_cells`.
 
@@ -177,17 +175,16 @@ def split_conditions(
     label_of = dict.fromkeys(test, "test")
     if validation_conditions is not None:
         left = [label for label in left if label not in label_of]
-        argument = "validation_conditions"
-        validation = _chosen(
-            validation_conditions, left, "conditions", argument, choice_rng, found
+        names = _chosen(
+            validation_conditions, left, "conditions", "validation_conditions", choice_rng, found
         )
-        if both := sorted(set(test).intersection(validation)):
+        if both := sorted(label_of.keys() & names):
             raise ScreenError(
-                f"{both[0]!r} is named in `test_conditions` and in `{argument}`: leave it out of "
-                "one."
+                f"{both[0]!r} is named in `test_conditions` and in `validation_conditions`: leave "
+                "it out of one."
             )
-        label_of |= dict.fromkeys(validation, "validation")
-    rngs = control_rng, None if validation_conditions is not None else validation_rng
+        label_of |= dict.fromkeys(names, "validation")
+    rngs = control_rng, validation_rng if validation_conditions is None else None
     return _write_conditions(call, "split_conditions", found, label_of, rngs, "condition", test)
 
 
@@ -214,8 +211,6 @@ def split_perturbations(
         Names of the perturbations to hold out, or their share.
     adata, perturbation_key, control, combination_delimiter, test_controls, validation_size
         As for :func:`split_conditions`.
-    seed, key_added
-        As for :func:`split_cells`.
 
     Returns
     -------
@@ -238,13 +233,11 @@ def split_perturbations(
     call = dict(locals())
     choice_rng, validation_rng, control_rng = np.random.default_rng(seed).spawn(3)
     found = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
-    what, argument = "perturbations", "test_perturbations"
-    names = _chosen(test_perturbations, found.perturbations, what, argument, choice_rng)
-    label_of = {
-        label: "test"
-        for label, parts in zip(found.labels, found.parts, strict=True)
-        if parts.keys() & set(names)
-    }
+    names = _chosen(
+        test_perturbations, found.perturbations, "perturbations", "test_perturbations", choice_rng
+    )
+    held_out = zip(found.labels, found.parts, strict=True)
+    label_of = {label: "test" for label, parts in held_out if parts.keys() & set(names)}
     rngs = control_rng, validation_rng
     return _write_conditions(
         call, "split_perturbations", found, label_of, rngs, "perturbation", names
@@ -280,8 +273,6 @@ def split_pairs(
         occur in pairs.
     adata, perturbation_key, control, combination_delimiter, test_controls, validation_size
         As for :func:`split_conditions`.
-    seed, key_added
-        As for :func:`split_cells`.
 
     Returns
     -------
@@ -362,8 +353,6 @@ def split_doses(
         extrapolate. Or doses, in the unit of the column, of any perturbation.
     adata, perturbation_key, control, combination_delimiter, test_controls, validation_size
         As for :func:`split_conditions`.
-    seed, key_added
-        As for :func:`split_cells`.
 
     Returns
     -------
@@ -585,14 +574,15 @@ def count_seen_perturbations(
     labels = split_column(adata, split_key)
     found = Conditions.from_obs(adata, perturbation_key, control, combination_delimiter)
     seen = set().union(*(found.parts[code] for code in np.unique(found.codes[labels == "train"])))
-    columns = {
-        "n_perturbations": [len(parts) for parts in found.parts],
-        "n_seen": [len(parts.keys() & seen) for parts in found.parts],
-    }
+    table = pd.DataFrame(
+        {
+            "n_perturbations": [len(parts) for parts in found.parts],
+            "n_seen": [len(parts.keys() & seen) for parts in found.parts],
+        },
+        index=pd.Index(found.labels, name="condition"),
+    )
     for label in SPLIT_LABELS:
-        codes = found.codes[labels == label]
-        columns[f"n_{label}"] = np.bincount(codes, minlength=len(found.labels)).tolist()
-    table = pd.DataFrame(columns, index=pd.Index(found.labels, name="condition"))
+        table[f"n_{label}"] = np.bincount(found.codes[labels == label], minlength=len(table))
     return table[~found.is_control]
 
 
@@ -612,9 +602,7 @@ def write_split(
 ) -> pd.Series:
     """Write a split and its record, and return its column.
 
-    ``adata.uns[SPLITS_UNS_KEY][key_added]`` has ``"kind"`` (the function), ``"seed"``,
-    ``"arguments"`` (those that are not None), ``"package_version"``, ``"held_out_by"`` (one of
-    :data:`HeldOutBy`) and ``"held_out"`` (the names of what is kept out).
+    The record, ``adata.uns[SPLITS_UNS_KEY][key_added]``, has what is below and the version.
     """
     if adata.is_view:
         raise ScreenError(
@@ -626,17 +614,15 @@ def write_split(
     adata.obs[key_added] = pd.Series(
         pd.Categorical(labels, categories=list(SPLIT_LABELS)), index=adata.obs_names
     )
-    record: dict[str, Any] = {
+    given = {name: _storable(value) for name, value in arguments.items() if value is not None}
+    record = {
         "kind": kind,
-        "arguments": {
-            name: _storable(value) for name, value in arguments.items() if value is not None
-        },
+        "arguments": given,
         "package_version": version("scvi-sams"),
         "held_out_by": held_out_by,
         "held_out": np.array(sorted(map(str, held_out)), dtype=object),
+        **({} if seed is None else {"seed": seed}),
     }
-    if seed is not None:
-        record["seed"] = seed
     adata.uns[SPLITS_UNS_KEY] = {**adata.uns.get(SPLITS_UNS_KEY, {}), key_added: record}
     return adata.obs[key_added]
 
@@ -650,16 +636,9 @@ def _write(
 ) -> pd.Series:
     """Write the split that a function was called for, with the arguments of the call."""
     own = ("adata", "seed", "key_added")
-    return write_split(
-        call["adata"],
-        labels,
-        call["key_added"],
-        kind=kind,
-        seed=call["seed"],
-        arguments={name: value for name, value in call.items() if name not in own},
-        held_out_by=held_out_by,
-        held_out=held_out,
-    )
+    record: dict[str, Any] = {"kind": kind, "held_out_by": held_out_by, "held_out": held_out}
+    record["arguments"] = {name: value for name, value in call.items() if name not in own}
+    return write_split(call["adata"], labels, call["key_added"], seed=call["seed"], **record)
 
 
 def _write_conditions(
@@ -701,8 +680,8 @@ def split_column(adata: AnnData, split_key: str) -> NDArray[np.object_]:
 def random_share(strata: NDArray[np.intp], share: float, rng: Generator) -> NDArray[np.bool_]:
     """Draw a share of the cells of each stratum.
 
-    Each stratum gives its share rounded up or down at random, so that many small ones together
-    give the share asked for. With the same generator a larger share contains a smaller one.
+    Shares are rounded up or down at random, so that many small strata together give the share
+    asked for. With the same generator a larger share contains a smaller one.
     """
     _, strata, sizes = np.unique(strata, return_inverse=True, return_counts=True)
     order = np.lexsort((rng.random(len(strata)), strata))

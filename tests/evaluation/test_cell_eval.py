@@ -89,6 +89,24 @@ class TestExport:
         expected = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
         np.testing.assert_allclose(own, expected, rtol=1e-5)
 
+    def test_cell_eval2_takes_counts_and_real_controls(self, predicted, real, tmp_path):
+        export = export_cell_eval(predicted, real, tmp_path, *KEYS, version=2)
+        assert export.command[0] == "cell-eval2"
+        guess, truth = (ad.read_h5ad(path) for path in export[:2])
+        is_control = (predicted.obs["perturbation"] == "control").to_numpy()
+        n = (~is_control).sum()
+        np.testing.assert_array_equal(guess.X[:n].toarray(), predicted.X[~is_control].toarray())
+        of_controls = (real.obs["perturbation"] == "control").to_numpy()
+        np.testing.assert_array_equal(guess.X[n:].toarray(), real.X[of_controls].toarray())
+        np.testing.assert_array_equal(truth.X.toarray(), real.X.toarray())
+        assert list(truth.obs["perturbation"]) == list(real.obs["perturbation"])
+        halved = real.copy()
+        halved.X = halved.X * 0.5
+        with pytest.raises(ScreenError, match="counts are not whole"):
+            export_cell_eval(predicted, halved, tmp_path, *KEYS, version=2)
+        with pytest.raises(ValueError, match="version=3"):
+            export_cell_eval(predicted, real, tmp_path, *KEYS, version=3)
+
     def test_other_conditions_and_cells_without_one_are_left_out(self, predicted, real, tmp_path):
         few = predicted[predicted.obs["perturbation"].isin(["P3", "g9"])]
         real = real.copy()
@@ -158,6 +176,17 @@ def program_results(predicted, real, tmp_path_factory) -> pd.DataFrame:
         capture_output=True,
     )
     return pd.read_csv(folder / "out" / "results.csv", index_col="perturbation")
+
+
+def test_cell_eval2_tells_good_cells_from_swapped_ones(predicted, real, tmp_path):
+    pytest.importorskip("cell_eval2")
+    export = export_cell_eval(predicted, real, tmp_path, *KEYS, version=2)
+    program = Path(sys.executable).with_name("cell-eval2")
+    arguments = [*export.command[1:], "--outdir", tmp_path / "out", "--profile", "pds"]
+    subprocess.run([program, *arguments], check=True, capture_output=True)
+    score = pd.read_csv(tmp_path / "out" / "results.csv", index_col="perturbation")["value"]
+    assert (score[["g3", "g9"]] == 1).all()
+    assert (score[["P2", "P3", "P4"]] < 1).all()
 
 
 @pytest.mark.slow  # the compiler of pdex starts anew in every process

@@ -238,6 +238,50 @@ def test_ceilings_are_below_perfect_and_above_chance(card):
     )
 
 
+def test_normalised_scores_are_0_at_the_mean_response_and_1_at_a_replicate():
+    """A half against a half has four times the error of the mean of all n cells: 2/n + 2/n.
+
+    So has a replicate of a third of the cells against all of them: 3/n + 1/n.
+    """
+    rng = np.random.default_rng(3)
+    names = [f"P{k}" for k in range(12)]
+    rate = 6 * rng.lognormal(0, 0.25, size=(13, 150))
+
+    def cells(n):
+        labels = np.repeat(["control", *names], [4_000, *[n] * 12])
+        row = np.repeat(np.arange(13), [4_000, *[n] * 12])
+        adata = ad.AnnData(rng.poisson(rate[row]).astype(np.float32))
+        adata.obs["perturbation"] = labels
+        return adata
+
+    held_out, training, third = cells(60), cells(60), cells(20)
+    learned = observed_effects(training, *KEYS).to_df()
+    card = score_predictions(
+        {"mean": learned * 0 + learned.mean(), "replicate": observed_effects(third, *KEYS)},
+        held_out,
+        training,
+        *KEYS,
+        n_bootstrap=10,
+    )
+    normalised = card.normalised
+    for measure in ("relative_squared_error", "pearson", "pearson_perturbed"):
+        assert normalised.loc["mean", measure] == pytest.approx(0, abs=1e-6)
+        assert normalised.loc["perturbed mean", measure] == 0
+        assert normalised.loc["split half", measure] == 1
+        assert normalised.loc["replicate", measure] == pytest.approx(1, abs=0.05)
+    assert "0 at the mean response, 1 at a split-half replicate" in card.to_markdown()
+    without = score_predictions(
+        {"replicate": observed_effects(third, *KEYS)},
+        held_out,
+        training,
+        *KEYS,
+        baselines=["no change"],
+        n_bootstrap=10,
+    )
+    assert without.normalised.empty
+    assert "split-half replicate" not in without.to_markdown()
+
+
 def test_cells_drawn_from_the_held_out_ones_have_no_distance(halves, observed):
     held_out, training = halves
     cells = held_out[held_out.obs["perturbation"] != "control"].copy()
