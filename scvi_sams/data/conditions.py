@@ -102,9 +102,9 @@ class Conditions:
         Parameters
         ----------
         labels
-            One label a cell: perturbations joined by ``delimiter``, in any number and order. A
-            part that is a control label counts as nothing, a repeated part counts twice. The name
-            and index of a Series (an obs column) appear in error messages.
+            Perturbations joined by ``delimiter``, in any number and order. A part that is a
+            control label counts as nothing, a repeated part counts twice. The name and index of a
+            Series (an obs column) appear in error messages.
         control
             Label or labels of unperturbed cells, or None where no label means that.
         delimiter
@@ -120,7 +120,7 @@ class Conditions:
         Returns
         -------
         Conditions
-            Conditions sorted by label, which has its parts in alphabetical order.
+            Sorted by label, which has its parts in alphabetical order.
 
         Raises
         ------
@@ -147,11 +147,8 @@ class Conditions:
         whole = {*controls, *(perturbations or ())}
         _check_present(labels.index, codes, texts, whole, column)
         parts = [split_label(text, delimiter, whole) for text in texts]
-        if faulty := [
-            text
-            for text, pieces in zip(texts, parts, strict=True)
-            if any(is_missing(piece, whole) for piece in pieces)
-        ]:
+        has_empty = [any(is_missing(piece, whole) for piece in pieces) for pieces in parts]
+        if faulty := [text for text, empty in zip(texts, has_empty, strict=True) if empty]:
             raise ScreenError(
                 f"Labels with an empty part in {column}: {listed(faulty)}. Correct them, or set "
                 f"the delimiter, which is {delimiter!r}; None takes every label as one "
@@ -186,7 +183,8 @@ class Conditions:
                 pairs, parts, column_of, delimiter, texts, labels.index, row_of_cell
             )
         index, dose = _padded(_stacked(rows, len(names)))
-        return cls._distinct(names, index, dose, controls, delimiter)._of(row_of_cell)
+        read = cls._distinct(names, index, dose, controls, delimiter)
+        return replace(read, codes=read.codes[row_of_cell])
 
     @classmethod
     def from_obs(
@@ -269,10 +267,7 @@ class Conditions:
         control: object = None,
         delimiter: str | None = "+",
     ) -> Conditions:
-        """Read padded columns, as a screen has them registered.
-
-        The columns are cells x K, as the attributes of this class are of each condition.
-        """
+        """Read padded columns, cells x K, as a screen has them registered."""
         return cls._distinct(list(perturbations), index, dose, as_labels(control), delimiter)
 
     @classmethod
@@ -324,12 +319,17 @@ class Conditions:
         """
         names, controls = list(perturbations), as_labels(control)
         labels: list[str | None]
-        if _is_matrix(conditions):
-            own_names = None if isinstance(conditions, pd.DataFrame) else names
-            rows = np.atleast_2d(conditions) if isinstance(conditions, np.ndarray) else conditions
+        is_frame = isinstance(conditions, pd.DataFrame)
+        is_array = isinstance(conditions, np.ndarray) and conditions.dtype.kind in "biuf"
+        if is_frame or is_array or sparse.issparse(conditions):
+            rows: Any = conditions
+            rows = np.atleast_2d(rows) if is_array else rows
+            own_names = None if is_frame else names
             read = cls.from_matrix(rows, own_names, source="the matrix of conditions").align(names)
             index, dose = read.cell_index, read.cell_dose
-            labels = _index_labels(conditions, len(index))
+            labels = [None] * len(index)
+            if is_frame and not pd.api.types.is_numeric_dtype(rows.index):
+                labels = [str(label) for label in rows.index]
         else:
             one = isinstance(conditions, str | Mapping | Integral | np.bool_)
             several: Any = [conditions] if one else conditions
@@ -407,10 +407,10 @@ class Conditions:
         [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
         """
         names = list(perturbations)
-        column_of = {name: position for position, name in enumerate(names)}
-        if unknown := [name for name in self.perturbations if name not in column_of]:
+        position = pd.Index(names).get_indexer(self.perturbations).astype(np.int32)
+        if (position < 0).any():
+            unknown = [name for name, k in zip(self.perturbations, position, strict=True) if k < 0]
             raise unknown_perturbations(unknown, names)
-        position = np.array([column_of[name] for name in self.perturbations], dtype=np.int32)
         index = np.where(self.dose > 0, position[self.index], np.int32(len(names)))
         order = np.argsort(index, axis=1)
         index, dose = (np.take_along_axis(a, order, axis=1) for a in (index, self.dose))
@@ -493,10 +493,6 @@ class Conditions:
             tuple(controls),
             delimiter,
         )
-
-    def _of(self, row_of_cell: NDArray[np.integer]) -> Conditions:
-        """Pass on the conditions of rows to the cells that have these rows."""
-        return replace(self, codes=self.codes[row_of_cell])
 
 
 def as_labels(labels: object) -> list[str]:
@@ -673,7 +669,7 @@ def _read_matrix(
     if isinstance(matrix, pd.DataFrame):
         names = list(matrix.columns) if names is None else names
         cells = matrix.index if cells is None else cells
-        matrix = _frame_values(matrix, source)
+        matrix = frame_values(matrix, source)
     if names is None:
         raise ScreenError(
             f"The columns of {source} have no names. Store it as a DataFrame whose columns are "
@@ -706,14 +702,14 @@ def _read_matrix(
     return dosage.astype(np.float32), names
 
 
-def _frame_values(frame: pd.DataFrame, source: str) -> Any:
+def frame_values(frame: pd.DataFrame, source: str, things: str = "perturbations") -> Any:
     """Take the numbers out of a DataFrame, staying sparse where it is."""
-    if faulty := [
-        name for name, dtype in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)
-    ]:
+    numeric = [pd.api.types.is_numeric_dtype(getattr(t, "subtype", t)) for t in frame.dtypes]
+    if not all(numeric):
         raise ScreenError(
-            f"Columns of {source} that are not numeric: {listed(faulty)}. Convert them with "
-            "pandas.to_numeric, or drop them if they are no perturbations."
+            f"Columns of {source} that are not numeric: "
+            f"{listed(frame.columns[~np.array(numeric)])}. Convert them with pandas.to_numeric, "
+            f"or drop them if they are no {things}."
         )
     if frame.shape[1] and all(
         isinstance(dtype, pd.SparseDtype) and dtype.fill_value == 0 for dtype in frame.dtypes
@@ -724,13 +720,13 @@ def _frame_values(frame: pd.DataFrame, source: str) -> Any:
 
 def _checked_names(names: Sequence[str]) -> list[str]:
     """Make a list of the names, none of which may be repeated."""
-    names = [str(name) for name in names]
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+    series = pd.Series(list(map(str, names)), dtype=object)
+    if (again := series.duplicated()).any():
         raise ScreenError(
-            f"Perturbation names that occur more than once: {listed(repeated)}. Rename these "
-            "columns, or add their doses up into one."
+            f"Perturbation names that occur more than once: {listed(series[again].unique())}. "
+            "Rename these columns, or add their doses up into one."
         )
-    return names
+    return series.tolist()
 
 
 # -- labels of cells -----------------------------------------------------------------------------
@@ -761,17 +757,16 @@ def _check_present(
 def _check_controls(
     controls: Sequence[str], occurring: Collection[str], labels: pd.Series, column: str
 ) -> None:
-    for control in controls:
-        if control not in occurring:
-            counts = labels.value_counts().head(10).items()
-            frequent = ", ".join(f"{str(label)!r} ({count})" for label, count in counts if count)
-            close = nearest(control, occurring)
-            hint = f" Did you mean {listed(close)}?" if close else ""
-            raise ScreenError(
-                f"No cell has the control label {control!r} in {column}. Its most "
-                f"frequent labels (and their cells) are {frequent}.{hint} Pass the label of its "
-                "control cells as `control`."
-            )
+    for control in (each for each in controls if each not in occurring):
+        counts = labels.value_counts().head(10).items()
+        frequent = ", ".join(f"{str(label)!r} ({count})" for label, count in counts if count)
+        close = nearest(control, occurring)
+        hint = f" Did you mean {listed(close)}?" if close else ""
+        raise ScreenError(
+            f"No cell has the control label {control!r} in {column}. Its most "
+            f"frequent labels (and their cells) are {frequent}.{hint} Pass the label of its "
+            "control cells as `control`."
+        )
 
 
 def _distinct_pairs(
@@ -837,20 +832,6 @@ def _split_doses(dose: object, delimiter: str | None) -> list[float]:
 
 
 # -- what a user asks for ------------------------------------------------------------------------
-
-
-def _is_matrix(conditions: ConditionsLike) -> bool:
-    return (
-        isinstance(conditions, pd.DataFrame)
-        or sparse.issparse(conditions)
-        or (isinstance(conditions, np.ndarray) and conditions.dtype.kind in "biuf")
-    )
-
-
-def _index_labels(matrix: Any, n_conditions: int) -> list[str | None]:
-    if isinstance(matrix, pd.DataFrame) and not pd.api.types.is_numeric_dtype(matrix.index):
-        return [str(label) for label in matrix.index]
-    return [None] * n_conditions
 
 
 def _read_condition(
