@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -170,20 +171,14 @@ class Conditions:
                 written = [[_read_part(piece, whole) for piece in pieces] for pieces in parts]
             if unknown := {name for row in written for name, _ in row}.difference(whole):
                 raise unknown_perturbations(sorted(unknown), names)
-        column_of = {name: position for position, name in enumerate(names)}
-        if doses is None:
-            row_of_cell: NDArray[np.integer] = codes
-            rows = [[(column_of[n], dose) for n, dose in row if n in column_of] for row in written]
-        else:
+        row_of_cell: NDArray[np.integer] = codes
+        if doses is not None:
             doses = pd.Series(doses)
             if len(doses) != len(labels):
                 raise ScreenError(f"There are {len(labels)} labels but {len(doses)} doses.")
             row_of_cell, pairs = _distinct_pairs(codes, doses)
-            rows = _dosed_rows(
-                pairs, parts, column_of, delimiter, texts, labels.index, row_of_cell
-            )
-        index, dose = _padded(_stacked(rows, len(names)))
-        read = cls._distinct(names, index, dose, controls, delimiter)
+            written = _dosed_rows(pairs, parts, names, delimiter, texts, labels.index, row_of_cell)
+        read = cls._distinct(names, *_read_rows(written, names), controls, delimiter)
         return replace(read, codes=read.codes[row_of_cell])
 
     @classmethod
@@ -342,13 +337,10 @@ class Conditions:
             if not asked:
                 raise ScreenError("There is no condition: name at least one, such as 'A'.")
             labels = [label for label, _ in asked]
-            column_of = {name: position for position, name in enumerate(names)}
             doses = [[(n, dose) for n, dose in row if n not in controls] for _, row in asked]
-            if unknown := {name for row in doses for name, _ in row}.difference(column_of):
+            if unknown := {name for row in doses for name, _ in row}.difference(names):
                 raise unknown_perturbations(sorted(unknown), names)
-            index, dose = _padded(
-                _stacked([[(column_of[n], d) for n, d in row] for row in doses], len(names))
-            )
+            index, dose = _read_rows(doses, names)
         return cls._distinct(names, index, dose, controls, delimiter, labels)
 
     # -- reading out ---------------------------------------------------------------------------
@@ -645,12 +637,17 @@ def _number(text: str) -> float:
         return np.nan
 
 
-def _stacked(rows: Sequence[Sequence[tuple[int, float]]], n_columns: int) -> sparse.csr_matrix:
-    """Stack rows of (column, dose) pairs; the doses of a column add up."""
-    indptr = np.cumsum([0, *(len(row) for row in rows)])
-    indices = np.array([column for row in rows for column, _ in row], dtype=np.int32)
-    doses = np.array([dose for row in rows for _, dose in row], dtype=np.float32)
-    return _canonical(sparse.csr_matrix((doses, indices, indptr), shape=(len(rows), n_columns)))
+def _read_rows(
+    rows: Sequence[Sequence[tuple[str, float]]], names: Sequence[str]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Padded columns of rows of names with doses, which add up; other names are nothing."""
+    column_of = {name: position for position, name in enumerate(names)}
+    known = [[(column_of[name], d) for name, d in row if name in column_of] for row in rows]
+    starts = np.cumsum([0, *map(len, known)])
+    indices = np.array([column for row in known for column, _ in row], dtype=np.int32)
+    doses = np.array([dose for row in known for _, dose in row], dtype=np.float32)
+    shape = (len(rows), len(names))
+    return _padded(_canonical(sparse.csr_matrix((doses, indices, starts), shape=shape)))
 
 
 def _canonical(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -786,20 +783,20 @@ def _distinct_pairs(
 def _dosed_rows(
     pairs: Sequence[tuple[int, Any]],
     parts: Sequence[Sequence[str]],
-    column_of: Mapping[str, int],
+    names: Sequence[str],
     delimiter: str | None,
     texts: Sequence[str],
     cells: pd.Index,
     pair_of_cell: NDArray[np.intp],
-) -> list[list[tuple[int, float]]]:
-    """Give each distinct (label, dose) pair its row of (column, dose)."""
-    rows, uneven, invalid = [], [], []
+) -> list[list[tuple[str, float]]]:
+    """Give each distinct (label, dose) pair its names with doses."""
+    rows, uneven, invalid, known = [], [], [], set(names)
     for index, (label, dose) in enumerate(pairs):
-        columns = [column_of.get(part) for part in parts[label]]
-        active = [column for column in columns if column is not None]
-        values = _split_doses(dose, delimiter) if active else []
-        if len(values) == len(columns):  # one dose for each part, control parts among them
-            values = [v for v, column in zip(values, columns, strict=True) if column is not None]
+        is_active = [part in known for part in parts[label]]
+        values = _split_doses(dose, delimiter) if any(is_active) else []
+        if len(values) == len(is_active):  # one dose for each part, control parts among them
+            values = list(compress(values, is_active))
+        active = list(compress(parts[label], is_active))
         rows.append(list(zip(active, values, strict=False)))
         if len(values) != len(active):
             uneven.append(index)

@@ -112,14 +112,11 @@ def _positions(adata: AnnData, asked: np.ndarray) -> np.ndarray:
 
 
 class PoolBatch(NamedTuple):
-    """A minibatch, and the pool that it is part of."""
+    """Cells `start` to before `stop` of a pool, which holds positions in a data set."""
 
     pool: np.ndarray
-    """Positions of all cells of the pool in their data set, shape ``(n_pool,)``."""
     start: int
-    """First position in the pool of the minibatch."""
     stop: int
-    """Position after its last."""
 
 
 class PoolSampler(DistributedSampler):
