@@ -71,10 +71,8 @@ class ScreenManager(AnnDataManager):
         check_genes(adata)
         if source_registry is not None:
             check_same_genes(adata.var_names, genes_of(source_registry))
-        if asked.get("is_count_data", True):
-            check_counts(adata, asked.get("layer"))
-        else:
-            check_features(adata, asked.get("layer"))
+        check = check_counts if asked.get("is_count_data", True) else check_features
+        check(adata, asked.get("layer"))
         check_covariates(
             adata,
             asked.get("batch_key"),
@@ -100,13 +98,7 @@ class ScreenManager(AnnDataManager):
 
 
 def check_adata(adata: Any) -> None:
-    """Check that what was given is an AnnData.
-
-    Raises
-    ------
-    ScreenError
-        If it is something else; the message says what to pass.
-    """
+    """Raise for what is no AnnData, with what to pass instead."""
     if type(adata).__name__ == "MuData":
         names = listed(getattr(adata, "mod", ()))
         raise ScreenError(
@@ -127,13 +119,7 @@ def check_adata(adata: Any) -> None:
 
 
 def registered_modality(adata: Any) -> Any:
-    """The modality of a MuData that was set up; what is no MuData as it is.
-
-    Raises
-    ------
-    ScreenError
-        If none was, or several.
-    """
+    """The modality of a MuData that was set up; what is no MuData as it is."""
     if type(adata).__name__ != "MuData":
         return adata
     written = SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY
@@ -153,11 +139,6 @@ _NO_GENES = ("CRISPR Guide Capture", "Antibody Capture", "Multiplexing Capture",
 
 def check_genes(adata: AnnData) -> None:
     """Check that genes can be told by their names, and that they are genes.
-
-    Raises
-    ------
-    ScreenError
-        If a name is missing or repeated, or features of another kind are among the genes.
 
     Examples
     --------
@@ -221,10 +202,7 @@ def check_same_genes(names: Sequence[str], genes: Sequence[str]) -> None:
 def in_order_of(adata: AnnData, genes: Sequence[str]) -> AnnData:
     """The AnnData itself if its genes are in an order, or a copy that has them so.
 
-    Raises
-    ------
-    ScreenError
-        If it has other genes, or would have to be read from disk for the copy.
+    Raises for other genes, and for what would have to be read from disk for the copy.
     """
     check_adata(adata)
     names = [str(name) for name in adata.var_names]
@@ -248,23 +226,20 @@ def check_unchanged(manager: AnnDataManager) -> None:
 
     They are not if the AnnData, or the file that it reads, was normalised since.
     """
-    asked = manager.registry["setup_args"]
+    asked, adata = manager.registry["setup_args"], manager.adata
     if not asked.get("is_count_data", True):
         return
     counts = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
     n_looked_at = _N_LOOKED_AT_ON_DISK if is_on_disk(counts) else _N_LOOKED_AT
-    step = max(1, len(manager.adata) // n_looked_at)
-    cells = np.arange(0, len(manager.adata), step)
+    cells = np.arange(0, len(adata), max(1, len(adata) // n_looked_at))
     rows = rows_of(counts, cells)
-    values = rows.data if sparse.issparse(rows) else np.asarray(rows)
-    if not _are_counts(np.asarray(values)):
-        _, source = _matrix(manager.adata, asked.get("layer"))
-        row, column, value = _first_fault(rows)
+    if not _are_counts(rows):
+        _, source = _matrix(adata, asked.get("layer"))
         raise ScreenError(
-            f"{source} held counts when it was set up, and does no longer: gene "
-            f"{manager.adata.var_names[column]!r} of cell {manager.adata.obs_names[cells[row]]!r} "
-            f"has {value:g}. It was changed in place, as by `sc.pp.normalize_total`: bring the "
-            "counts back, and keep them in a layer of their own."
+            f"{source} held counts when it was set up, and does no longer: "
+            f"{_first_fault(rows, adata.obs_names[cells], adata.var_names)}. It was changed in "
+            "place, as by `sc.pp.normalize_total`: bring the counts back, and keep them in a "
+            "layer of their own."
         )
 
 
@@ -274,18 +249,13 @@ def check_counts(adata: AnnData, layer: str | None = None) -> None:
     Every entry is read, in blocks, so that a backed AnnData stays on disk.
     """
     matrix, source = _matrix(adata, layer)
-    check_structure(matrix, source)
     totals = np.zeros(adata.n_obs)
-    for cells, genes, block in _blocks(matrix):
-        values = block.data if sparse.issparse(block) else block
-        if values.dtype.kind not in "buif":
-            raise ScreenError(f"{source} must hold numbers, not {values.dtype}: convert it.")
-        if not _are_counts(values):
-            row, column, value = _first_fault(block)
+    for cells, genes, block in _blocks(matrix, source):
+        if not _are_counts(block):
             raise ScreenError(
-                f"{source} must hold raw counts (whole numbers, 0 or more), but gene "
-                f"{adata.var_names[genes][column]!r} of cell {adata.obs_names[cells][row]!r} has "
-                f"{value:g}. Pass the layer of the counts. {_other_layers(adata)}"
+                f"{source} must hold raw counts (whole numbers, 0 or more), but "
+                f"{_first_fault(block, adata.obs_names[cells], adata.var_names[genes])}. "
+                f"Pass the layer of the counts. {_other_layers(adata)}"
             )
         totals[cells] += np.asarray(block.sum(axis=1)).ravel()
     empty = np.flatnonzero(totals == 0)
@@ -299,14 +269,9 @@ def check_counts(adata: AnnData, layer: str | None = None) -> None:
 def check_features(adata: AnnData, layer: str | None = None) -> None:
     """Check that the matrix to be modelled holds finite numbers."""
     matrix, source = _matrix(adata, layer)
-    check_structure(matrix, source)
-    for cells, genes, block in _blocks(matrix):
+    for cells, genes, block in _blocks(matrix, source):
         values = block.toarray() if sparse.issparse(block) else np.asarray(block)
-        if values.dtype.kind not in "buif":
-            raise ScreenError(f"{source} must hold numbers, not {values.dtype}: convert it.")
-        faulty = np.argwhere(~np.isfinite(_as_float32(values)))
-        if len(faulty):
-            row, column = faulty[0]
+        for row, column in np.argwhere(~np.isfinite(_as_float32(values))):
             raise ScreenError(
                 f"{source} must hold finite numbers, but feature "
                 f"{adata.var_names[genes][column]!r} of cell {adata.obs_names[cells][row]!r} has "
@@ -316,18 +281,8 @@ def check_features(adata: AnnData, layer: str | None = None) -> None:
 
 def check_size_factor(adata: AnnData, key: str) -> None:
     """Check that a column of size factors is there, and is positive in every cell."""
-    if key not in adata.obs:
-        raise ScreenError(
-            f"adata.obs has no column {key!r} for the size factors; it holds "
-            f"{listed(adata.obs.columns, limit=10)}."
-        )
-    column = adata.obs[key]
-    if not pd.api.types.is_numeric_dtype(column):
-        raise ScreenError(
-            f"adata.obs[{key!r}] must be numeric to serve as size factors, not {column.dtype}. "
-            f"Convert it: `adata.obs[{key!r}] = pd.to_numeric(adata.obs[{key!r}])`."
-        )
-    factors = _as_float32(column.to_numpy(dtype=np.float64, na_value=np.nan))
+    convert = f"Convert it: `adata.obs[{key!r}] = pd.to_numeric(adata.obs[{key!r}])`."
+    factors = _numbers(adata, key, "size factors", convert)
     faulty = np.flatnonzero(~((factors > 0) & (factors < np.inf)))
     if faulty.size:
         raise ScreenError(
@@ -419,21 +374,7 @@ def check_covariates(
     continuous: Sequence[str] | None = None,
     context_key: str | None = None,
 ) -> None:
-    """Check that batches, labels and covariates are there, and have a value in every cell.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    batch_key, labels_key, context_key
-        Columns of `adata.obs`.
-    categorical, continuous
-        Lists of columns of `adata.obs`.
-
-    Raises
-    ------
-    ScreenError
-        If a column is absent, a value is missing, or a continuous one is not numeric or finite.
+    """Check that columns of `adata.obs` are there, and have a value in every cell.
 
     Examples
     --------
@@ -460,13 +401,8 @@ def check_covariates(
                 f"make text of all, `adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`."
             )
     for key in continuous or ():
-        column = _column(adata, key, "continuous covariate")
-        if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
-            raise ScreenError(
-                f"adata.obs[{key!r}] must be numeric to serve as continuous covariate, not "
-                f"{column.dtype}. Convert it with pandas.to_numeric, or give it as categorical."
-            )
-        values = _as_float32(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        convert = "Convert it with pandas.to_numeric, or give it as categorical."
+        values = _numbers(adata, key, "continuous covariate", convert)
         faulty = np.flatnonzero(~np.isfinite(values))
         if faulty.size:
             raise ScreenError(
@@ -487,6 +423,15 @@ def _column(adata: AnnData, key: str, kind: str) -> pd.Series:
     return adata.obs[key]
 
 
+def _numbers(adata: AnnData, key: str, kind: str, convert: str) -> NDArray[Any]:
+    column = _column(adata, key, kind)
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
+        raise ScreenError(
+            f"adata.obs[{key!r}] must be numeric to serve as {kind}, not {column.dtype}. {convert}"
+        )
+    return _as_float32(column.to_numpy(dtype=np.float64, na_value=np.nan))
+
+
 def _as_float32(values: NDArray[Any]) -> NDArray[Any]:
     """Values as they reach the networks; what is too large there is infinite."""
     with np.errstate(over="ignore"):
@@ -499,7 +444,7 @@ _MANY_UNITS = 5  # doses of which the median is a whole number above are counts,
 def check_doses(conditions: Conditions) -> None:
     """Warn of doses that are on another scale than labels are read with, where "A" is dose 1."""
     dosage, names = conditions.cell_matrix, conditions.perturbations
-    doses = dosage.data[dosage.data > 0]
+    doses = dosage.data
     if not doses.size:
         return
     if np.median(doses) > _MANY_UNITS and (doses == np.rint(doses)).all():
@@ -509,13 +454,12 @@ def check_doses(conditions: Conditions) -> None:
             'counts have 0. As they are, a condition "A" means one count.'
         )
         return
-    by_name = dosage.tocsc()
-    outside = []
-    for number, name in enumerate(names):
-        own = by_name.data[by_name.indptr[number] : by_name.indptr[number + 1]]
-        own = own[own > 0]
-        if own.size and not own.min() <= 1 <= own.max():
-            outside.append(f"{name}: {own.min():g} to {own.max():g}")
+    ranges = pd.Series(doses).groupby(dosage.indices).agg(["min", "max"])
+    outside = [
+        f"{names[number]}: {least:g} to {most:g}"
+        for number, least, most in ranges.itertuples()
+        if not least <= 1 <= most
+    ]
     if 2 * len(outside) > len(names):
         _warn(
             f"Dose 1 lies outside the doses of most perturbations ({listed(outside)}), and it is "
@@ -590,20 +534,13 @@ def _warn(message: str) -> None:
 
 
 def check_structure(matrix: Any, source: str) -> None:
-    """Check the indices of a sparse matrix, which are trusted wherever it is read.
-
-    Raises
-    ------
-    ScreenError
-        If index pointers fall or end elsewhere than the entries, an index is out of range, or a
-        row has two entries for one gene.
-    """
+    """Check the indices of a sparse matrix, which are trusted wherever it is read."""
     is_disk = isinstance(matrix, CSRDataset | CSCDataset)
     if not is_disk and getattr(matrix, "format", None) not in ("csr", "csc"):
         return
     parts = matrix.group if is_disk else vars(matrix)
     starts, indices = (np.asarray(parts["indptr"][...]), parts["indices"])
-    by_gene = isinstance(matrix, CSCDataset) or getattr(matrix, "format", None) == "csc"
+    by_gene = matrix.format == "csc"
     n_rows, n_columns = matrix.shape[::-1] if by_gene else matrix.shape
     mend = "The matrix is damaged: read the original file again."
     n_entries = indices.shape[0]
@@ -642,22 +579,26 @@ def _has_duplicates(starts: NDArray[Any], indices: NDArray[Any]) -> bool:
     return bool(((np.diff(indices[order]) == 0) & (np.diff(rows[order]) == 0)).any())
 
 
-def _blocks(matrix: Any) -> Iterator[tuple[slice, slice, Any]]:
-    """Cut a matrix, in memory or on disk, along the axis in which it is stored."""
-    n_cells, n_genes = matrix.shape
-    by_gene = isinstance(matrix, CSCDataset) or getattr(matrix, "format", None) == "csc"
-    length, width = (n_genes, n_cells) if by_gene else (n_cells, n_genes)
+def _blocks(matrix: Any, source: str) -> Iterator[tuple[slice, slice, Any]]:
+    """Check a matrix, in memory or on disk, and cut it along the axis in which it is stored."""
+    check_structure(matrix, source)
+    by_gene = getattr(matrix, "format", None) == "csc"
+    length, width = matrix.shape[::-1] if by_gene else matrix.shape
     step = max(1, _BLOCK_ENTRIES // max(1, width))
     for start in range(0, length, step):
-        along = slice(start, min(start + step, length))
-        cells, genes = (slice(0, n_cells), along) if by_gene else (along, slice(0, n_genes))
-        yield cells, genes, matrix[cells, genes]
+        along, whole = slice(start, min(start + step, length)), slice(0, width)
+        cells, genes = (whole, along) if by_gene else (along, whole)
+        block = matrix[cells, genes]
+        if block.dtype.kind not in "buif":
+            raise ScreenError(f"{source} must hold numbers, not {block.dtype}: convert it.")
+        yield cells, genes, block
 
 
 _LARGEST = np.finfo(np.float32).max
 
 
-def _are_counts(values: NDArray[Any]) -> bool:
+def _are_counts(block: Any) -> bool:
+    values = block.data if sparse.issparse(block) else np.asarray(block)
     if values.size == 0 or values.dtype.kind in "bu":
         return True
     # NaN fails both comparisons; what is larger is infinite to the networks.
@@ -665,12 +606,13 @@ def _are_counts(values: NDArray[Any]) -> bool:
     return bool(in_range and (values.dtype.kind == "i" or (np.rint(values) == values).all()))
 
 
-def _first_fault(block: Any) -> tuple[int, int, float]:
-    """Find row, column and value of the first entry, in storage order, that is no count."""
+def _first_fault(block: Any, cells: pd.Index, genes: pd.Index) -> str:
+    """Name the first entry, in storage order, that is no count."""
     entries = sparse.coo_array(block)
     values = entries.data
-    index = np.argmin((values >= 0) & (values <= _LARGEST) & (np.rint(values) == values))
-    return int(entries.row[index]), int(entries.col[index]), float(values[index])
+    at = np.argmin((values >= 0) & (values <= _LARGEST) & (np.rint(values) == values))
+    gene, cell = genes[entries.col[at]], cells[entries.row[at]]
+    return f"gene {gene!r} of cell {cell!r} has {float(values[at]):g}"
 
 
 def _other_layers(adata: AnnData) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -102,9 +103,9 @@ class Conditions:
         Parameters
         ----------
         labels
-            One label a cell: perturbations joined by ``delimiter``, in any number and order. A
-            part that is a control label counts as nothing, a repeated part counts twice. The name
-            and index of a Series (an obs column) appear in error messages.
+            Perturbations joined by ``delimiter``, in any number and order. A part that is a
+            control label counts as nothing, a repeated part counts twice. The name and index of a
+            Series (an obs column) appear in error messages.
         control
             Label or labels of unperturbed cells, or None where no label means that.
         delimiter
@@ -120,7 +121,7 @@ class Conditions:
         Returns
         -------
         Conditions
-            Conditions sorted by label, which has its parts in alphabetical order.
+            Sorted by label, which has its parts in alphabetical order.
 
         Raises
         ------
@@ -147,11 +148,8 @@ class Conditions:
         whole = {*controls, *(perturbations or ())}
         _check_present(labels.index, codes, texts, whole, column)
         parts = [split_label(text, delimiter, whole) for text in texts]
-        if faulty := [
-            text
-            for text, pieces in zip(texts, parts, strict=True)
-            if any(is_missing(piece, whole) for piece in pieces)
-        ]:
+        has_empty = [any(is_missing(piece, whole) for piece in pieces) for pieces in parts]
+        if faulty := [text for text, empty in zip(texts, has_empty, strict=True) if empty]:
             raise ScreenError(
                 f"Labels with an empty part in {column}: {listed(faulty)}. Correct them, or set "
                 f"the delimiter, which is {delimiter!r}; None takes every label as one "
@@ -173,20 +171,15 @@ class Conditions:
                 written = [[_read_part(piece, whole) for piece in pieces] for pieces in parts]
             if unknown := {name for row in written for name, _ in row}.difference(whole):
                 raise unknown_perturbations(sorted(unknown), names)
-        column_of = {name: position for position, name in enumerate(names)}
-        if doses is None:
-            row_of_cell: NDArray[np.integer] = codes
-            rows = [[(column_of[n], dose) for n, dose in row if n in column_of] for row in written]
-        else:
+        row_of_cell: NDArray[np.integer] = codes
+        if doses is not None:
             doses = pd.Series(doses)
             if len(doses) != len(labels):
                 raise ScreenError(f"There are {len(labels)} labels but {len(doses)} doses.")
             row_of_cell, pairs = _distinct_pairs(codes, doses)
-            rows = _dosed_rows(
-                pairs, parts, column_of, delimiter, texts, labels.index, row_of_cell
-            )
-        index, dose = _padded(_stacked(rows, len(names)))
-        return cls._distinct(names, index, dose, controls, delimiter)._of(row_of_cell)
+            written = _dosed_rows(pairs, parts, names, delimiter, texts, labels.index, row_of_cell)
+        read = cls._distinct(names, *_read_rows(written, names), controls, delimiter)
+        return replace(read, codes=read.codes[row_of_cell])
 
     @classmethod
     def from_obs(
@@ -269,10 +262,7 @@ class Conditions:
         control: object = None,
         delimiter: str | None = "+",
     ) -> Conditions:
-        """Read padded columns, as a screen has them registered.
-
-        The columns are cells x K, as the attributes of this class are of each condition.
-        """
+        """Read padded columns, cells x K, as a screen has them registered."""
         return cls._distinct(list(perturbations), index, dose, as_labels(control), delimiter)
 
     @classmethod
@@ -324,12 +314,17 @@ class Conditions:
         """
         names, controls = list(perturbations), as_labels(control)
         labels: list[str | None]
-        if _is_matrix(conditions):
-            own_names = None if isinstance(conditions, pd.DataFrame) else names
-            rows = np.atleast_2d(conditions) if isinstance(conditions, np.ndarray) else conditions
+        is_frame = isinstance(conditions, pd.DataFrame)
+        is_array = isinstance(conditions, np.ndarray) and conditions.dtype.kind in "biuf"
+        if is_frame or is_array or sparse.issparse(conditions):
+            rows: Any = conditions
+            rows = np.atleast_2d(rows) if is_array else rows
+            own_names = None if is_frame else names
             read = cls.from_matrix(rows, own_names, source="the matrix of conditions").align(names)
             index, dose = read.cell_index, read.cell_dose
-            labels = _index_labels(conditions, len(index))
+            labels = [None] * len(index)
+            if is_frame and not pd.api.types.is_numeric_dtype(rows.index):
+                labels = [str(label) for label in rows.index]
         else:
             one = isinstance(conditions, str | Mapping | Integral | np.bool_)
             several: Any = [conditions] if one else conditions
@@ -342,13 +337,10 @@ class Conditions:
             if not asked:
                 raise ScreenError("There is no condition: name at least one, such as 'A'.")
             labels = [label for label, _ in asked]
-            column_of = {name: position for position, name in enumerate(names)}
             doses = [[(n, dose) for n, dose in row if n not in controls] for _, row in asked]
-            if unknown := {name for row in doses for name, _ in row}.difference(column_of):
+            if unknown := {name for row in doses for name, _ in row}.difference(names):
                 raise unknown_perturbations(sorted(unknown), names)
-            index, dose = _padded(
-                _stacked([[(column_of[n], d) for n, d in row] for row in doses], len(names))
-            )
+            index, dose = _read_rows(doses, names)
         return cls._distinct(names, index, dose, controls, delimiter, labels)
 
     # -- reading out ---------------------------------------------------------------------------
@@ -407,10 +399,10 @@ class Conditions:
         [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
         """
         names = list(perturbations)
-        column_of = {name: position for position, name in enumerate(names)}
-        if unknown := [name for name in self.perturbations if name not in column_of]:
+        position = pd.Index(names).get_indexer(self.perturbations).astype(np.int32)
+        if (position < 0).any():
+            unknown = [name for name, k in zip(self.perturbations, position, strict=True) if k < 0]
             raise unknown_perturbations(unknown, names)
-        position = np.array([column_of[name] for name in self.perturbations], dtype=np.int32)
         index = np.where(self.dose > 0, position[self.index], np.int32(len(names)))
         order = np.argsort(index, axis=1)
         index, dose = (np.take_along_axis(a, order, axis=1) for a in (index, self.dose))
@@ -493,10 +485,6 @@ class Conditions:
             tuple(controls),
             delimiter,
         )
-
-    def _of(self, row_of_cell: NDArray[np.integer]) -> Conditions:
-        """Pass on the conditions of rows to the cells that have these rows."""
-        return replace(self, codes=self.codes[row_of_cell])
 
 
 def as_labels(labels: object) -> list[str]:
@@ -649,12 +637,17 @@ def _number(text: str) -> float:
         return np.nan
 
 
-def _stacked(rows: Sequence[Sequence[tuple[int, float]]], n_columns: int) -> sparse.csr_matrix:
-    """Stack rows of (column, dose) pairs; the doses of a column add up."""
-    indptr = np.cumsum([0, *(len(row) for row in rows)])
-    indices = np.array([column for row in rows for column, _ in row], dtype=np.int32)
-    doses = np.array([dose for row in rows for _, dose in row], dtype=np.float32)
-    return _canonical(sparse.csr_matrix((doses, indices, indptr), shape=(len(rows), n_columns)))
+def _read_rows(
+    rows: Sequence[Sequence[tuple[str, float]]], names: Sequence[str]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Padded columns of rows of names with doses, which add up; other names are nothing."""
+    column_of = {name: position for position, name in enumerate(names)}
+    known = [[(column_of[name], d) for name, d in row if name in column_of] for row in rows]
+    starts = np.cumsum([0, *map(len, known)])
+    indices = np.array([column for row in known for column, _ in row], dtype=np.int32)
+    doses = np.array([dose for row in known for _, dose in row], dtype=np.float32)
+    shape = (len(rows), len(names))
+    return _padded(_canonical(sparse.csr_matrix((doses, indices, starts), shape=shape)))
 
 
 def _canonical(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -673,7 +666,7 @@ def _read_matrix(
     if isinstance(matrix, pd.DataFrame):
         names = list(matrix.columns) if names is None else names
         cells = matrix.index if cells is None else cells
-        matrix = _frame_values(matrix, source)
+        matrix = frame_values(matrix, source)
     if names is None:
         raise ScreenError(
             f"The columns of {source} have no names. Store it as a DataFrame whose columns are "
@@ -706,14 +699,14 @@ def _read_matrix(
     return dosage.astype(np.float32), names
 
 
-def _frame_values(frame: pd.DataFrame, source: str) -> Any:
+def frame_values(frame: pd.DataFrame, source: str, things: str = "perturbations") -> Any:
     """Take the numbers out of a DataFrame, staying sparse where it is."""
-    if faulty := [
-        name for name, dtype in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)
-    ]:
+    numeric = [pd.api.types.is_numeric_dtype(getattr(t, "subtype", t)) for t in frame.dtypes]
+    if not all(numeric):
         raise ScreenError(
-            f"Columns of {source} that are not numeric: {listed(faulty)}. Convert them with "
-            "pandas.to_numeric, or drop them if they are no perturbations."
+            f"Columns of {source} that are not numeric: "
+            f"{listed(frame.columns[~np.array(numeric)])}. Convert them with pandas.to_numeric, "
+            f"or drop them if they are no {things}."
         )
     if frame.shape[1] and all(
         isinstance(dtype, pd.SparseDtype) and dtype.fill_value == 0 for dtype in frame.dtypes
@@ -724,13 +717,13 @@ def _frame_values(frame: pd.DataFrame, source: str) -> Any:
 
 def _checked_names(names: Sequence[str]) -> list[str]:
     """Make a list of the names, none of which may be repeated."""
-    names = [str(name) for name in names]
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+    series = pd.Series(list(map(str, names)), dtype=object)
+    if (again := series.duplicated()).any():
         raise ScreenError(
-            f"Perturbation names that occur more than once: {listed(repeated)}. Rename these "
-            "columns, or add their doses up into one."
+            f"Perturbation names that occur more than once: {listed(series[again].unique())}. "
+            "Rename these columns, or add their doses up into one."
         )
-    return names
+    return series.tolist()
 
 
 # -- labels of cells -----------------------------------------------------------------------------
@@ -761,17 +754,16 @@ def _check_present(
 def _check_controls(
     controls: Sequence[str], occurring: Collection[str], labels: pd.Series, column: str
 ) -> None:
-    for control in controls:
-        if control not in occurring:
-            counts = labels.value_counts().head(10).items()
-            frequent = ", ".join(f"{str(label)!r} ({count})" for label, count in counts if count)
-            close = nearest(control, occurring)
-            hint = f" Did you mean {listed(close)}?" if close else ""
-            raise ScreenError(
-                f"No cell has the control label {control!r} in {column}. Its most "
-                f"frequent labels (and their cells) are {frequent}.{hint} Pass the label of its "
-                "control cells as `control`."
-            )
+    for control in (each for each in controls if each not in occurring):
+        counts = labels.value_counts().head(10).items()
+        frequent = ", ".join(f"{str(label)!r} ({count})" for label, count in counts if count)
+        close = nearest(control, occurring)
+        hint = f" Did you mean {listed(close)}?" if close else ""
+        raise ScreenError(
+            f"No cell has the control label {control!r} in {column}. Its most "
+            f"frequent labels (and their cells) are {frequent}.{hint} Pass the label of its "
+            "control cells as `control`."
+        )
 
 
 def _distinct_pairs(
@@ -791,20 +783,20 @@ def _distinct_pairs(
 def _dosed_rows(
     pairs: Sequence[tuple[int, Any]],
     parts: Sequence[Sequence[str]],
-    column_of: Mapping[str, int],
+    names: Sequence[str],
     delimiter: str | None,
     texts: Sequence[str],
     cells: pd.Index,
     pair_of_cell: NDArray[np.intp],
-) -> list[list[tuple[int, float]]]:
-    """Give each distinct (label, dose) pair its row of (column, dose)."""
-    rows, uneven, invalid = [], [], []
+) -> list[list[tuple[str, float]]]:
+    """Give each distinct (label, dose) pair its names with doses."""
+    rows, uneven, invalid, known = [], [], [], set(names)
     for index, (label, dose) in enumerate(pairs):
-        columns = [column_of.get(part) for part in parts[label]]
-        active = [column for column in columns if column is not None]
-        values = _split_doses(dose, delimiter) if active else []
-        if len(values) == len(columns):  # one dose for each part, control parts among them
-            values = [v for v, column in zip(values, columns, strict=True) if column is not None]
+        is_active = [part in known for part in parts[label]]
+        values = _split_doses(dose, delimiter) if any(is_active) else []
+        if len(values) == len(is_active):  # one dose for each part, control parts among them
+            values = list(compress(values, is_active))
+        active = list(compress(parts[label], is_active))
         rows.append(list(zip(active, values, strict=False)))
         if len(values) != len(active):
             uneven.append(index)
@@ -837,20 +829,6 @@ def _split_doses(dose: object, delimiter: str | None) -> list[float]:
 
 
 # -- what a user asks for ------------------------------------------------------------------------
-
-
-def _is_matrix(conditions: ConditionsLike) -> bool:
-    return (
-        isinstance(conditions, pd.DataFrame)
-        or sparse.issparse(conditions)
-        or (isinstance(conditions, np.ndarray) and conditions.dtype.kind in "biuf")
-    )
-
-
-def _index_labels(matrix: Any, n_conditions: int) -> list[str | None]:
-    if isinstance(matrix, pd.DataFrame) and not pd.api.types.is_numeric_dtype(matrix.index):
-        return [str(label) for label in matrix.index]
-    return [None] * n_conditions
 
 
 def _read_condition(

@@ -1,4 +1,4 @@
-"""The registry fields of what cells received: perturbations by position, and their doses."""
+"""The registry fields of what cells received, by position, and of their contexts."""
 
 from __future__ import annotations
 
@@ -8,22 +8,16 @@ import numpy as np
 import pandas as pd
 import rich.table
 from scipy import sparse
-from scvi.data.fields import ObsmField
+from scvi.data.fields import CategoricalObsField, ObsmField
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams._exceptions import ScreenError, listed
+from scvi_sams._exceptions import ScreenError, listed, nearest
 from scvi_sams.data.checks import check_conditions
 from scvi_sams.data.conditions import Conditions, as_labels, padded_to_csr, unknown_parts
-from scvi_sams.data.guides import (
-    GuideField,
-    Guides,
-    GuideSource,
-    WrittenField,
-    padded_columns,
-)
+from scvi_sams.data.guides import GuideField, GuideSource, WrittenField, padded_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -32,6 +26,7 @@ if TYPE_CHECKING:
     from scvi_sams.data.guides import GuideTargets
 
 __all__ = [
+    "ContextField",
     "DoseField",
     "PerturbationField",
     "add_dose_registry",
@@ -119,11 +114,8 @@ class PerturbationField(ObsmField):
                 self.control,
                 combination_delimiter,
             )
-
-    @property
-    def _reads_guides(self) -> bool:
-        """Whether guides say what cells received."""
-        return self.perturbation_key is None and self.dosage_key is None
+        is_by_guides = perturbation_key is None and dosage_key is None
+        self._read_guides = self.guides if is_by_guides else None
 
     def validate_field(self, adata: AnnData) -> None:
         """Check that `adata` has the columns or matrices that the field reads."""
@@ -151,11 +143,11 @@ class PerturbationField(ObsmField):
         """Write positions and doses into `adata.obsm`, and return names for the registry."""
         self.validate_field(adata)
         conditions = self.read(adata)
-        if self._reads_guides and self.guides is not None:
-            self.guides.warn_of_cells_without(adata)
+        if self._read_guides is not None:
+            self._read_guides.warn_of_cells_without(adata)
         is_labelled = self.perturbation_key is not None
         check_conditions(conditions, is_labelled, self.dosage_key is not None)
-        return self._write(conditions, adata, self._coded(adata, conditions))
+        return self._write(conditions, adata)
 
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
@@ -168,33 +160,12 @@ class PerturbationField(ObsmField):
         """
         self.validate_field(adata_target)
         names = list(state_registry[self.COLUMN_NAMES_KEY])
-        if kwargs.get("extend_categories", False):
+        extend = kwargs.get("extend_categories", False)
+        if extend:
             names += self.unknown_names(adata_target, names)
         conditions = self.read(adata_target, names).align(names)
-        known = None
-        if self.guides is not None:
-            of_model = (
-                state_registry[key] for key in (GuideField.NAMES_KEY, GuideField.TARGETS_KEY)
-            )
-            nothing = np.empty((0, 1), np.int32)
-            known = Guides(list(next(of_model)), np.asarray(next(of_model), np.int32), nothing)
-        extend = kwargs.get("extend_categories", False)
-        return self._write(
-            conditions, adata_target, self._coded(adata_target, conditions, known, extend)
-        )
-
-    def _coded(
-        self,
-        adata: AnnData,
-        conditions: Conditions,
-        known: Guides | None = None,
-        extend: bool = True,
-    ) -> Guides | None:
-        if self.guides is None:
-            return None
-        labels = None if self.perturbation_key is None else adata.obs[self.perturbation_key]
-        has_doses = self.dosage_key is not None
-        return self.guides.coded(adata, conditions, labels, has_doses, known, extend)
+        of_model = (state_registry.get(key, ()) for key in GuideField.KEYS)
+        return self._write(conditions, adata_target, zip(*of_model, strict=True), extend)
 
     def unknown_names(self, adata: AnnData, names: Sequence[str]) -> list[str]:
         """List perturbations of `adata` that are not among `names`."""
@@ -215,16 +186,16 @@ class PerturbationField(ObsmField):
             if self.perturbation_key is None
             else f"adata.obs[{self.perturbation_key!r}]"
         )
-        if self._reads_guides and self.guides is not None:
-            source = f"guides of {self.guides.key!r}"
+        if self._read_guides is not None:
+            source = f"guides of {self._read_guides.key!r}"
         for index, name in enumerate(state_registry[self.COLUMN_NAMES_KEY]):
             table.add_row("" if index else source, name, str(index))
         return table
 
     def read(self, adata: AnnData, names: Sequence[str] | None = None) -> Conditions:
         """Read the doses; `names` are those of the model, if there is one."""
-        if self._reads_guides and self.guides is not None:
-            calls = self.guides.read(adata)
+        if self._read_guides is not None:
+            calls = self._read_guides.read(adata)
             return calls.conditions(self.control, self.combination_delimiter)
         if self.perturbation_key is None:
             matrix = adata.obsm[self.dosage_key]
@@ -261,17 +232,22 @@ class PerturbationField(ObsmField):
         return rows[:, kept], [columns[k] for k in kept]
 
     def _write(
-        self, conditions: Conditions, adata: AnnData, guides: Guides | None
+        self,
+        conditions: Conditions,
+        adata: AnnData,
+        known: Iterable[tuple[str, int]] = (),
+        extend: bool = True,
     ) -> dict[str, Any]:
         adata.obsm[SAMS_REGISTRY_KEYS.INDEX_OBSM_KEY] = _stored(conditions.cell_index)
         adata.obsm[SAMS_REGISTRY_KEYS.DOSE_OBSM_KEY] = _stored(conditions.cell_dose)
         of_guides: dict[str, Any] = {}
-        if guides is not None:
+        if self.guides is not None:
+            labels = None if self.perturbation_key is None else adata.obs[self.perturbation_key]
+            has_doses = self.dosage_key is not None
+            guides = self.guides.coded(adata, conditions, labels, has_doses, known, extend)
             adata.obsm[SAMS_REGISTRY_KEYS.GUIDE_OBSM_KEY] = _stored(guides.codes + 1)
-            of_guides = {
-                GuideField.NAMES_KEY: guides.names,
-                GuideField.TARGETS_KEY: guides.targets.tolist(),
-            }
+            listed_guides = guides.names, guides.targets.tolist()
+            of_guides = dict(zip(GuideField.KEYS, listed_guides, strict=True))
         return of_guides | {
             self.COLUMN_NAMES_KEY: conditions.perturbations,
             self.CONTROL_KEY: list(self.control),
@@ -330,3 +306,43 @@ def add_dose_registry(registry: dict[str, Any]) -> None:
         field.registry_key,
         {"data_registry": field.get_data_registry(), "state_registry": {}, "summary_stats": {}},
     )
+
+
+class ContextField(CategoricalObsField):
+    """Registers the context of each cell, such as its type, by its position among the levels.
+
+    The levels go into the registry and so into saved models. Unlike a batch, a level that the
+    model has not seen is refused, in a query too: what perturbations do there is not known.
+
+    Examples
+    --------
+    >>> import anndata
+    >>> from scvi.data import AnnDataManager
+    >>> obs = pd.DataFrame({"cell_type": 3 * ["T", "B"]}, index=list("abcdef"))
+    >>> manager = AnnDataManager([ContextField("cell_type")])
+    >>> manager.register_fields(anndata.AnnData(obs=obs))
+    >>> manager.get_state_registry("context").categorical_mapping.tolist()
+    ['B', 'T']
+    """
+
+    def __init__(self, context_key: str) -> None:
+        super().__init__(SAMS_REGISTRY_KEYS.CONTEXT_KEY, context_key)
+
+    def transfer_field(
+        self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Write the contexts of another AnnData, by the model's levels; it may lack some."""
+        self.validate_field(adata_target)
+        key = self._original_attr_key
+        levels = list(map(str, state_registry[self.CATEGORICAL_MAPPING_KEY]))
+        column = adata_target.obs[key].astype(str)
+        if unknown := sorted(set(column.unique()).difference(levels)):
+            close = nearest(unknown[0], levels)
+            hint = f"did you mean {listed(close)}?" if close else f"it has {listed(levels)}."
+            raise ScreenError(
+                f"adata.obs[{key!r}] holds contexts that the model has not seen: "
+                f"{listed(unknown)}; {hint} Correct them, drop the cells, or fit all together."
+            )
+        return super().transfer_field(
+            state_registry, adata_target, **(kwargs | {"extend_categories": False})
+        )

@@ -15,10 +15,10 @@ from scvi.data.fields import ObsmField
 
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, counted, listed
-from scvi_sams.data.conditions import Conditions, is_missing, split_label
+from scvi_sams.data.conditions import Conditions, frame_values, is_missing, split_label
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -83,8 +83,8 @@ def guide_codes(manager: AnnDataManager) -> Guides | None:
     state = manager.get_state_registry(SAMS_REGISTRY_KEYS.PERTURBATION_KEY)
     numbers = padded_columns(manager, SAMS_REGISTRY_KEYS.GUIDE_KEY)
     return Guides(
-        list(state[GuideField.NAMES_KEY]),
-        np.asarray(state[GuideField.TARGETS_KEY], dtype=np.int32),
+        list(state[GuideField.KEYS[0]]),
+        np.asarray(state[GuideField.KEYS[1]], dtype=np.int32),
         numbers.astype(np.int32) - 1,
     )
 
@@ -115,30 +115,17 @@ class WrittenField(ObsmField):
 
 
 class GuideField(WrittenField):
-    """Registers the guides that ``PerturbationField``, which comes before, has written.
+    """Registers guides, which are numbered from 1 in `adata.obsm` and minibatches; 0 is none."""
 
-    In ``adata.obsm`` and in minibatches they are numbered from 1; 0 is none.
-    """
-
-    NAMES_KEY = "guides"
-    TARGETS_KEY = "guide_targets"
+    KEYS = ("guides", "guide_targets")
+    """Of names and targets in the registry."""
 
     def __init__(self) -> None:
         super().__init__(SAMS_REGISTRY_KEYS.GUIDE_KEY, SAMS_REGISTRY_KEYS.GUIDE_OBSM_KEY)
 
 
-@dataclass(frozen=True, eq=False)
-class GuideCalls:
+class GuideCalls(NamedTuple):
     """Which guides each cell has, and what they target.
-
-    Parameters
-    ----------
-    names
-        Name of each guide.
-    targets
-        Perturbations that each guide targets; none for one that does not target.
-    matrix
-        Calls, cells x guides: one where the cell has the guide.
 
     Examples
     --------
@@ -148,34 +135,42 @@ class GuideCalls:
     """
 
     names: list[str]
+    """Name of each guide."""
     targets: list[list[str]]
+    """Perturbations that each guide targets; none for one that does not target."""
     matrix: sparse.csr_matrix
+    """Calls, cells x guides: one where the cell has the guide."""
+
+    def of_targets(self, position: Mapping[str, int]) -> NDArray[np.int64]:
+        """Positions of guides and of what they target, two columns; unknown targets left out."""
+        pairs = [
+            (guide, position[target])
+            for guide, own in enumerate(self.targets)
+            for target in own
+            if target in position
+        ]
+        return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+    @property
+    def seen(self) -> list[str]:
+        """Targets of guides that some cell has: others of a library are none of the screen."""
+        n_cells = self.matrix.getnnz(axis=0)
+        return sorted({t for own, n in zip(self.targets, n_cells, strict=True) if n for t in own})
 
     def conditions(self, control: Sequence[str] = (), delimiter: str | None = "+") -> Conditions:
         """What cells received: a dose of 1 of each target, of however many guides."""
-        # Of a library, targets that no cell has are no perturbations of the screen.
-        n_cells = self.matrix.getnnz(axis=0)
-        seen = {t for own, n in zip(self.targets, n_cells, strict=True) if n for t in own}
-        if not seen:
+        if not (seen := self.seen):
+            called = np.array(self.names)[self.matrix.getnnz(axis=0) > 0]
             raise ScreenError(
                 "No cell has a guide that targets anything: the calls are all of "
-                f"{listed(np.array(self.names)[n_cells > 0]) or 'no guide'}. Correct the calls, "
-                "or the targets of guides."
+                f"{listed(called) or 'no guide'}. Correct the calls, or the targets of guides."
             )
-        perturbations = sorted(seen)
-        column_of = {name: k for k, name in enumerate(perturbations)}
-        pairs = [
-            (guide, column_of[t])
-            for guide, own in enumerate(self.targets)
-            for t in own
-            if t in column_of
-        ]
-        rows, columns = np.array(pairs).T
-        shape = (len(self.names), len(perturbations))
-        of_guide = sparse.csr_matrix((np.ones(len(pairs), np.float32), (rows, columns)), shape)
+        pairs = self.of_targets({name: k for k, name in enumerate(seen)})
+        entries = (np.ones(len(pairs), np.float32), pairs.T)
+        of_guide = sparse.csr_matrix(entries, (len(self.names), len(seen)))
         doses = self.matrix.astype(np.float32) @ of_guide
         doses.data[:] = 1
-        return Conditions.from_matrix(doses, perturbations, control, delimiter)
+        return Conditions.from_matrix(doses, seen, control, delimiter)
 
 
 @dataclass(frozen=True)
@@ -208,8 +203,8 @@ class GuideSource:
                 f"guide_threshold={self.threshold!r} is of counts, and guide_key={self.key!r} a "
                 "column of adata.obs with names: leave it out."
             )
-        in_obs, in_obsm = self.key in adata.obs, self.key in adata.obsm
-        if in_obs == in_obsm:
+        in_obs = self.key in adata.obs
+        if in_obs == (self.key in adata.obsm):
             where = "both a column of adata.obs and a key of adata.obsm: rename one of the two."
             if not in_obs:
                 where = (
@@ -222,11 +217,6 @@ class GuideSource:
                 f"guide_targets={self.targets!r} is no key of adata.uns; it holds "
                 f"{listed(adata.uns, limit=10) or 'nothing'}."
             )
-
-    @property
-    def has_targets(self) -> bool:
-        """Whether a table of targets was named."""
-        return self.targets is not None
 
     # -- which guides cells have ---------------------------------------------------------------
 
@@ -271,16 +261,8 @@ class GuideSource:
         values, source = adata.obsm[self.key], f"adata.obsm[{self.key!r}]"
         names = self._names(adata, values, source)
         if isinstance(values, pd.DataFrame):
-            if faulty := [n for n, t in values.dtypes.items() if not _is_numeric(t)]:
-                raise ScreenError(
-                    f"Columns of {source} that are not numeric: {listed(faulty)}. Convert them, "
-                    "or drop them if they are no guides."
-                )
-            is_sparse = all(isinstance(t, pd.SparseDtype) for t in values.dtypes)
-            values = values.sparse.to_coo() if is_sparse else values.to_numpy(np.float64)
-        matrix = sparse.csr_matrix(values)
-        if matrix is values:
-            matrix = matrix.copy()
+            values = frame_values(values, source, "guides")
+        matrix = sparse.csr_matrix(values, copy=True)
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
         return names, called(matrix, self.threshold, source)
@@ -326,14 +308,8 @@ class GuideSource:
                 "them the control label if they do not target, or drop them."
             )
         whole = set(self.control)
-        return [
-            [
-                part
-                for part in split_label(labels[name], self.delimiter, whole)
-                if part not in whole
-            ]
-            for name in names
-        ]
+        parts = [split_label(labels[name], self.delimiter, whole) for name in names]
+        return [[part for part in own if part not in whole] for own in parts]
 
     def _table(self, adata: AnnData) -> dict[str, str]:
         table, source = self.targets, "guide_targets"
@@ -356,48 +332,42 @@ class GuideSource:
         conditions: Conditions,
         labels: pd.Series | None = None,
         has_doses: bool = False,
-        known: Guides | None = None,
+        known: Iterable[tuple[str, int]] = (),
         extend: bool = True,
     ) -> Guides:
         """Find the guide of each cell and perturbation.
 
         Parameters
         ----------
-        adata
-            The cells.
-        conditions
-            What they received.
+        adata, conditions
+            The cells, and what they received.
         labels
             Their labels, whose parts the guides of a column follow where no table says what
             guides target.
         has_doses
             Whether doses beside the labels may be zero, so that a guide brought nothing.
         known
-            Guides that keep their positions.
+            Guides, and positions of their targets, that keep their positions.
         extend
             Whether others get positions after them, or count as not known.
         """
-        beside = False
-        if labels is not None and not self.has_targets:
-            beside = True
+        is_beside = labels is not None and self.targets is None
+        if is_beside:
             triples, names, row_of_cell = self._beside(adata, labels, conditions)
         else:
             calls = self.read(adata)
-            triples, names = _triples(calls, conditions)
+            triples, names = _triples(calls, conditions), calls.names
             row_of_cell = np.arange(len(adata))
-        code_of_row = np.empty(triples.n_rows, dtype=np.intp)
+        code_of_row = np.empty(row_of_cell.max(initial=-1) + 1, dtype=np.intp)
         code_of_row[row_of_cell] = conditions.codes
         index, dose = conditions.index[code_of_row], conditions.dose[code_of_row]
         row, perturbation, guide, names = _joined(triples, names, self.delimiter or "+")
         n_perturbations = len(conditions.perturbations)
         held = index.astype(np.int64) + np.arange(len(index))[:, None] * n_perturbations
         place = np.flatnonzero(dose.ravel() > 0)
-        held = held.ravel()[place]
-        wanted = row * n_perturbations + perturbation
-        found = np.searchsorted(held, wanted)
-        is_there = found < len(held)
-        is_there[is_there] = held[found[is_there]] == wanted[is_there]
-        if not (is_there.all() or beside or has_doses):
+        found = pd.Index(held.ravel()[place]).get_indexer(row * n_perturbations + perturbation)
+        is_there = found >= 0
+        if not (is_there.all() or is_beside or has_doses):
             odd = int(np.argmin(is_there))
             cells = adata.obs_names[np.isin(row_of_cell, row[~is_there])]
             raise ScreenError(
@@ -406,23 +376,16 @@ class GuideSource:
                 f"{conditions.perturbations[perturbation[odd]]!r}. Correct the table of targets "
                 "or the labels, or leave the labels out, so that guides say what cells received."
             )
-        perturbation, guide, found = (a[is_there] for a in (perturbation, guide, found))
-        entries, entry = np.unique(
-            np.column_stack([perturbation, guide]), axis=0, return_inverse=True
-        )
+        held_by = np.column_stack([perturbation, guide])[is_there]
+        entries, entry = np.unique(held_by, axis=0, return_inverse=True)
         pairs = [(names[g], int(p)) for p, g in entries]
-        code_of: dict[tuple[str, int], int] = {}
-        if known is not None:
-            code_of = {
-                pair: k
-                for k, pair in enumerate(zip(known.names, known.targets.tolist(), strict=True))
-            }
+        code_of = {pair: code for code, pair in enumerate(known)}
         for pair in sorted(pairs, key=lambda pair: pair[::-1]):
             if pair not in code_of and extend:
                 code_of[pair] = len(code_of)
         code = np.array([code_of.get(pair, -1) for pair in pairs], dtype=np.int32)
         codes = np.full(index.size, -1, dtype=np.int32)
-        codes[place[found]] = code[entry.ravel()]
+        codes[place[found[is_there]]] = code[entry.ravel()]
         return Guides(
             [name for name, _ in code_of],
             np.array([target for _, target in code_of], dtype=np.int32),
@@ -431,7 +394,7 @@ class GuideSource:
 
     def _beside(
         self, adata: AnnData, labels: pd.Series, conditions: Conditions
-    ) -> tuple[_Triples, list[str], NDArray[np.intp]]:
+    ) -> tuple[NDArray[np.int64], list[str], NDArray[np.intp]]:
         """Guides of a column, in the order of the parts of the labels beside them."""
         if self.key not in adata.obs:
             raise ScreenError(
@@ -472,59 +435,31 @@ class GuideSource:
                     number = numbers.setdefault(name, len(numbers))
                     triples.append((row, position[part], number))
         table = np.array(sorted(set(triples)), dtype=np.int64).reshape(-1, 3)
-        found = _Triples(table[:, 0], table[:, 1], table[:, 2], len(rows))
-        return found, list(numbers), row_of_cell
+        return table, list(numbers), row_of_cell
 
 
-class _Triples(NamedTuple):
-    """A row has a guide for a perturbation: three columns of numbers."""
-
-    row: NDArray[np.int64]
-    perturbation: NDArray[np.int64]
-    guide: NDArray[np.int64]
-    n_rows: int
-
-
-def _triples(calls: GuideCalls, conditions: Conditions) -> tuple[_Triples, list[str]]:
-    """Cells, perturbations and guides of calls."""
+def _triples(calls: GuideCalls, conditions: Conditions) -> NDArray[np.int64]:
+    """Cell, perturbation and guide of each call, three columns."""
     position = {name: k for k, name in enumerate(conditions.perturbations)}
-    if unknown := sorted({t for own in _of_seen(calls) for t in own if t not in position}):
+    if unknown := [target for target in calls.seen if target not in position]:
         raise ScreenError(
             f"Targets of guides that no label names: {listed(unknown)}. Give targets by the names "
             "of the labels, or leave the labels out."
         )
-    n_targets = np.array([len(own) for own in calls.targets])
-    start = np.concatenate([[0], np.cumsum(n_targets)])
-    targets = np.array([position.get(t, -1) for own in calls.targets for t in own], np.int64)
-    cell = np.repeat(np.arange(calls.matrix.shape[0]), np.diff(calls.matrix.indptr))
-    guide = calls.matrix.indices.astype(np.int64)
-    length = n_targets[guide]
-    first = np.cumsum(length) - length
-    place = np.arange(length.sum()) - np.repeat(first - start[guide], length)
-    return (
-        _Triples(
-            np.repeat(cell, length),
-            targets[place],
-            np.repeat(guide, length),
-            len(calls.matrix.indptr) - 1,
-        ),
-        calls.names,
-    )
-
-
-def _of_seen(calls: GuideCalls) -> list[list[str]]:
-    n_cells = calls.matrix.getnnz(axis=0)
-    return [own for own, n in zip(calls.targets, n_cells, strict=True) if n]
+    entries = calls.matrix.tocoo()
+    table = pd.DataFrame({"cell": entries.row, "guide": entries.col})
+    targets = pd.DataFrame(calls.of_targets(position), columns=["guide", "perturbation"])
+    return table.merge(targets)[["cell", "perturbation", "guide"]].to_numpy(np.int64)
 
 
 def _joined(
-    triples: _Triples, names: Sequence[str], delimiter: str
+    triples: NDArray[np.int64], names: Sequence[str], delimiter: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str]]:
     """One guide for each row and perturbation: several are one of their own."""
     rank = np.empty(len(names), dtype=np.int64)
     rank[np.argsort(np.array(names, dtype=object))] = np.arange(len(names))
-    order = np.lexsort((rank[triples.guide], triples.perturbation, triples.row))
-    row, perturbation, guide = (column[order] for column in triples[:3])
+    order = np.lexsort((rank[triples[:, 2]], triples[:, 1], triples[:, 0]))
+    row, perturbation, guide = triples[order].T
     is_first = np.ones(len(row), dtype=bool)
     is_first[1:] = (row[1:] != row[:-1]) | (perturbation[1:] != perturbation[:-1])
     start = np.flatnonzero(is_first)
@@ -541,13 +476,7 @@ def _joined(
 
 
 def called(matrix: sparse.csr_matrix, threshold: float | None, source: str) -> sparse.csr_matrix:
-    """Calls as ones, of a matrix without stored zeros that holds calls, or counts to threshold.
-
-    Raises
-    ------
-    ScreenError
-        If it holds counts and there is no threshold, or what is neither.
-    """
+    """Calls as ones, of a matrix without stored zeros that holds calls, or counts to threshold."""
     values = matrix.data
     if matrix.dtype.kind not in "buif":
         raise ScreenError(f"{source} must hold calls, 0 and 1, not {matrix.dtype}: convert it.")
@@ -581,12 +510,7 @@ def called(matrix: sparse.csr_matrix, threshold: float | None, source: str) -> s
 
 
 def target_table(table: Any, source: str = "guide_targets") -> dict[str, str]:
-    """Read a table of the target of each guide.
-
-    Raises
-    ------
-    ScreenError
-        If it is no dict, Series, or DataFrame of one column or with a column ``target``.
+    """Read a table of the target of each guide: a dict, a Series, or a DataFrame of such a column.
 
     Examples
     --------
@@ -621,7 +545,3 @@ def _distinct(column: pd.Series) -> tuple[NDArray[np.intp], list[str]]:
     codes, values = pd.factorize(column.astype(object), use_na_sentinel=False)
     texts = ["" if pd.isna(value) else str(value).strip() for value in values]
     return codes, ["" if is_missing(text) else text for text in texts]
-
-
-def _is_numeric(dtype: Any) -> bool:
-    return pd.api.types.is_numeric_dtype(getattr(dtype, "subtype", dtype))

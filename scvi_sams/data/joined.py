@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,14 +89,14 @@ def join_files(
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):  # such as plate_1/cells.h5ad, plate_2/cells.h5ad
         names = [f"{path.parent.name}/{path.stem}" for path in paths]
-    opened: list[h5py.File] = []
-    try:
+    with ExitStack() as stack:
+        opened = []
         for path in paths:
             if not path.is_file() or not h5py.is_hdf5(path):
                 raise ScreenError(
                     f"{path} is no h5ad file: give files that adata.write_h5ad wrote."
                 )
-            opened.append(h5py.File(path))
+            opened.append(stack.enter_context(h5py.File(path)))
         annotation = _annotation(opened, names, label)
         matrices = _matrices(opened, "X" if layer is None else f"layers/{layer}")
         unfinished = joined.with_name(f".{joined.name}.{os.getpid()}.partial")
@@ -108,9 +109,6 @@ def join_files(
             unfinished.replace(joined)
         finally:
             unfinished.unlink(missing_ok=True)
-    finally:
-        for file in opened:
-            file.close()
     return ad.read_h5ad(joined, backed="r")
 
 
@@ -206,11 +204,6 @@ def check_sources(matrix: Any) -> None:
     """Check that the files a joined matrix points to are there, as they were.
 
     HDF5 gives zeros in place of what is not there.
-
-    Raises
-    ------
-    ScreenError
-        If a file is gone, or was written again.
     """
     holder = getattr(matrix, "group", matrix)
     attrs = getattr(holder, "attrs", {})

@@ -45,25 +45,10 @@ __all__ = [
 
 
 def cells_of(adata: AnnData, indices: Any = None) -> np.ndarray:
-    """Positions of the cells that somebody names.
+    """Positions of the cells that somebody names, in the order asked for.
 
-    Parameters
-    ----------
-    adata
-        The cells.
-    indices
-        Positions (negative ones count from the end), a boolean mask of all cells, names of cells,
-        a slice or a single one of them; all cells by default.
-
-    Returns
-    -------
-    numpy.ndarray
-        Positions in the order asked for, shape ``(n_cells,)``.
-
-    Raises
-    ------
-    ScreenError
-        If there is no such cell, a mask has another length, or no cell is left.
+    Cells are named by positions (negative ones count from the end), a boolean mask, names, a
+    slice or a single one of them; all by default.
 
     Examples
     --------
@@ -72,12 +57,9 @@ def cells_of(adata: AnnData, indices: Any = None) -> np.ndarray:
     >>> cells_of(adata, ["c3", "c1"]), cells_of(adata, [True, False, True])
     (array([2, 0]), array([0, 2]))
     """
-    n_cells = adata.n_obs
     if indices is None or isinstance(indices, slice):
-        cells = np.arange(n_cells)[slice(None) if indices is None else indices]
+        cells = np.arange(adata.n_obs)[indices or slice(None)]
     else:
-        if hasattr(indices, "to_numpy"):
-            indices = indices.to_numpy()
         asked = np.atleast_1d(np.asarray(indices))
         if not asked.size:
             asked = np.empty(0, np.int64)
@@ -115,9 +97,8 @@ def _positions(adata: AnnData, asked: np.ndarray) -> np.ndarray:
                 f"indices name cells that adata.obs_names has not: {listed(asked[cells < 0])}."
             )
         return cells
-    if kind == "f" and np.isfinite(asked).all() and (asked == np.rint(asked)).all():
-        asked, kind = asked.astype(np.int64), "i"
-    if kind not in "iu":
+    is_whole = kind in "iu" or (kind == "f" and (np.isfinite(asked) & (asked % 1 == 0)).all())
+    if not is_whole:
         raise ScreenError(
             f"indices are of type {asked.dtype}: give positions, names of cells or a mask."
         )
@@ -131,14 +112,11 @@ def _positions(adata: AnnData, asked: np.ndarray) -> np.ndarray:
 
 
 class PoolBatch(NamedTuple):
-    """A minibatch, and the pool that it is part of."""
+    """Cells `start` to before `stop` of a pool, which holds positions in a data set."""
 
     pool: np.ndarray
-    """Positions of all cells of the pool in their data set, shape ``(n_pool,)``."""
     start: int
-    """First position in the pool of the minibatch."""
     stop: int
-    """Position after its last."""
 
 
 class PoolSampler(DistributedSampler):
@@ -163,13 +141,8 @@ class PoolSampler(DistributedSampler):
         chunk_size: int = 256,
         preload_nchunks: int = 64,
     ) -> None:
-        sizes = {
-            "batch_size": batch_size,
-            "chunk_size": chunk_size,
-            "preload_nchunks": preload_nchunks,
-        }
-        for name, value in sizes.items():
-            if value < 1:
+        for name in ("batch_size", "chunk_size", "preload_nchunks"):
+            if (value := locals()[name]) < 1:
                 raise ValueError(f"{name}={value}: at least one is needed.")
         super().__init__(cells, num_replicas=1, rank=0, shuffle=shuffle)  # type: ignore[arg-type]
         self.batch_size = batch_size
@@ -285,14 +258,8 @@ class DeviceCells(Dataset):
     def _start(self) -> None:
         cells, place = np.unique(self.indices, return_inverse=True)  # as they are stored
         self._place = torch.from_numpy(place)
-        self._keep(self._registered, cells)
-
-    def _keep(self, registered: Registered, rows: np.ndarray) -> None:
-        """Keep rows of data on the device."""
-        self._kept = {
-            key: (compact_rows(values, rows, self._device), dtype)
-            for key, (values, dtype) in registered.items()
-        }
+        for key, (values, dtype) in self._registered.items():
+            self._kept[key] = compact_rows(values, cells, self._device), dtype
 
     def _minibatch(self, index: Tensor) -> dict[str, Tensor]:
         """Form a minibatch of the rows that are kept, by their numbers on the host."""
@@ -320,7 +287,11 @@ class DiskCells(DeviceCells):
             self._kept = {}  # never two pools
             cells = self.indices[batch.pool]
             for key, (values, dtype) in self._registered.items():
-                self._kept[key] = _pool_rows(values, cells, self._device), dtype
+                if isinstance(values, DiskMatrix) and not values.is_sparse:
+                    kept: Any = compact_table(values, cells, self._device)  # without a copy
+                else:
+                    kept = compact_rows(values[cells], np.arange(len(cells)), self._device)
+                self._kept[key] = kept, dtype
             self._pool = batch.pool
         n_given = self._n_given[batch.pool[batch.start : batch.stop]]
         return _narrowed(self._minibatch(torch.arange(batch.start, batch.stop)), n_given)
@@ -351,15 +322,6 @@ def _narrowed(tensors: dict[str, Tensor], n_given: np.ndarray) -> dict[str, Tens
         if key in tensors and tensors[key].shape[1] > width:
             tensors[key] = tensors[key][:, :width]
     return tensors
-
-
-def _pool_rows(
-    values: MatrixRows | DiskMatrix, cells: np.ndarray, device: torch.device | str
-) -> CompactMatrix | Tensor:
-    """Rows of a pool; dense ones on disk go straight into a table, in which counts are bytes."""
-    if isinstance(values, DiskMatrix) and not values.is_sparse:
-        return compact_table(values, cells, device)
-    return compact_rows(values[cells], np.arange(len(cells)), device)
 
 
 def reads_from_disk(adata_manager: AnnDataManager) -> bool:
@@ -412,12 +374,7 @@ class OrderedAnnDataLoader(AnnDataLoader):
             sampler = PoolSampler(dataset, batch_size, shuffle, drop_last)
             DataLoader.__init__(self, dataset, sampler=sampler, batch_size=None)
             return
+        kwargs |= {"drop_last": drop_last, "data_and_attributes": data_and_attributes}
         super().__init__(
-            adata_manager,
-            indices=cells,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            data_and_attributes=data_and_attributes,
-            **kwargs,
+            adata_manager, indices=cells, batch_size=batch_size, shuffle=shuffle, **kwargs
         )

@@ -190,7 +190,7 @@ class CompactMatrix:
         columns = torch.empty(size, dtype=_column_type(self.n_columns), device=device)
         values = torch.empty(size, dtype=torch.uint8, device=device)
         starts, n_entries = [np.zeros(1, dtype=np.int64)], 0
-        for _, rows in _chunks(matrix, indices):
+        for _, rows in _chunks(matrix, indices, CHUNK_CELLS):
             rows = _canonical(rows)
             place = slice(n_entries, n_entries + rows.nnz)
             values = _widened(values, rows)
@@ -295,23 +295,25 @@ def _n_entries(matrix: Any, indices: np.ndarray) -> int:
     return int((matrix.indptr[indices + 1] - matrix.indptr[indices]).sum())
 
 
-def _chunks(matrix: Any, indices: np.ndarray) -> Iterator[tuple[slice, MatrixRows]]:
+def _chunks(matrix: Any, indices: np.ndarray, n_at_once: int) -> Iterator[tuple[slice, Any]]:
     """Rows of a matrix in pieces, with where they belong."""
-    for first in range(0, len(indices), CHUNK_CELLS):
-        place = slice(first, min(first + CHUNK_CELLS, len(indices)))
+    for first in range(0, len(indices), n_at_once):
+        place = slice(first, min(first + n_at_once, len(indices)))
         yield place, matrix[indices[place]]
 
 
 def _dense_chunks(matrix: Any, indices: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
     """The same as dense rows, of which only a few megabytes are held at once."""
-    if isinstance(matrix, DiskMatrix) and not matrix.is_sparse:
+    on_disk = isinstance(matrix, DiskMatrix)
+    if on_disk and not matrix.is_sparse:
         yield from matrix.dense_pieces(indices)
         return
-    n_at_once = CHUNK_CELLS if isinstance(matrix, DiskMatrix) else rows_at_once(matrix)
-    for first in range(0, len(indices), n_at_once):
-        place = slice(first, min(first + n_at_once, len(indices)))
-        rows = matrix[indices[place]]
+    for place, rows in _chunks(matrix, indices, CHUNK_CELLS if on_disk else rows_at_once(matrix)):
         yield place, rows if isinstance(rows, np.ndarray) else rows.toarray()
+
+
+def _column_type(n_columns: int) -> torch.dtype:
+    return torch.int16 if n_columns <= torch.iinfo(torch.int16).max else torch.int32
 
 
 def _canonical(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -322,10 +324,6 @@ def _canonical(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     return matrix
-
-
-def _column_type(n_columns: int) -> torch.dtype:
-    return torch.int16 if n_columns <= torch.iinfo(torch.int16).max else torch.int32
 
 
 def _widened(kept: Tensor, rows: MatrixRows) -> Tensor:

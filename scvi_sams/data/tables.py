@@ -50,6 +50,18 @@ def layer_names(adata: ad.AnnData) -> list[str]:
     return [name for name in adata.layers if name is not None]
 
 
+def _take(frame: pd.DataFrame, like: pd.DataFrame, lacking: str, mend: str) -> pd.DataFrame:
+    """Conditions and genes of `frame` in the order of `like`, which must all be there."""
+    for what, names, known in (
+        ("conditions", like.index, frame.index),
+        ("genes", like.columns, frame.columns),
+    ):
+        if (missing := names.difference(known)).size:
+            head = lacking.format(f"{missing.size} {what} of `predicted`")
+            raise ScreenError(f"{head}, the first {missing[0]!r}{mend}")
+    return frame.loc[like.index, like.columns]
+
+
 def profile_frame(table: ProfileTable, name: str, layer: str | None = None) -> pd.DataFrame:
     """Table as a DataFrame in double precision; `name` is what error messages call it."""
     if isinstance(table, ad.AnnData):
@@ -78,16 +90,8 @@ def aligned_profiles(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both tables as DataFrames with the conditions and genes of `predicted`, in its order."""
     values, truth = profile_frame(predicted, "predicted"), profile_frame(observed, other)
-    for what, names, known in (
-        ("conditions", values.index, truth.index),
-        ("genes", values.columns, truth.columns),
-    ):
-        if (missing := names.difference(known)).size:
-            raise ScreenError(
-                f"{missing.size} {what} of `predicted` are not in `{other}`, the first "
-                f"{missing[0]!r}: leave them out of `predicted`."
-            )
-    return values, truth.loc[values.index, values.columns]
+    mend = ": leave them out of `predicted`."
+    return values, _take(truth, values, f"{{}} are not in `{other}`", mend)
 
 
 def row_of_genes(row: pd.Series, genes: pd.Index, name: str) -> NDArray[np.float64]:
@@ -138,16 +142,7 @@ def standard_error_frames(
         errors = profile_frame(observed, "observed", layer=standard_error)
     else:
         errors = profile_frame(standard_error, "standard_error")
-    for what, names, known in (
-        ("conditions", like.index, errors.index),
-        ("genes", like.columns, errors.columns),
-    ):
-        if (missing := names.difference(known)).size:
-            raise ScreenError(
-                f"`standard_error` lacks {missing.size} {what} of `predicted`, the first "
-                f"{missing[0]!r}."
-            )
-    errors = errors.loc[like.index, like.columns]
+    errors = _take(errors, like, "`standard_error` lacks {}", ".")
     control = np.zeros(errors.shape[1])
     if isinstance(observed, ad.AnnData) and "control_standard_error" in observed.var:
         control = row_of_genes(observed.var["control_standard_error"], errors.columns, "observed")
@@ -184,17 +179,7 @@ def log_expression_chunks(
 
 
 def log_expression(counts: Any, library: NDArray[np.float64], scale: float = 1e4) -> Any:
-    """log2(1 + scale x / library) of cells, sparse if the counts are.
-
-    Parameters
-    ----------
-    counts
-        Cells x genes.
-    library
-        Library size of each cell, positive.
-    scale
-        What counts are scaled to.
-    """
+    """log2(1 + scale x / library) of cells (cells x genes), sparse if the counts are."""
     if not sp.issparse(counts):
         return np.log2(1 + np.asarray(counts) * (scale / library)[:, None])
     expression = sp.csr_matrix(counts, dtype=np.float64, copy=True)

@@ -25,14 +25,11 @@ from scvi_sams.datasets._simulation import (
 from scvi_sams.evaluation._splits import write_split
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import anndata as ad
     from numpy.random import Generator
     from numpy.typing import NDArray
 
 _NEGATIVE_SLOPE = 0.2  # of the leaky rectifier
-_NO_PAIRS = (np.arange(0), np.arange(0))
 
 
 def simulated_bereket_2023(
@@ -127,16 +124,14 @@ def simulated_bereket_2023(
     ... )
     >>> model = scvi_sams.SAMSVAE(adata, gene_likelihood="normal")
     """
-    # First of all, while the arguments are the only local names.
-    parameters = {name: value for name, value in locals().items() if name != "seed"}
-    check_parameters(parameters)
+    parameters = check_parameters(locals())  # first, while arguments are the only local names
     truth_rng, cell_rng = np.random.default_rng(seed).spawn(2)
 
     mask = draw_masks(truth_rng, n_perturbations, n_latent, mask_probability, inactive=0.0)
     embedding = embedding_scale * truth_rng.standard_normal(mask.shape)
     effect = mask * embedding
     first, second = draw_pairs(truth_rng, n_perturbations, n_pairs)
-    network = _draw_network(truth_rng, [n_latent, *[n_hidden] * n_hidden_layers, n_features])
+    network = _draw_network(truth_rng, n_latent, *[n_hidden] * n_hidden_layers, n_features)
 
     names = numbered_names("P", n_perturbations, min_width=3)
     shift = np.vstack([np.zeros((1, n_latent)), effect, effect[first] + effect[second]])
@@ -243,9 +238,7 @@ def simulated_lopez_2023(
     >>> adata.obs.loc[adata.obs["split"] == "test", "perturbation"].nunique()
     20
     """
-    # First of all, while the arguments are the only local names.
-    parameters = {name: value for name, value in locals().items() if name != "seed"}
-    check_parameters(parameters)
+    parameters = check_parameters(locals())  # first, while arguments are the only local names
     if max_targets > n_latent:
         raise ScreenError(f"`max_targets` is {max_targets}, but there are {n_latent} latents.")
     if n_held_out >= n_perturbations:
@@ -260,7 +253,7 @@ def simulated_lopez_2023(
     mask = rank < n_targets[:, None]
     embedding = shift_size * truth_rng.choice([-1.0, 1.0], mask.shape)
     effect = mask * embedding
-    network = _draw_network(truth_rng, [n_latent, *[n_hidden] * n_hidden_layers, n_genes])
+    network = _draw_network(truth_rng, n_latent, *[n_hidden] * n_hidden_layers, n_genes)
 
     names = numbered_names("P", n_perturbations, min_width=3)
     condition = draw_conditions(cell_rng, n_cells, n_perturbations, 0, control_fraction, 0.0)
@@ -275,7 +268,7 @@ def simulated_lopez_2023(
     adata = annotated(
         sp.vstack(chunks, format="csr"),
         names,
-        _NO_PAIRS,
+        (np.arange(0), np.arange(0)),
         condition,
         {"true_basal": basal, "true_latent": latent},
         truth | {"seed": seed, "parameters": parameters},
@@ -298,7 +291,7 @@ def simulated_lopez_2023(
     return adata
 
 
-def _draw_network(rng: Generator, sizes: Sequence[int]) -> list[NDArray[np.float64]]:
+def _draw_network(rng: Generator, *sizes: int) -> list[NDArray[np.float64]]:
     """Weights of a random network whose layers keep the scale of their input."""
     return [rng.standard_normal((n, m)) / np.sqrt(n) for n, m in pairwise(sizes)]
 

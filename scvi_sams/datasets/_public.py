@@ -221,22 +221,13 @@ def tidy_screen(adata: ad.AnnData, name: str) -> ad.AnnData:
     )
 
 
-def _one(label: str) -> list[str]:
-    """A label that is one perturbation, whatever its characters."""
-    return [label]
-
-
 def _pair(label: str) -> list[str]:
-    """Parts of a pair in scPerturb's format."""
     return label.split("_")
 
 
 def _guides(label: str) -> list[str]:
-    """Targets of Dixit's guides: of ``p_sgELK1_2`` it is ``ELK1``.
-
-    Guides of one cell are separated by ``" + "``, or by ``"_"`` where their own names were
-    written with ``"-"``.
-    """
+    """Targets of Dixit's guides: of ``p_sgELK1_2`` it is ``ELK1``."""
+    # Guides of a cell are separated by " + ", or by "_" where their own names have "-".
     guides = label.split(" + " if " + " in label or label.startswith("p_") else "_")
     matches = ((guide, _GUIDE.match(guide)) for guide in guides)
     targets = (match["target"] if match else guide for guide, match in matches)
@@ -247,27 +238,27 @@ class _Source(NamedTuple):
     """Where a screen is, and how its cells are labelled."""
 
     url: str
-    parts: Callable[[str], list[str]]
-    """Perturbations that a label is made of."""
+    parts: Callable[[str], list[str]] = lambda label: [label]  # perturbations in a label
     label_key: str = "perturbation"
-    needed: tuple[str, ...] = ()
-    """Further columns of ``obs``."""
+    needed: tuple[str, ...] = ()  # further columns of obs
 
 
 _SCPERTURB = "https://zenodo.org/records/7041849/files"
+_REPLOGLE = "ReplogleWeissman2022"
 _PERTPY = "https://exampledata.scverse.org/pertpy"
 _SOURCES = {
-    "norman_2019": _Source(f"{_SCPERTURB}/NormanWeissman2019_filtered.h5ad", _pair),
-    "replogle_2022_k562_essential": _Source(
-        f"{_SCPERTURB}/ReplogleWeissman2022_K562_essential.h5ad", _one
+    "norman_2019": _Source(
+        f"{_SCPERTURB}/NormanWeissman2019_filtered.h5ad", lambda x: x.split("_")
     ),
-    "replogle_2022_rpe1": _Source(f"{_SCPERTURB}/ReplogleWeissman2022_rpe1.h5ad", _one),
-    "replogle_2022_k562_gwps": _Source(f"{_PERTPY}/replogle_2022_k562_gwps.h5ad", _one),
-    "papalexi_2021": _Source(f"{_PERTPY}/papalexi_2021.h5mu", _one, "gene_target"),
+    "replogle_2022_k562_essential": _Source(
+        f"{_SCPERTURB}/ReplogleWeissman2022_K562_essential.h5ad"
+    ),
+    "replogle_2022_rpe1": _Source(f"{_SCPERTURB}/{_REPLOGLE}_rpe1.h5ad"),
+    "replogle_2022_k562_gwps": _Source(f"{_PERTPY}/replogle_2022_k562_gwps.h5ad"),
+    "papalexi_2021": _Source(f"{_PERTPY}/papalexi_2021.h5mu", label_key="gene_target"),
     "dixit_2016": _Source(f"{_SCPERTURB}/DixitRegev2016.h5ad", _guides),
     "srivatsan_2020_sciplex3": _Source(
         f"{_SCPERTURB}/SrivatsanTrapnell2020_sciplex3.h5ad",
-        _one,
         needed=("dose_value", "cell_line"),
     ),
 }
@@ -283,8 +274,7 @@ def _source(name: str) -> _Source:
 def _condition(parts: Iterable[str]) -> str:
     """Write a condition as this package does: control parts left out, the others sorted.
 
-    Sorting gives a pair one name, whichever guide was read first. A ``"+"`` within a name (the
-    drug ``(+)-JQ1``) would read as a combination and is spelt out.
+    A ``"+"`` within a name (the drug ``(+)-JQ1``) would read as a combination and is spelt out.
     """
     names = sorted({part.replace("+", "plus") for part in parts if part not in _CONTROLS})
     return "+".join(names) or _CONTROL

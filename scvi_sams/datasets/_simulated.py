@@ -188,9 +188,8 @@ def simulated_screen(
     (30, 8)
     """
     # First of all, while the arguments are the only local names.
-    parameters = {name: value for name, value in locals().items() if name != "seed"}
-    doses = [float(dose) for dose in parameters.pop("doses")]
-    check_parameters(parameters)
+    parameters = check_parameters({k: v for k, v in locals().items() if k != "doses"})
+    doses = [float(dose) for dose in doses]
     if not all(0 < dose < np.inf for dose in doses):
         raise ScreenError(f"`doses` must be positive and finite, not {doses}.")
     if doses:
@@ -209,9 +208,11 @@ def simulated_screen(
     intercept = truth_rng.normal(-1.0, 1.2, n_genes)
     batch_shift = batch_effect_size * truth_rng.standard_normal((n_batches, n_genes))
     batch_shift[0] = 0.0
-    interaction = _draw_interactions(
-        extension_rng, n_pairs, n_latent, interaction_fraction, effect_size
-    )
+    # Shifts of some pairs beyond the sum of their parts, on one latent each.
+    interaction = np.zeros((n_pairs, n_latent))
+    beyond = extension_rng.permutation(n_pairs)[: round(interaction_fraction * n_pairs)]
+    sizes = effect_size * extension_rng.choice([-1.0, 1.0], len(beyond))
+    interaction[beyond, extension_rng.integers(n_latent, size=len(beyond))] = sizes
     truth: dict[str, Any] = {"mask": mask, "embedding": embedding, "effect": effect}
     truth |= {"seed": seed, "parameters": parameters}
     if interaction_fraction > 0:
@@ -242,7 +243,9 @@ def simulated_screen(
         nothing = np.zeros((1, *difference.shape[1:]))
         parts += np.vstack([difference, nothing])[members, context[:, None]]
     if doses:
-        ec50, slope = _draw_hill_curves(extension_rng, n_perturbations, doses)
+        ends = np.log(min(doses)), np.log(max(doses))
+        ec50 = np.exp(extension_rng.uniform(*ends, n_perturbations))
+        slope = 1.5 * np.exp(0.2 * extension_rng.standard_normal(n_perturbations))
         truth |= {"ec50": ec50, "slope": slope}
         dose = extension_rng.choice(doses, members.shape)
         h, half = np.append(slope, 1.0)[members], np.append(ec50, 1.0)[members]
@@ -264,14 +267,13 @@ def simulated_screen(
     counts = sp.vstack(chunks, format="csr")
     adata = annotated(counts, names, (first, second), condition, {"true_basal": basal}, truth)
     if doses:
-        adata.obs["dose"] = _dose_texts(dose, members < n_perturbations)
-    adata.obs["replicate"] = pd.Categorical.from_codes(
-        batch, numbered_names("replicate_", n_batches)
-    )
+        pairs = zip(dose, members < n_perturbations, strict=True)
+        adata.obs["dose"] = ["+".join(str(float(d)) for d in own[kept]) for own, kept in pairs]
+    replicates = numbered_names("replicate_", n_batches)
+    adata.obs["replicate"] = pd.Categorical.from_codes(batch, replicates)
     if n_contexts > 1:
-        adata.obs["context"] = pd.Categorical.from_codes(
-            context, numbered_names("context_", n_contexts)
-        )
+        contexts = numbered_names("context_", n_contexts)
+        adata.obs["context"] = pd.Categorical.from_codes(context, contexts)
     adata.obs["total_counts"] = np.asarray(counts.sum(axis=1)).ravel()
     return adata
 
@@ -297,7 +299,7 @@ def benchmark_screen(variant: str = "default", seed: int = 0) -> ad.AnnData:
     Returns
     -------
     anndata.AnnData
-        The screen, laid out as by :func:`simulated_screen`.
+        As of :func:`simulated_screen`.
 
     Raises
     ------
@@ -307,8 +309,7 @@ def benchmark_screen(variant: str = "default", seed: int = 0) -> ad.AnnData:
     Examples
     --------
     >>> import scvi_sams
-    >>> adata = scvi_sams.datasets.benchmark_screen("small", seed=1)
-    >>> adata.shape
+    >>> scvi_sams.datasets.benchmark_screen("small", seed=1).shape
     (6000, 500)
     """
     if variant not in _VARIANTS:
@@ -317,17 +318,6 @@ def benchmark_screen(variant: str = "default", seed: int = 0) -> ad.AnnData:
             f"{', '.join(map(repr, _VARIANTS))}."
         )
     return simulated_screen(**_VARIANTS[variant], seed=seed)
-
-
-def _draw_interactions(
-    rng: Generator, n_pairs: int, n_latent: int, fraction: float, effect_size: float
-) -> NDArray[np.float64]:
-    """Shifts of some pairs beyond the sum of their parts (pairs x latents), on one latent each."""
-    interaction = np.zeros((n_pairs, n_latent))
-    chosen = rng.permutation(n_pairs)[: round(fraction * n_pairs)]
-    sizes = effect_size * rng.choice([-1.0, 1.0], len(chosen))
-    interaction[chosen, rng.integers(n_latent, size=len(chosen))] = sizes
-    return interaction
 
 
 def _draw_contexts(
@@ -351,18 +341,3 @@ def _draw_contexts(
             latent = rng.choice(moved)
             difference[row, context, latent] = -max(int(kind), 1) * effect[row, latent]
     return difference, centres
-
-
-def _draw_hill_curves(
-    rng: Generator, n_perturbations: int, doses: Sequence[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """EC50 and Hill slope of each perturbation."""
-    ec50 = np.exp(rng.uniform(np.log(min(doses)), np.log(max(doses)), n_perturbations))
-    return ec50, 1.5 * np.exp(0.2 * rng.standard_normal(n_perturbations))
-
-
-def _dose_texts(dose: NDArray[np.float64], is_member: NDArray[np.bool_]) -> list[str]:
-    return [
-        "+".join(str(float(value)) for value in values[kept])
-        for values, kept in zip(dose, is_member, strict=True)
-    ]

@@ -40,8 +40,9 @@ _SHARES = {"mask_probability", "inactive_fraction", "interaction_fraction", "noi
 _SHARES |= {"control_fraction", "pair_fraction", "context_fraction"}
 
 
-def check_parameters(parameters: dict[str, Any]) -> None:
-    """Refuse numbers out of their range, by name."""
+def check_parameters(arguments: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a simulation but the seed; numbers out of their range are refused."""
+    parameters = {name: value for name, value in arguments.items() if name != "seed"}
     for name, value in parameters.items():
         if name in _AT_LEAST_ONE:
             fits, wanted = value >= 1, "at least 1"
@@ -63,6 +64,7 @@ def check_parameters(parameters: dict[str, Any]) -> None:
             f"`n_pairs` is {n_pairs}, but {n_perturbations} perturbations make only "
             f"{n_possible} pairs: lower `n_pairs` or raise `n_perturbations`."
         )
+    return parameters
 
 
 def draw_masks(

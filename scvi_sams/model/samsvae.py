@@ -41,8 +41,8 @@ from scvi_sams.data.checks import (
     in_order_of,
     registered_modality,
 )
-from scvi_sams.data.contexts import ContextField
 from scvi_sams.data.field import (
+    ContextField,
     DoseField,
     PerturbationField,
     add_dose_registry,
