@@ -39,7 +39,8 @@ def single_gene_screen(
 
     Returns
     -------
-    The counts, and effects in ``log2(1 + 1e4 x / library)``, conditions x genes.
+    The counts, with the shifts of latents (perturbations x latents) in ``uns["shift"]``, and
+    effects in ``log2(1 + 1e4 x / library)``, conditions x genes.
     """
     rng = np.random.default_rng(seed)
     mask = rng.random((n_perturbations, n_latent)) < 0.12
@@ -97,6 +98,7 @@ def single_gene_screen(
             {"perturbation": np.array(labels)[code]}, index=[f"cell_{i}" for i in range(n_cells)]
         ),
         var=pd.DataFrame(index=[f"gene_{g}" for g in range(n_genes)]),
+        uns={"shift": shift},
     )
     states, size = (
         rng.normal(size=(_N_STATES, n_latent)),

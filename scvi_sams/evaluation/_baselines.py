@@ -208,6 +208,52 @@ def _bilinear_ridge(
     return rule
 
 
+@_baseline
+def _control_covariance(
+    training: _Training,
+    controls: ProfileTable | None = None,
+    perturbed_genes: Mapping[str, str] | None = None,
+) -> _Rule:
+    if controls is None:
+        return lambda parts: (training.mean, "no control cells: mean of all conditions")
+    cells = profile_frame(controls, "controls")
+    if (missing := training.genes.difference(cells.columns)).size:
+        raise ScreenError(f"`controls` lacks the gene {missing[0]!r} of `effects`.")
+    if len(cells) < 2:
+        raise ScreenError("`controls` has fewer than two cells, which have no covariance.")
+    expression = cells[training.genes].to_numpy()
+    mean = expression.mean(axis=0)
+    centred = expression - mean
+    row_of = {gene: row for row, gene in enumerate(training.genes) if centred[:, row].any()}
+    named = perturbed_genes or {}
+    row_of |= {part: row_of[gene] for part, gene in named.items() if gene in row_of}
+
+    def response(parts: _Parts) -> NDArray[np.float64]:
+        rows = [row_of[part] for part in parts]
+        slopes = centred.T @ centred[:, rows] / (centred[:, rows] ** 2).sum(axis=0)
+        return np.asarray(slopes @ mean[rows])
+
+    known = [parts for parts in training.conditions if all(part in row_of for part in parts)]
+    if not known:
+        return lambda parts: (
+            training.mean,
+            "no training condition among the genes: mean of all conditions",
+        )
+    shapes = np.array([response(parts) for parts in known])
+    effects = training.values[[training.row_of[parts] for parts in known]]
+    change = float((shapes * effects).sum() / max((shapes**2).sum(), 1e-300))
+
+    def rule(parts: _Parts) -> tuple[NDArray[np.float64], str]:
+        if absent := [part for part in parts if part not in row_of]:
+            return (
+                training.mean,
+                f"{', '.join(absent)} not among the genes: mean of all conditions",
+            )
+        return change * response(parts), ""
+
+    return rule
+
+
 BASELINES: Mapping[str, Baseline] = MappingProxyType(
     {
         "no change": _no_change,
@@ -217,6 +263,7 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
         "matching mean": _matching_mean,
         "nearest combination": _nearest_combination,
         "bilinear ridge": _bilinear_ridge,
+        "control covariance": _control_covariance,
     }
 )
 r"""Predictions that a model must beat, by the name that a scorecard gives them.
@@ -267,6 +314,18 @@ With :math:`\Delta_{pg}` the training effects of the conditions :math:`P`:
     ``ridge_penalty=0.1`` and ``perturbed_genes``, the gene that each perturbation acts on where it
     is not named like it. A condition with a part that is not among the genes takes no part in the
     regression and is predicted as :math:`b`.
+``"control covariance"``
+    With :math:`\Sigma` the covariance of genes over control cells, :math:`m` their mean and
+    :math:`t` the gene that a perturbation acts on (the sum for several),
+
+    .. math:: \hat\Delta_{cg} = \rho\, m_t\, \Sigma_{gt} / \Sigma_{tt},
+
+    what else changes in control cells where the target is expressed less: the linear response of
+    CIPHER. The share :math:`\rho` by which a target changes, the same for all, is the least
+    squares one over training conditions, and is ours. Options: ``controls``, log-normalised
+    expression of control cells (cells x genes), without which it is not applied, and
+    ``perturbed_genes``. To score it: ``baselines={"control covariance":
+    functools.partial(BASELINES["control covariance"], controls=cells)}``.
 
 Examples
 --------

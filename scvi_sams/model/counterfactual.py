@@ -149,12 +149,18 @@ class Counterfactual:
             yield
 
     @torch.inference_mode()
-    def draw(self, n_samples: int, *conditions: Conditions) -> GlobalDraws:
-        """Draw what conditions share from its posterior, of their perturbations only."""
+    def draw(self, n_samples: int, *conditions: Conditions, centred: bool = True) -> GlobalDraws:
+        """Draw what conditions share from its posterior, of their perturbations only.
+
+        Centred draws have the posterior expectation as their mean, which is for means of effects;
+        draws as they are leave an effect that is zero at zero, which is for their signs.
+        """
         named = np.unique(np.concatenate([asked.index[asked.dose > 0] for asked in conditions]))
         used = torch.as_tensor(named, dtype=torch.long, device=self.device)
         with self.random():
-            draws = about_expectation(self.module, self.module.sample_globals(n_samples, used))
+            draws = self.module.sample_globals(n_samples, used)
+        if centred:
+            draws = about_expectation(self.module, draws)
         draws = draws._replace(multiple=self.multiple)
         return draws if self.gene_effects else draws._replace(residual=None)
 

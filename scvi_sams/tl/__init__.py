@@ -10,6 +10,7 @@ from scvi_sams.tl._mechanisms import active_perturbations, mechanisms
 from scvi_sams.tl._pairs import classify_pairs, pair_interactions, rank_unmeasured_pairs
 from scvi_sams.tl._permuted_null import add_permuted_null
 from scvi_sams.tl._plan_screen import plan_screen
+from scvi_sams.tl._rank_perturbations import rank_perturbations
 from scvi_sams.tl._read_outs import (
     direct_effects,
     dose_response,
@@ -18,6 +19,7 @@ from scvi_sams.tl._read_outs import (
 )
 from scvi_sams.tl._similarity import perturbation_distance, perturbation_graph
 from scvi_sams.tl._stability import match_latents, mechanism_stability
+from scvi_sams.tl._unseen import predict_unseen
 from scvi_sams.tl._write_results import write_results
 from scvi_sams.tl.pair_statistics import PairThresholds
 
@@ -43,6 +45,8 @@ __all__ = [
     "perturbation_distance",
     "perturbation_graph",
     "plan_screen",
+    "predict_unseen",
+    "rank_perturbations",
     "rank_unmeasured_pairs",
     "top_genes",
     "write_results",

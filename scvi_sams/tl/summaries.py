@@ -1,4 +1,4 @@
-"""Draws of effects on genes, summed up gene by gene."""
+"""Draws of effects on genes, summed up gene by gene or along a target."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr
 
 from scvi_sams._arguments import checked
 from scvi_sams.model.read_outs import check_level
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EffectSummary",
+    "along_target",
     "differential_expression_table",
     "summarize_effects",
     "total_variance_share",
@@ -63,6 +65,41 @@ def total_variance_share(
         return 0.0
     change = np.asarray(values, dtype=np.float64) - values_redrawn
     return float(0.5 * np.square(change).mean(axis=0).sum() / total)
+
+
+def along_target(
+    effects: NDArray[np.floating],
+    target: NDArray[np.float64],
+    error: NDArray[np.float64] | None,
+    credible_level: float,
+) -> dict[str, float]:
+    """How far draws x genes of effects go along a target, and which way.
+
+    The target, by gene, is NaN for genes that do not count; its standard error is ``None`` where
+    it is known.
+    """
+    counts = np.isfinite(target)
+    draws, target = np.asarray(effects, np.float64)[:, counts], target[counts]
+    product, length = draws @ target, np.linalg.norm(target)
+    size = np.linalg.norm(draws, axis=1) * length
+    towards, away = (product > 0).astype(float), (product < 0).astype(float)
+    if error is not None:
+        spread = np.sqrt(draws**2 @ error[counts] ** 2)
+        unsure = spread > 0
+        towards[unsure] = ndtr(product[unsure] / spread[unsure])
+        away[unsure] = 1 - towards[unsure]
+    tail = 50 * (1 - credible_level)
+    lower, upper = np.percentile(product / length, [tail, 100 - tail])
+    cosine = np.divide(product, size, out=np.zeros_like(product), where=size > 0)
+    return {
+        "score": float(product.mean() / length),
+        "score_lower": float(lower),
+        "score_upper": float(upper),
+        "similarity": float(cosine.mean()),
+        "sign": 1 if towards.mean() >= away.mean() else -1,
+        "probability": float(towards.mean()),
+        "probability_away": float(away.mean()),
+    }
 
 
 def differential_expression_table(

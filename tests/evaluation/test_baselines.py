@@ -164,3 +164,36 @@ class TestBilinearRidge:
 def test_tables_that_cannot_be_used(effects, message):
     with pytest.raises(scvi_sams.ScreenError, match=message):
         BASELINES["no change"](effects, ["A"])
+
+
+class TestControlCovariance:
+    def test_is_the_regression_of_controls_on_the_target(self):
+        """With one target, what changes by least squares is the effect along a regression."""
+        rng = np.random.default_rng(0)
+        latent = rng.normal(size=(500, 1))
+        values = 3 + latent @ [[1.0, 0.5, 0.0, -1.0]] + 0.1 * rng.normal(size=(500, 4))
+        cells = pd.DataFrame(values, columns=["g1", "g2", "g3", "g4"])
+        covariance = np.cov(values.T)
+        shape = {g: values[:, g].mean() * covariance[g] / covariance[g, g] for g in range(4)}
+        effects = pd.DataFrame([-0.7 * shape[0]], index=["g1"], columns=cells.columns)
+        rule = BASELINES["control covariance"]
+        found = rule(effects, ["g1", "g2", "g1+g4", "X"], controls=cells)
+        np.testing.assert_allclose(found.X[0], effects.to_numpy()[0])
+        np.testing.assert_allclose(found.X[1], -0.7 * shape[1])
+        np.testing.assert_allclose(found.X[2], -0.7 * (shape[0] + shape[3]))
+        np.testing.assert_allclose(found.X[3], effects.to_numpy()[0])
+        assert found.obs["fallback"].tolist()[:3] == ["", "", ""]
+        assert "X not among the genes" in found.obs["fallback"].iloc[3]
+        named = rule(effects, ["Y"], controls=cells, perturbed_genes={"Y": "g2"})
+        np.testing.assert_allclose(named.X[0], -0.7 * shape[1])
+
+    def test_without_controls_or_targets_it_says_so(self):
+        assert "no control cells" in predicted("control covariance", "A")[1]
+        cells = pd.DataFrame(np.eye(3), columns=EFFECTS.columns)
+        effect, reason = predicted("control covariance", "A", controls=cells)
+        np.testing.assert_allclose(effect, MEAN)
+        assert "no training condition among the genes" in reason
+        with pytest.raises(scvi_sams.ScreenError, match="lacks the gene 'g3'"):
+            predicted("control covariance", "A", controls=cells[["g1", "g2"]])
+        with pytest.raises(scvi_sams.ScreenError, match="fewer than two cells"):
+            predicted("control covariance", "A", controls=cells.iloc[:1])
