@@ -20,6 +20,7 @@ PICTURES = ROOT / "docs" / "_static" / "pictures"
 REAL_SCREENS = {  # the fixture, the name of the screen in the tutorial, a perturbation of it
     "02_interferon_gamma": ("papalexi_path", "adata", "CAV1"),
     "03_pairs": ("norman_path", "screen", "KLF1"),
+    "07_guides": ("papalexi_path", "adata", "CAV1"),
 }
 AT_MOST = {"n_cells": 2_000, "n_genes": 100, "n_perturbations": 12}
 
@@ -61,13 +62,16 @@ def _run(name: str) -> dict[str, object]:
 
 def _stand_in(name: str) -> Any:
     """A simulated screen with the names of a public one, which is not fetched in the tests."""
-    papalexi = ["IFNGR1", "IFNGR2", "JAK2", "STAT1", "SMAD4"]
+    papalexi = ["IFNGR1", "IFNGR2", "JAK2", "STAT1", "SMAD4", "IRF1"]
     names = {f"P{i:03d}": target for i, target in enumerate(papalexi, start=1)}
     if name != "papalexi_2021":
         return scvi_sams.datasets.simulated_screen()
     screen = scvi_sams.datasets.simulated_screen(n_pairs=0, control_fraction=0.3)
     labels = screen.obs["perturbation"].astype(str)
-    screen.obs["perturbation"] = labels.replace(names).astype("category")
+    labels = labels.replace(names)
+    screen.obs["perturbation"] = labels.astype("category")
+    screen.obs["guide_ID"] = [f"{name}g{number % 2}" for number, name in enumerate(labels)]
+    screen.var_names = [*papalexi, *screen.var_names[len(papalexi) :]]  # targets are measured
     return screen
 
 

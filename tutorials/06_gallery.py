@@ -199,6 +199,28 @@ measured = measured.groupby("perturbation", observed=True)["dose"].agg(["min", "
 ax = scvi_sams.pl.dose_response(curves, measured)
 
 # %% [markdown]
+# ## Contexts
+#
+# `scvi_sams.pl.context_differences`: what perturbations do in each context, filled where it was
+# called to be another than in the rest.
+
+# %%
+mixed = scvi_sams.datasets.simulated_screen(
+    4_000, 150, n_perturbations=12, n_pairs=0, n_contexts=3, context_fraction=0.5
+)
+scvi_sams.SAMSVAE.setup_anndata(
+    mixed,
+    layer="counts",
+    perturbation_key="perturbation",
+    control="control",
+    context_key="context",
+)
+by_context = scvi_sams.SAMSVAE(mixed, n_latent=12)
+by_context.train()
+differences = scvi_sams.tl.context_differences(by_context, fdr=0.1)
+ax = scvi_sams.pl.context_differences(differences, n_rows=10)
+
+# %% [markdown]
 # ## Into a paper
 #
 # ```python

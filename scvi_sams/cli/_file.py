@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_COLUMNS = ("perturbation_key", "dosage_key", "batch_key", "context_key", "donor_key")
+_COLUMNS += ("size_factor_key",)
+
+
 def check_file_of_screen(path: Path, args: argparse.Namespace) -> None:
     """Refuse a file that holds no AnnData, or not the columns that are named."""
     if not h5py.is_hdf5(path):
@@ -68,7 +72,7 @@ def check_columns(args: argparse.Namespace, columns: Iterable[str]) -> None:
             "--perturbation-key is needed, the obs column of labels, or --guide-key; there are "
             f"{there_are}"
         )
-    for name in ("perturbation_key", "dosage_key", "batch_key", "size_factor_key"):
+    for name in _COLUMNS:
         key = getattr(args, name)
         if key is not None and key not in columns:
             option = "--" + name.replace("_", "-")

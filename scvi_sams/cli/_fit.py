@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from scvi_sams.model import CPAVAE, SAMSVAE
 
 _PACKAGES = ("scvi_sams", "scvi_tools", "torch", "anndata")
+_FDR = 0.1  # of the calls that are written
 _MAX_SCORED_CELLS = 5_000  # the mean over them is good to a fraction of a nat
 
 
@@ -90,6 +91,12 @@ def fit(args: argparse.Namespace) -> None:
         if args.model == "samsvae":
             mask = model.get_perturbation_mask()
             mask.to_csv(folder / "masks.csv")
+            if args.donor_key is not None:
+                table = tl.mechanisms(model, _FDR, donor_key=args.donor_key)
+                table.to_csv(folder / "mechanisms.csv", index=False)
+        if model.module.n_contexts > 1:
+            table = tl.context_differences(model, _FDR, donor_key=args.donor_key)
+            table.to_csv(folder / "context_differences.csv", index=False)
         if model.module.direct_effects is not None:
             tl.direct_effects(model).to_csv(folder / "direct_effects.csv")
         ate = model.get_average_treatment_effect(reported(conditions))

@@ -24,6 +24,7 @@ _MARK = ".scvi-sams-output.json"  # lists the files of a folder that `scvi-sams 
 _MAY_WRITE = (
     *("model", "summary.json", "ate.h5ad", "latent.h5ad", "scorecard.json", "scorecard.md"),
     *("masks.csv", "effects.csv", "direct_effects.csv", "scorecard.csv"),
+    *("mechanisms.csv", "context_differences.csv"),
     *("scorecard_per_condition.csv", "scorecard_comparison.csv", "scorecard.png"),
     *("training.png", "latent_umap.png", "masks.png", "effects.png"),
 )

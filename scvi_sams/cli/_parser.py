@@ -33,6 +33,8 @@ _OF_DATA = {
     "--guide-threshold N": "counts of a guide from which a cell has it, where --guide-key names "
     "counts",
     "--batch-key COLUMN": "obs column of batches",
+    "--context-key COLUMN": "obs column of what effects may depend on, such as the cell type",
+    "--donor-key COLUMN": "obs column of donors or replicates: calls hold across them",
     "--layer LAYER": "layer of the counts; default: X",
     "--size-factor-key COLUMN": "obs column of library sizes; default: the sum of the counts. "
     "Needed where the genes are a part of those measured",

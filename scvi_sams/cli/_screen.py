@@ -77,7 +77,7 @@ def _of_mudata(path: Path, args: argparse.Namespace) -> ad.AnnData:
         return mdata.mod["rna" if "rna" in mdata.mod else "gene"]
     control = (args.control or ["non-targeting"])[0]
     adata = guides_from_mudata(mdata, guide_targets=_guide_targets(args), control=control)
-    for key in (args.batch_key, args.size_factor_key):
+    for key in (args.batch_key, args.context_key, args.donor_key, args.size_factor_key):
         if key in mdata.obs and key not in adata.obs:
             adata.obs[key] = mdata.obs[key].reindex(adata.obs_names)
     args.guide_key, args.guide_targets, args.control = "guides", None, args.control or [control]
@@ -112,6 +112,8 @@ def make_model(adata: ad.AnnData, args: argparse.Namespace) -> SAMSVAE | CPAVAE:
         options["mask_evidence_cells"] = args.mask_evidence_cells
     elif args.mask_evidence_cells is not None:
         raise CommandError("--mask-evidence-cells: cpavae has no masks; leave it out")
+    elif args.donor_key is not None and args.context_key is None:
+        raise CommandError("--donor-key: cpavae has no masks to call; leave it out")
     model_class = scvi_sams.CPAVAE if args.model == "cpavae" else scvi_sams.SAMSVAE
     model_class.setup_anndata(
         adata,
@@ -121,6 +123,7 @@ def make_model(adata: ad.AnnData, args: argparse.Namespace) -> SAMSVAE | CPAVAE:
         control=args.control,
         combination_delimiter=args.combination_delimiter,
         batch_key=args.batch_key,
+        context_key=args.context_key,
         size_factor_key=args.size_factor_key,
         guide_key=args.guide_key,
         guide_targets=_guide_targets(args),

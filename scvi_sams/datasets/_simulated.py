@@ -73,6 +73,7 @@ def simulated_screen(
     n_contexts: int = 1,
     context_fraction: float = 0.0,
     context_spread: float = 1.0,
+    batch_variation: float = 0.0,
     seed: int = 0,
 ) -> ad.AnnData:
     r"""Simulate a Perturb-seq screen whose sparse mechanism is known.
@@ -148,6 +149,9 @@ def simulated_screen(
         Share of the perturbations whose effect on one latent is another in one of the contexts.
     context_spread
         Standard deviation of the mean basal states of contexts.
+    batch_variation
+        Standard deviation between batches, as of donors, of the effect of every perturbation on
+        every latent.
     seed
         Seed of all randomness. The truth (masks, embeddings, pairs, decoder, batch shifts) is
         drawn from a stream of its own: it does not change with the number or depth of the cells.
@@ -167,8 +171,8 @@ def simulated_screen(
           perturbations x latents, with ``"perturbation_names"``, ``"seed"`` and
           ``"parameters"``; ``"interaction"`` (pairs x latents, pairs named in ``"pair_names"``),
           ``"ec50"`` and ``"slope"`` (of each perturbation), ``"context_difference"``
-          (perturbations x contexts x latents, to be added to ``"effect"``) where they were asked
-          for
+          and ``"batch_difference"`` (perturbations x contexts, or batches, x latents, to be added
+          to ``"effect"``) where they were asked for
 
     Raises
     ------
@@ -195,7 +199,8 @@ def simulated_screen(
     if doses:
         parameters["doses"] = doses  # an empty list does not survive an h5ad
     # What came later has a stream of its own, so that it changes nothing of what was there.
-    truth_rng, cell_rng, extension_rng, context_rng = np.random.default_rng(seed).spawn(4)
+    streams = np.random.default_rng(seed).spawn(5)
+    truth_rng, cell_rng, extension_rng, context_rng, batch_rng = streams
 
     mask = draw_masks(truth_rng, n_perturbations, n_latent, mask_probability, inactive_fraction)
     embedding = effect_jitter * truth_rng.standard_normal(mask.shape)
@@ -242,6 +247,11 @@ def simulated_screen(
         basal += centres[context]
         nothing = np.zeros((1, *difference.shape[1:]))
         parts += np.vstack([difference, nothing])[members, context[:, None]]
+    if batch_variation > 0:
+        difference = batch_rng.standard_normal((n_perturbations, n_batches, n_latent))
+        truth["batch_difference"] = batch_variation * difference
+        nothing = np.zeros((1, n_batches, n_latent))
+        parts += np.vstack([truth["batch_difference"], nothing])[members, batch[:, None]]
     if doses:
         ends = np.log(min(doses)), np.log(max(doses))
         ec50 = np.exp(extension_rng.uniform(*ends, n_perturbations))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from scvi_sams.data import ConditionsLike
     from scvi_sams.model.samsvae import SAMSVAE
+    from scvi_sams.module.donors import AcrossDonors
     from scvi_sams.module.posteriors import EffectsPosterior
 
 __all__ = [
@@ -240,15 +241,17 @@ def deviation_table(model: SAMSVAE, values: torch.Tensor) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def inclusion_and_slab(model: SAMSVAE, caller: str) -> tuple[pd.DataFrame, ...]:
+def inclusion_and_slab(
+    model: SAMSVAE, caller: str, across: AcrossDonors | None = None
+) -> tuple[pd.DataFrame, ...]:
     """Inclusion probability, its log-odds, mean and standard deviation where the mask is one.
 
-    Each perturbations x latents.
+    Each perturbations x latents; of an average donor, if those of all rows are given.
     """
     effects = require_effects(model, caller, masks=True)
     # Not by way of the probability, which float32 rounds to one.
-    log_odds = effects.mask_log_odds().double()
-    mean, variance = effects.slab_moments()
+    log_odds = effects.mask_log_odds().double() if across is None else across.log_odds
+    mean, variance = effects.slab_moments() if across is None else across[1:3]
     fields = (torch.sigmoid(log_odds), log_odds, mean, variance.sqrt())
     return tuple(perturbation_table(model, values.double()) for values in fields)
 

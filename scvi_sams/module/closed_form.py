@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scvi_sams.module.posteriors import SpikeAndSlab
 
 __all__ = [
+    "MAX_LOGIT",
     "ClosedForm",
     "learned_background_variance",
     "MaskEvidence",
@@ -61,7 +62,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-_MAX_LOGIT = 12.0  # inclusion probabilities stay off 0 and 1, so that a mask can change its mind
+MAX_LOGIT = 12.0
+"""Inclusion probabilities stay off 0 and 1, so that a mask can change its mind."""
 
 
 class MaskEvidence(NamedTuple):
@@ -163,7 +165,7 @@ def spike_slab(
     )
     mask_logits = evidence.at_zero + evidence.per_square * score.square()
     return SpikeSlab(
-        mask_logits.clamp(-_MAX_LOGIT, _MAX_LOGIT),
+        mask_logits.clamp(-MAX_LOGIT, MAX_LOGIT),
         slab_posterior * score,
         slab_posterior,
         spike_posterior * score,

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import norm
 
 from scvi_sams._arguments import checked
+from scvi_sams.model.donors import effects_across_donors
 from scvi_sams.model.read_outs import deviation_table, perturbation_table, require_effects
 from scvi_sams.tl._mechanisms import _null_names, _null_q_value
 from scvi_sams.tl.error_rates import bayesian_q_value
@@ -27,6 +28,7 @@ def context_differences(
     fdr: float = 0.05,
     null: Sequence[str] | None = None,
     *,
+    donor_key: str | None = None,
     credible_level: float = 0.95,
     include_null: bool = False,
 ) -> pd.DataFrame:
@@ -49,6 +51,12 @@ def context_differences(
         False discovery rate of the calls.
     null
         Perturbations of this fit that are known to do nothing, as for :func:`mechanisms`.
+    donor_key
+        Column of ``model.adata.obs``, a donor or replicate each. A difference is then called
+        against the spread between donors, as by :func:`mechanisms`: donor k in context c shows
+        :math:`s_t + m_{tc} \delta_{tc} + b_{tck}`, and what donors add to the variance of the
+        effect in the other contexts is part of that of the difference. Donors may be in one
+        context each, or in all; if in all, that they are the same is not used.
     credible_level
         Level at which signs must be sure for ``sign_change``.
     include_null
@@ -68,6 +76,8 @@ def context_differences(
         * ``bayesian_q_value``, ``null_q_value`` (NaN without a null) and ``q_value``, the larger
         * ``sign_change``: called, and the effect in the context has surely another sign than the
           shared one
+        * ``donor_sd``, with ``donor_key``: expected standard deviation of the effect between
+          donors
         * ``is_null``, ``called``
 
         ``attrs`` holds ``fdr`` and ``n_null``, the number of null perturbations.
@@ -79,7 +89,8 @@ def context_differences(
     UnknownPerturbationError
         If ``null`` names a perturbation that the model has not seen.
     ScreenError
-        If ``fdr`` or ``credible_level`` is not between 0 and 1.
+        If ``fdr`` or ``credible_level`` is not between 0 and 1, or ``donor_key`` is no column of
+        two donors or more without gaps.
 
     Warns
     -----
@@ -97,8 +108,10 @@ def context_differences(
     """
     fdr, credible_level = checked("fdr", fdr), checked("credible_level", credible_level)
     effects = require_effects(model, "context_differences", contexts=True)
-    raw_log_odds = effects.mask_log_odds().double()
-    on, (mean, variance) = torch.sigmoid(raw_log_odds), effects.slab_moments()
+    across = None if donor_key is None else effects_across_donors(model, donor_key)
+    raw_log_odds = effects.mask_log_odds().double() if across is None else across.log_odds
+    mean, variance = effects.slab_moments() if across is None else across[1:3]
+    on = torch.sigmoid(raw_log_odds)
     log_odds = deviation_table(model, raw_log_odds)
     probability = deviation_table(model, on)
     difference = deviation_table(model, on * mean)
@@ -126,6 +139,8 @@ def context_differences(
         "q_value": q_value,
         "sign_change": called & _signs_differ(model, mean, variance, credible_level),
     }
+    if across is not None:
+        columns["donor_sd"] = deviation_table(model, across.spread)
     n_entries = len(contexts)
     table = pd.DataFrame(
         {

@@ -11,7 +11,8 @@ import pandas as pd
 
 from scvi_sams._arguments import checked
 from scvi_sams._exceptions import ScreenError, unknown_perturbations
-from scvi_sams.model.read_outs import inclusion_and_slab
+from scvi_sams.model.donors import effects_across_donors
+from scvi_sams.model.read_outs import inclusion_and_slab, perturbation_table
 from scvi_sams.tl._control_null import null_perturbations
 from scvi_sams.tl.error_rates import (
     bayesian_q_value,
@@ -34,6 +35,7 @@ def mechanisms(
     null: Sequence[str] | None = None,
     *,
     null_tables: Sequence[pd.DataFrame] = (),
+    donor_key: str | None = None,
     credible_level: float = 0.95,
     include_null: bool = False,
 ) -> pd.DataFrame:
@@ -68,6 +70,13 @@ def mechanisms(
     null_tables
         Tables of other fits to the same screen with other draws of null perturbations, made with
         ``include_null=True``, whose null is added: many null perturbations from few control cells.
+    donor_key
+        Column of ``model.adata.obs``, a donor or replicate each. An effect is then called, and
+        its interval is, against the spread between donors and not that between cells alone: that
+        of an average donor. Donor k shows :math:`s_{tl} + b_{tlk}`, :math:`b_{tlk} \sim
+        \mathrm{Normal}(0, \tau_{tl}^2)`; :math:`\tau_{tl}` is summed out on a grid whose prior
+        is learned over the screen, from what the cells of each donor say in the fitted networks.
+        Give it as ``batch_key`` of the fit too.
     credible_level
         Level of the intervals.
     include_null
@@ -88,6 +97,7 @@ def mechanisms(
         * ``bayesian_q_value``: posterior expected share of false calls
         * ``null_q_value``: that estimated from the null, NaN without
         * ``q_value``: the larger of the two, by which calls are made
+        * ``donor_sd``, with ``donor_key``: expected :math:`\tau_{tl}`
         * ``is_null``, ``called``
 
         ``attrs`` holds ``fdr`` and ``n_null``, the number of null perturbations.
@@ -99,7 +109,8 @@ def mechanisms(
     UnknownPerturbationError
         If ``null`` names a perturbation that the model has not seen.
     ScreenError
-        If a table of ``null_tables`` has no null perturbation or other latents.
+        If a table of ``null_tables`` has no null perturbation or other latents, or
+        ``donor_key`` is no column of two donors or more without gaps.
     ValueError
         If ``fdr`` or ``credible_level`` is not between 0 and 1.
 
@@ -119,7 +130,8 @@ def mechanisms(
     >>> scvi_sams.tl.mechanisms(model, fdr=0.1).query("called")  # doctest: +SKIP
     """
     fdr = checked("fdr", fdr)
-    probability, log_odds, slab_mean, slab_std = inclusion_and_slab(model, "mechanisms")
+    across = None if donor_key is None else effects_across_donors(model, donor_key)
+    probability, log_odds, slab_mean, slab_std = inclusion_and_slab(model, "mechanisms", across)
     null = _null_names(model.perturbation_names, null)
     is_null = probability.index.isin(null)
     lower, upper = effect_interval(probability, slab_mean, slab_std, credible_level)
@@ -140,6 +152,8 @@ def mechanisms(
         "null_q_value": calibrated,
         "q_value": np.fmax(bayesian, calibrated),
     }
+    if across is not None:
+        columns["donor_sd"] = perturbation_table(model, across.spread)
     n_latent = probability.shape[1]
     table = pd.DataFrame(
         {
@@ -162,6 +176,7 @@ def active_perturbations(
     null: Sequence[str] | None = None,
     *,
     null_tables: Sequence[pd.DataFrame] = (),
+    donor_key: str | None = None,
 ) -> pd.DataFrame:
     r"""Which perturbations move any latent at all, at a chosen false discovery rate.
 
@@ -173,7 +188,7 @@ def active_perturbations(
 
     Parameters
     ----------
-    model, fdr, null, null_tables
+    model, fdr, null, null_tables, donor_key
         As for :func:`mechanisms`.
 
     Returns
@@ -190,7 +205,7 @@ def active_perturbations(
     UnknownPerturbationError
         If ``null`` names a perturbation that the model has not seen.
     ScreenError
-        If a table of ``null_tables`` has no null perturbation.
+        If a table of ``null_tables`` has no null perturbation, or ``donor_key`` cannot be used.
     ValueError
         If ``fdr`` is not between 0 and 1.
 
@@ -199,7 +214,8 @@ def active_perturbations(
     >>> scvi_sams.tl.active_perturbations(model, fdr=0.1).query("called")  # doctest: +SKIP
     """
     fdr = checked("fdr", fdr)
-    probability, log_odds, _, _ = inclusion_and_slab(model, "active_perturbations")
+    across = None if donor_key is None else effects_across_donors(model, donor_key)
+    probability, log_odds, _, _ = inclusion_and_slab(model, "active_perturbations", across)
     is_null = probability.index.isin(_null_names(model.perturbation_names, null))
     further = _null_log_odds(null_tables)
     best = log_odds.max(axis=1).to_frame("any")

@@ -20,8 +20,6 @@ def test_the_screen_has_the_guides_that_are_asked_for():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:No cell is a control:UserWarning")
-@pytest.mark.filterwarnings("ignore:With .* null perturbations the estimated rate:UserWarning")
 def test_it_prints_tables(capsys):
     main(["--guides", "3", "--seeds", "0", "--max-epochs", "1", "--n-null", "10"])
     out = capsys.readouterr().out

@@ -129,6 +129,20 @@ def test_one_seed_gives_one_result(fitted, screen_path, tmp_path):
     np.testing.assert_array_equal(first, second)
 
 
+def test_contexts_and_donors(run, screen_path, tmp_path):
+    adata = ad.read_h5ad(screen_path)
+    adata.obs["type"] = np.where(np.arange(adata.n_obs) % 2, "T", "B")
+    adata.write_h5ad(tmp_path / "screen.h5ad")
+    words = ("--perturbation-key", "perturbation", "--control", "control", "--n-latent", 4)
+    words += ("--context-key", "type", "--donor-key", "replicate", "--batch-key", "replicate")
+    done = run("fit", tmp_path / "screen.h5ad", *words, "--max-epochs", 2, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    differences = pd.read_csv(tmp_path / "out" / "context_differences.csv")
+    assert set(differences["context"]) == {"B", "T"}
+    for table in (differences, pd.read_csv(tmp_path / "out" / "mechanisms.csv")):
+        assert (table["donor_sd"] >= 0).all()
+
+
 def test_a_dosage_matrix_is_fitted_with_nothing_held_out(run, screen_path, tmp_path):
     adata = ad.read_h5ad(screen_path)
     doses = adata.obs["perturbation"].astype(str).str.get_dummies(sep="+").drop(columns="control")
