@@ -159,12 +159,13 @@ def export_cell_eval(
     finally:
         for partial in staged:
             partial.unlink(missing_ok=True)
-    program, flag = ("cell-eval", "run"), "--control-pert"
+    files = ("-ap", str(paths[0]), "-ar", str(paths[1]))
+    keys = ("--pert-col", perturbation_key, "--control-pert", controls[0])
+    command: tuple[str, ...] = ("cell-eval", "run", *files, *keys)
     if version == 2:
-        program, flag = ("cell-eval2", "run", "--preset", "vcc2026"), "--control"
-    keys = ("--pert-col", perturbation_key, flag, controls[0])
-    command = (*program, "-ap", str(paths[0]), "-ar", str(paths[1]))
-    return CellEvalExport(paths[0], paths[1], command + keys)
+        keys = ("--pert-col", perturbation_key, "--control", controls[0])
+        command = ("cell-eval2", "run", "--preset", "vcc2026", *files, *keys)
+    return CellEvalExport(paths[0], paths[1], command)
 
 
 def _normalised(

@@ -210,7 +210,7 @@ def split_perturbations(
     test_perturbations
         Names of the perturbations to hold out, or their share.
     adata, perturbation_key, control, combination_delimiter, test_controls, validation_size
-        As for :func:`split_conditions`.
+        As for :func:`split_conditions`, as are ``seed`` and ``key_added``.
 
     Returns
     -------
@@ -272,7 +272,7 @@ def split_pairs(
         Names, or a share: with ``n_seen=2`` of those pairs, otherwise of the perturbations that
         occur in pairs.
     adata, perturbation_key, control, combination_delimiter, test_controls, validation_size
-        As for :func:`split_conditions`.
+        As for :func:`split_conditions`, as are ``seed`` and ``key_added``.
 
     Returns
     -------
@@ -352,7 +352,7 @@ def split_doses(
         ``"highest"`` or ``"lowest"``: that dose of each perturbation that has several, to
         extrapolate. Or doses, in the unit of the column, of any perturbation.
     adata, perturbation_key, control, combination_delimiter, test_controls, validation_size
-        As for :func:`split_conditions`.
+        As for :func:`split_conditions`, as are ``seed`` and ``key_added``.
 
     Returns
     -------
