@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["effects_across_donors"]
 
 _CELLS_AT_ONCE = 1024
+_LEAST_PAIRED = 0.25  # of what donors tell, for each to be held against itself
 
 
 @torch.inference_mode()
@@ -68,25 +69,84 @@ def effects_across_donors(model: SAMSVAE, donor_key: str) -> AcrossDonors:
     score = score + curvature * mean
     prior = closed_form._prior(effects)
     prior["mask_prior_logit"] = prior["mask_prior_logit"].clamp(-1e6, 1e6)  # of given masks
-    found = across_donors(
-        score,
-        curvature,
-        reference=_of_other_contexts(curvature, n, n_deviations) if n_deviations > 0 else None,
-        **prior,
+    first = effects.n_rows - n_deviations
+    # A spread of effects is one thing, that of differences between contexts another.
+    parts = [(slice(first), score[:, :first], curvature[:, :first], None)]
+    if n_deviations > 0:
+        by_context = (
+            values[..., first:, :].unflatten(-2, (n, -1)) for values in (score, curvature, mean)
+        )
+        parts.append((slice(first, None), *_contrasts(*by_context)))
+    changes = [
+        _change(score, curvature, reference, _of_rows(prior, rows, effects.n_rows))
+        for rows, score, curvature, reference in parts
+    ]
+    log_odds, slab_mean, variance_ratio, spread = (
+        torch.cat(values) for values in zip(*changes, strict=True)
     )
-    ignored = across_donors(
-        score,
-        curvature,
-        weights=torch.tensor([1.0] + [0.0] * (len(SCALES) - 1)),
-        **prior,
-    )
-    slab_mean, slab_variance = effects.slab_moments()
+    own_mean, own_variance = effects.slab_moments()
     return AcrossDonors(
-        effects.mask_log_odds() + _bounded(found.log_odds) - _bounded(ignored.log_odds),
-        slab_mean + found.slab_mean - ignored.slab_mean,
-        slab_variance * found.slab_variance / ignored.slab_variance,
+        effects.mask_log_odds() + log_odds,
+        own_mean + slab_mean,
+        own_variance * variance_ratio,
+        spread,
+    )
+
+
+def _change(
+    score: Tensor, curvature: Tensor, reference: Tensor | None, prior: dict[str, Any]
+) -> tuple[Tensor, ...]:
+    """What a spread changes of log-odds, mean and (as a factor) variance, and the spread."""
+    found = across_donors(score, curvature, reference=reference, **prior)
+    none = torch.tensor([1.0] + [0.0] * (len(SCALES) - 1))
+    ignored = across_donors(score, curvature, weights=none, **prior)
+    return (
+        # That less is known brings masks that are off nearer to their prior; nothing is called
+        # for that.
+        (_bounded(found.log_odds) - _bounded(ignored.log_odds)).clamp(max=0),
+        found.slab_mean - ignored.slab_mean,
+        found.slab_variance / ignored.slab_variance,
         found.spread,
-        found.weights,
+    )
+
+
+def _of_rows(prior: dict[str, Any], rows: slice, n_rows: int) -> dict[str, Any]:
+    """The prior of some rows."""
+    return {
+        name: value[rows] if isinstance(value, torch.Tensor) and len(value) == n_rows else value
+        for name, value in prior.items()
+    }
+
+
+def _contrasts(score: Tensor, curvature: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Score and curvature of differences from the other contexts, and the curvature of those.
+
+    Where donors are in several contexts each is held against itself, and what it shows in all of
+    them is no difference; else donors of the other contexts add their spread.
+
+    Parameters
+    ----------
+    score, curvature
+        Of deviations, shape ``(n_donors, n_perturbations, n_contexts, n_latent)``.
+    mean
+        Expected deviations, shape ``(n_perturbations, n_contexts, n_latent)``.
+    """
+    left = score - curvature * mean
+    left_of_others = left.sum(2, keepdim=True) - left
+    others = curvature.sum(2, keepdim=True) - curvature
+    both = (curvature + others).clamp(min=1e-12)
+    paired = curvature * others / both
+    is_paired = paired.sum(0) > _LEAST_PAIRED * curvature.sum(0)
+    reference = torch.stack(
+        [of_average_donor(curvature, curvature, scale)[1].double() for scale in SCALES]
+    )
+    reference = reference.sum(2, keepdim=True) - reference
+    reference = torch.where(is_paired, torch.inf, reference)  # nothing is added to it
+    held_against = (others * score - curvature * left_of_others) / both
+    return (
+        torch.where(is_paired, held_against, score).flatten(1, 2),
+        torch.where(is_paired, paired, curvature).flatten(1, 2),
+        reference.flatten(1, 2),
     )
 
 
@@ -164,19 +224,3 @@ def _by_donor(model: SAMSVAE, donor: NDArray[np.int64]) -> tuple[Tensor, Tensor]
         total.view(-1, n_contexts, n_rows, n_latent).sum(1).to(device, dtype)
         for total in (score, curvature)
     )
-
-
-def _of_other_contexts(curvature: Tensor, n: int, n_deviations: int) -> Tensor:
-    """At each scale, curvature of the effect of a perturbation in the other contexts.
-
-    Infinite for what is no deviation: nothing is added to it.
-    """
-    n_rows, n_latent = curvature.shape[1:]
-    found = curvature.new_full((len(SCALES), n_rows, n_latent), torch.inf, dtype=torch.float64)
-    of_deviations = curvature[:, -n_deviations:].double()
-    for number, scale in enumerate(SCALES):
-        _, precision = of_average_donor(of_deviations, of_deviations, scale)
-        precision = precision.view(n, -1, n_latent)
-        others = precision.sum(1, keepdim=True) - precision
-        found[number, -n_deviations:] = others.flatten(0, 1)
-    return found

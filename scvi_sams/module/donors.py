@@ -21,7 +21,7 @@ _N_STEPS = 30  # of expectation maximisation for that prior
 
 
 class AcrossDonors(NamedTuple):
-    """Effects of an average donor, each of shape ``(n_rows, n_latent)``, and a prior.
+    """Effects of an average donor, each of shape ``(n_rows, n_latent)``.
 
     Attributes
     ----------
@@ -31,15 +31,12 @@ class AcrossDonors(NamedTuple):
         Of the effect where it is.
     spread
         Expected standard deviation of the effect between donors.
-    weights
-        Prior of :data:`SCALES` that was learned, shape ``(n_scales,)``.
     """
 
     log_odds: Tensor
     slab_mean: Tensor
     slab_variance: Tensor
     spread: Tensor
-    weights: Tensor
 
 
 def across_donors(
@@ -119,7 +116,6 @@ def across_donors(
         slab_mean,
         second - slab_mean.square(),
         (log_posterior.exp() * scales).sum(0),
-        weights,
     )
 
 

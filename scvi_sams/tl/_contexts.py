@@ -53,10 +53,11 @@ def context_differences(
         Perturbations of this fit that are known to do nothing, as for :func:`mechanisms`.
     donor_key
         Column of ``model.adata.obs``, a donor or replicate each. A difference is then called
-        against the spread between donors, as by :func:`mechanisms`: donor k in context c shows
-        :math:`s_t + m_{tc} \delta_{tc} + b_{tck}`, and what donors add to the variance of the
-        effect in the other contexts is part of that of the difference. Donors may be in one
-        context each, or in all; if in all, that they are the same is not used.
+        against the spread between donors, as by :func:`mechanisms`. Donors that are in several
+        contexts are held against themselves: donor k shows the difference :math:`m_{tc}
+        \delta_{tc} + b_{tck}` from its own effect in the other contexts. If each is in one
+        context, it shows the same of the effect that contexts share, and what the other
+        donors add to the variance of that is part of the variance of the difference.
     credible_level
         Level at which signs must be sure for ``sign_change``.
     include_null
