@@ -10,7 +10,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scvi
-from anndata.abc import CSCDataset, CSRDataset
+from anndata.abc import CSCDataset
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
@@ -18,7 +18,7 @@ from scvi.data import AnnDataManager
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed, nearest
 from scvi_sams.data.joined import check_sources
-from scvi_sams.data.matrices import is_on_disk, rows_of
+from scvi_sams.data.matrices import check_structure, is_on_disk, rows_of
 from scvi_sams.data.tables import layer_names
 
 if TYPE_CHECKING:
@@ -275,6 +275,7 @@ def check_counts(adata: AnnData, layer: str | None = None) -> None:
     """
     matrix, source = _matrix(adata, layer)
     check_structure(matrix, source)
+    _check_duplicates(matrix, source)
     totals = np.zeros(adata.n_obs)
     for cells, genes, block in _blocks(matrix):
         values = block.data if sparse.issparse(block) else block
@@ -300,6 +301,7 @@ def check_features(adata: AnnData, layer: str | None = None) -> None:
     """Check that the matrix to be modelled holds finite numbers."""
     matrix, source = _matrix(adata, layer)
     check_structure(matrix, source)
+    _check_duplicates(matrix, source)
     for cells, genes, block in _blocks(matrix):
         values = block.toarray() if sparse.issparse(block) else np.asarray(block)
         if values.dtype.kind not in "buif":
@@ -589,42 +591,11 @@ def _warn(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=scvi.settings.warnings_stacklevel)
 
 
-def check_structure(matrix: Any, source: str) -> None:
-    """Check the indices of a sparse matrix, which are trusted wherever it is read.
-
-    Raises
-    ------
-    ScreenError
-        If index pointers fall or end elsewhere than the entries, an index is out of range, or a
-        row has two entries for one gene.
-    """
-    is_disk = isinstance(matrix, CSRDataset | CSCDataset)
-    if not is_disk and getattr(matrix, "format", None) not in ("csr", "csc"):
+def _check_duplicates(matrix: Any, source: str) -> None:
+    """Check that a sparse matrix in memory has one entry for a gene of a cell."""
+    if getattr(matrix, "format", None) not in ("csr", "csc") or is_on_disk(matrix):
         return
-    parts = matrix.group if is_disk else vars(matrix)
-    starts, indices = (np.asarray(parts["indptr"][...]), parts["indices"])
-    by_gene = isinstance(matrix, CSCDataset) or getattr(matrix, "format", None) == "csc"
-    n_rows, n_columns = matrix.shape[::-1] if by_gene else matrix.shape
-    mend = "The matrix is damaged: read the original file again."
-    n_entries = indices.shape[0]
-    if (
-        len(starts) != n_rows + 1
-        or starts[0] != 0
-        or starts[-1] > n_entries
-        or (np.diff(starts) < 0).any()
-        or parts["data"].shape[0] != n_entries
-    ):
-        raise ScreenError(f"The index pointers of {source} do not rise to its entries. {mend}")
-    for first in range(0, int(starts[-1]), _BLOCK_ENTRIES):
-        piece = np.asarray(indices[first : min(first + _BLOCK_ENTRIES, int(starts[-1]))])
-        faulty = np.flatnonzero((piece < 0) | (piece >= n_columns))
-        if faulty.size:
-            row = int(np.searchsorted(starts, first + faulty[0], side="right")) - 1
-            raise ScreenError(
-                f"{source} has an index out of range, {piece[faulty[0]]} of {n_columns}, in "
-                f"{'gene' if by_gene else 'cell'} number {row}. {mend}"
-            )
-    if not is_disk and _has_duplicates(starts, np.asarray(indices)[: starts[-1]]):
+    if _has_duplicates(matrix.indptr, matrix.indices[: matrix.indptr[-1]]):
         raise ScreenError(
             f"{source} has several entries for one gene of a cell: add them up, as with "
             f"`{source}.sum_duplicates()`."

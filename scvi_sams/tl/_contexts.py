@@ -96,6 +96,7 @@ def context_differences(
     >>> scvi_sams.tl.context_differences(model, fdr=0.1).query("called")  # doctest: +SKIP
     """
     fdr, credible_level = checked("fdr", fdr), checked("credible_level", credible_level)
+    include_null = checked("include_null", include_null)
     effects = require_effects(model, "context_differences", contexts=True)
     raw_log_odds = effects.mask_log_odds().double()
     on, (mean, variance) = torch.sigmoid(raw_log_odds), effects.slab_moments()

@@ -118,7 +118,7 @@ def mechanisms(
     >>> model.train()  # doctest: +SKIP
     >>> scvi_sams.tl.mechanisms(model, fdr=0.1).query("called")  # doctest: +SKIP
     """
-    fdr = checked("fdr", fdr)
+    fdr, include_null = checked("fdr", fdr), checked("include_null", include_null)
     probability, log_odds, slab_mean, slab_std = inclusion_and_slab(model, "mechanisms")
     null = _null_names(model.perturbation_names, null)
     is_null = probability.index.isin(null)

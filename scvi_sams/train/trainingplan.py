@@ -493,7 +493,7 @@ class SAMSTrainingPlan(TrainingPlan):
         self._global_terms = None
         equalise_globals(module)
         if self._missed_by_plateau is not None:
-            self.lr_schedulers().step(self._missed_by_plateau)  # type: ignore[union-attr]
+            self.lr_schedulers().step(self._missed_by_plateau)
             self._missed_by_plateau = None
         self._let_statistics_wait(n_processes() > 1)
         self.guard.keep(module, self._optimizer)
