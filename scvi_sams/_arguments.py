@@ -22,7 +22,7 @@ class _Kind(NamedTuple):
     Attributes
     ----------
     kind
-        ``int``, ``float`` or ``bool``; ``str`` where words are all there is.
+        ``int``, ``float`` or ``bool``; ``str`` for words, any where none are listed.
     above, least, below, most
         Ends of the range, excluded or included.
     words
@@ -44,6 +44,8 @@ class _Kind(NamedTuple):
 
     def __str__(self) -> str:
         kinds = {int: "a whole number", float: "a number", bool: "True or False", str: ""}
+        if not self.words:
+            kinds[str] = "a name, as text"
         ends = {">": self.above, ">=": self.least, "<": self.below, "<=": self.most}
         limits = [f"{sign} {end:g}" for sign, end in ends.items() if end is not None]
         choices = [f"{kinds[self.kind]} {' and '.join(limits)}".strip()]
@@ -66,8 +68,22 @@ _SHARE_OR_NONE = _Kind(float, least=0, most=1, optional=True)
 _POSITIVE = _Kind(float, above=0)
 _NOT_NEGATIVE = _Kind(float, least=0)
 _FLAG = _Kind(bool)
+_NAME_OR_NONE = _Kind(str, optional=True)
 
 ARGUMENTS: dict[str, _Kind] = {
+    # of setup_anndata
+    "layer": _NAME_OR_NONE,
+    "perturbation_key": _NAME_OR_NONE,
+    "dosage_key": _NAME_OR_NONE,
+    "perturbation_names_uns_key": _NAME_OR_NONE,
+    "combination_delimiter": _NAME_OR_NONE,
+    "batch_key": _NAME_OR_NONE,
+    "labels_key": _NAME_OR_NONE,
+    "size_factor_key": _NAME_OR_NONE,
+    "is_count_data": _FLAG,
+    "guide_key": _NAME_OR_NONE,
+    "guide_threshold": _Kind(float, above=0, optional=True),
+    "context_key": _NAME_OR_NONE,
     # of constructors
     "n_latent": _COUNT,
     "n_hidden": _Kind(int, least=1),
@@ -124,6 +140,9 @@ ARGUMENTS: dict[str, _Kind] = {
     "n_samples": _COUNT,
     "n_cells": _COUNT,
     "mc_samples": _COUNT,
+    "n_pairs": _COUNT_OR_NONE,
+    "n_null": _COUNT_OR_NONE,
+    "max_control_share": _Kind(float, above=0, below=1),
     "give_mean": _FLAG,
     "return_mean": _FLAG,
     "return_dist": _FLAG,
@@ -136,6 +155,7 @@ ARGUMENTS: dict[str, _Kind] = {
     "by": _words("effect", "mask"),
     "metric": _words("euclidean", "cosine"),
     "include_null": _FLAG,
+    "own_gene": _FLAG,
     "credible_level": _Kind(float, above=0, below=1),
     "library_size": _Kind(float, above=0, words=("latent",), optional=True),
     "seed": _Kind(int, least=0, optional=True),
@@ -158,7 +178,7 @@ def checked(name: str, value: Any) -> Any:
     kind = ARGUMENTS.get(name)
     if kind is None or (value is None and kind.optional):
         return value
-    if isinstance(value, str) and value in kind.words:
+    if isinstance(value, str) and (value in kind.words or (kind.kind is str and not kind.words)):
         return value
     if kind.kind is bool and isinstance(value, bool | np.bool_):
         return bool(value)

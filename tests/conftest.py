@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,8 @@ import scvi
 import torch
 
 plt.switch_backend("Agg")
+# Python takes no notice of Ctrl-C where it is started in the background, as by `nohup ... &`.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 for _library in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_library).setLevel(logging.ERROR)

@@ -59,6 +59,8 @@ def fit(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     scvi.settings.seed = args.seed
     stopped = stopped_fit(args) if args.resume else None
+    if stopped is not None:
+        stopped.check()
     staged = staged_folder(
         args.output, args.overwrite, None if stopped is None else stopped.folder
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["FOLDER", "Stopped", "arguments_of", "stopped_fit"]
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from scvi_sams.cli._console import PROGRAM, CommandError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
     from pathlib import Path
 
 FOLDER = "resume"
@@ -43,7 +45,22 @@ class Stopped:
     def history(self) -> dict[str, dict[str, float]]:
         """Values by name and epoch, of the epochs before the checkpoint."""
         path = self.folder / FOLDER / HISTORY
-        return json.loads(path.read_text()) if path.is_file() else {}
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        return {
+            name: {str(int(epoch)): float(value) for epoch, value in rows.items()}
+            for name, rows in found.items()
+        }
+
+    def check(self) -> None:
+        """Raise ``CommandError`` if something of the training cannot be read."""
+        import torch  # slow, and needed for nothing else
+
+        folder = self.folder / FOLDER
+        with _damage_named(folder / HISTORY):
+            _ = self.history
+        if not (self.folder / "model" / "model.pt").is_file():
+            with _damage_named(folder / CHECKPOINT):
+                torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
 
 
 def arguments_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -70,8 +87,11 @@ def stopped_fit(args: argparse.Namespace) -> Stopped | None:
         return None
     last = max(states, key=lambda path: path.stat().st_mtime_ns)
     folder = last.parent.parent
-    state = json.loads(last.read_text())
-    then, now = state["arguments"], arguments_of(args)
+    now = arguments_of(args)
+    with _damage_named(last):
+        state = json.loads(last.read_text())
+        then = dict(state["arguments"])
+        float(state["seconds"]), str(state["screen"])
     if differs := sorted(n for n in then | now if then.get(n) != now.get(n)):
         name = differs[0]
         option = name if name == "screen" else "--" + name.replace("_", "-")
@@ -83,6 +103,18 @@ def stopped_fit(args: argparse.Namespace) -> Stopped | None:
             "--resume to begin anew"
         )
     return Stopped(folder, state)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Name the file that does not hold what a stopped fit left."""
+    try:
+        yield
+    except Exception as error:
+        raise CommandError(
+            f"--resume: {path} is damaged ({type(error).__name__}); leave out --resume to begin "
+            "anew"
+        ) from error
 
 
 def _shown(value: Any) -> str:

@@ -10,7 +10,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scvi
-from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
@@ -18,7 +17,7 @@ from scvi.data import AnnDataManager
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed, nearest
 from scvi_sams.data.joined import check_sources
-from scvi_sams.data.matrices import is_on_disk, rows_of
+from scvi_sams.data.matrices import check_structure, is_on_disk, rows_of
 from scvi_sams.data.tables import layer_names
 
 if TYPE_CHECKING:
@@ -533,35 +532,11 @@ def _warn(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=scvi.settings.warnings_stacklevel)
 
 
-def check_structure(matrix: Any, source: str) -> None:
-    """Check the indices of a sparse matrix, which are trusted wherever it is read."""
-    is_disk = isinstance(matrix, CSRDataset | CSCDataset)
-    if not is_disk and getattr(matrix, "format", None) not in ("csr", "csc"):
+def _check_duplicates(matrix: Any, source: str) -> None:
+    """Check that a sparse matrix in memory has one entry for a gene of a cell."""
+    if getattr(matrix, "format", None) not in ("csr", "csc") or is_on_disk(matrix):
         return
-    parts = matrix.group if is_disk else vars(matrix)
-    starts, indices = (np.asarray(parts["indptr"][...]), parts["indices"])
-    by_gene = matrix.format == "csc"
-    n_rows, n_columns = matrix.shape[::-1] if by_gene else matrix.shape
-    mend = "The matrix is damaged: read the original file again."
-    n_entries = indices.shape[0]
-    if (
-        len(starts) != n_rows + 1
-        or starts[0] != 0
-        or starts[-1] > n_entries
-        or (np.diff(starts) < 0).any()
-        or parts["data"].shape[0] != n_entries
-    ):
-        raise ScreenError(f"The index pointers of {source} do not rise to its entries. {mend}")
-    for first in range(0, int(starts[-1]), _BLOCK_ENTRIES):
-        piece = np.asarray(indices[first : min(first + _BLOCK_ENTRIES, int(starts[-1]))])
-        faulty = np.flatnonzero((piece < 0) | (piece >= n_columns))
-        if faulty.size:
-            row = int(np.searchsorted(starts, first + faulty[0], side="right")) - 1
-            raise ScreenError(
-                f"{source} has an index out of range, {piece[faulty[0]]} of {n_columns}, in "
-                f"{'gene' if by_gene else 'cell'} number {row}. {mend}"
-            )
-    if not is_disk and _has_duplicates(starts, np.asarray(indices)[: starts[-1]]):
+    if _has_duplicates(matrix.indptr, matrix.indices[: matrix.indptr[-1]]):
         raise ScreenError(
             f"{source} has several entries for one gene of a cell: add them up, as with "
             f"`{source}.sum_duplicates()`."
@@ -582,6 +557,7 @@ def _has_duplicates(starts: NDArray[Any], indices: NDArray[Any]) -> bool:
 def _blocks(matrix: Any, source: str) -> Iterator[tuple[slice, slice, Any]]:
     """Check a matrix, in memory or on disk, and cut it along the axis in which it is stored."""
     check_structure(matrix, source)
+    _check_duplicates(matrix, source)
     by_gene = getattr(matrix, "format", None) == "csc"
     length, width = matrix.shape[::-1] if by_gene else matrix.shape
     step = max(1, _BLOCK_ENTRIES // max(1, width))

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import sparse
 
 from scvi_sams._exceptions import ScreenError, listed, nearest, unknown_perturbations
+from scvi_sams.data.matrices import check_structure
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -685,6 +686,7 @@ def _read_matrix(
             f"{source} has shape {matrix.shape} but {len(names)} names were given: give one name "
             "to each of its columns, of which there must be at least one."
         )
+    check_structure(matrix, source)
     dosage = _canonical(sparse.csr_matrix(matrix, dtype=np.float64, copy=True))
     faulty = np.flatnonzero(~((dosage.data >= _LEAST_DOSE) & (dosage.data <= _LARGEST_DOSE)))
     if faulty.size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from scvi_sams.data.guides import TARGET, target_table
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import anndata as ad
 
@@ -89,6 +90,7 @@ def guides_from_table(
                 f"The table of guides has no column {column!r} (`{argument}`); it has "
                 f"{listed(table.columns, limit=10)}."
             )
+    _check_unique(adata.obs_names, "adata.obs_names")
     cell = adata.obs_names.get_indexer(table[cell_column].astype(str))
     known = (cell >= 0) & table[guide_column].notna().to_numpy()
     if not known.any():
@@ -232,6 +234,8 @@ def guides_from_mudata(
     """
     if not hasattr(mdata, "mod"):
         raise ScreenError(f"mdata is a {type(mdata).__name__}: give a MuData.")
+    if not isinstance(control, str):
+        raise ScreenError(f"control={control!r} cannot be used: give one label, as text.")
     if getattr(mdata, "is_view", False):
         raise ScreenError(
             "The MuData is a view, which cannot be added to: `mdata = mdata.copy()`."
@@ -245,6 +249,7 @@ def guides_from_mudata(
             f"The guides have no layer {guide_layer!r} (`guide_layer`), only "
             f"{listed(guides.layers) or 'X'}."
         )
+    _check_unique(guides.obs_names, "the guides' obs_names")
     rows = guides.obs_names.get_indexer(screen.obs_names)
     if (missing := rows < 0).any():
         raise ScreenError(
@@ -272,9 +277,22 @@ def guides_from_mudata(
     )
 
 
+def _check_unique(cells: pd.Index, where: str) -> None:
+    if not cells.is_unique:
+        twice = cells[cells.duplicated()].unique()
+        raise ScreenError(
+            f"Cells that occur more than once in {where}: {listed(twice)}. Guides are found by "
+            "the names of cells: make them unique."
+        )
+
+
 def _modality(
     mdata: Any, modalities: Mapping[str, str] | None, argument: str, usual: Sequence[str]
 ) -> str:
+    if not (modalities is None or isinstance(modalities, Mapping)):
+        raise ScreenError(
+            f"modalities={modalities!r} cannot be used: give a dict, as {{'rna_layer': 'rna'}}."
+        )
     asked = dict(modalities or {})
     if unknown := asked.keys() - {"rna_layer", "guide_layer"}:
         raise ScreenError(

@@ -13,9 +13,11 @@ import scvi
 from scipy import sparse
 from scvi.data.fields import ObsmField
 
+from scvi_sams._arguments import checked
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, counted, listed
 from scvi_sams.data.conditions import Conditions, frame_values, is_missing, split_label
+from scvi_sams.data.matrices import check_structure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -262,6 +264,13 @@ class GuideSource:
         names = self._names(adata, values, source)
         if isinstance(values, pd.DataFrame):
             values = frame_values(values, source, "guides")
+        elif not sparse.issparse(values):
+            values = np.asarray(values)
+        if values.ndim != 2:
+            raise ScreenError(
+                f"{source} must be a matrix (cells x guides), not of shape {values.shape}."
+            )
+        check_structure(values, source)
         matrix = sparse.csr_matrix(values, copy=True)
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
@@ -485,8 +494,7 @@ def called(matrix: sparse.csr_matrix, threshold: float | None, source: str) -> s
             f"{source} holds values that are negative or not finite: give calls, 0 and 1."
         )
     if threshold is not None:
-        if not threshold > 0:
-            raise ScreenError(f"guide_threshold={threshold!r} must be above 0: the least count.")
+        threshold = checked("guide_threshold", threshold)
         matrix = matrix.copy()
         matrix.data = (values >= threshold).astype(np.int8)
         matrix.eliminate_zeros()
@@ -534,6 +542,11 @@ def target_table(table: Any, source: str = "guide_targets") -> dict[str, str]:
     if isinstance(table, pd.Series) and table.index.has_duplicates:
         twice = table.index[table.index.duplicated()].unique()
         raise ScreenError(f"{source} has guides twice: {listed(twice)}. Keep one target of each.")
+    if faulty := [guide for guide, target in table.items() if not pd.api.types.is_scalar(target)]:
+        raise ScreenError(
+            f"{source} has targets that are no single value, of {listed(faulty)}: give text, "
+            "joined by the delimiter where a guide has several, as 'A+B'."
+        )
     return {
         str(guide): "" if pd.isna(target) else str(target).strip()
         for guide, target in table.items()

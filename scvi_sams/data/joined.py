@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import ExitStack
+from collections.abc import Iterable
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from anndata.io import read_elem
 from scvi_sams._exceptions import ScreenError, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
 __all__ = ["check_sources", "join_files"]
 
@@ -81,22 +82,33 @@ def join_files(
     ...     adata, perturbation_key="perturbation", control="control"
     ... )
     """
-    paths, joined = [Path(path).resolve() for path in files], Path(joined).resolve()
+    if isinstance(files, str | os.PathLike) or not isinstance(files, Iterable):
+        raise ScreenError(f"files={files!r} cannot be used: give a list of paths.")
+    paths, joined = [_path(path) for path in files], _path(joined)
     if not paths:
         raise ScreenError("There is no file to join: the list is empty.")
+    if twice := {path for path in paths if paths.count(path) > 1}:
+        raise ScreenError(f"Files that are given more than once: {listed(map(str, twice))}.")
+    if not (label is None or isinstance(label, str)):
+        raise ScreenError(f"label={label!r} cannot be used: give the name of a column, or None.")
+    if joined.is_dir() or not joined.parent.is_dir():
+        raise ScreenError(f"{joined} cannot be written: name a file in a folder that is there.")
     if joined.exists() and (not overwrite or joined in paths):
         raise ScreenError(f"{joined} is there already: name another, or give overwrite=True.")
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):  # such as plate_1/cells.h5ad, plate_2/cells.h5ad
         names = [f"{path.parent.name}/{path.stem}" for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path.with_suffix("")) for path in paths]
     with ExitStack() as stack:
-        opened = []
+        opened: list[h5py.File] = []
         for path in paths:
             if not path.is_file() or not h5py.is_hdf5(path):
                 raise ScreenError(
                     f"{path} is no h5ad file: give files that adata.write_h5ad wrote."
                 )
-            opened.append(stack.enter_context(h5py.File(path)))
+            with _damage_named(path):
+                opened.append(stack.enter_context(h5py.File(path)))
         annotation = _annotation(opened, names, label)
         matrices = _matrices(opened, "X" if layer is None else f"layers/{layer}")
         unfinished = joined.with_name(f".{joined.name}.{os.getpid()}.partial")
@@ -112,14 +124,33 @@ def join_files(
     return ad.read_h5ad(joined, backed="r")
 
 
+def _path(path: object) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise ScreenError(f"{path!r} is no path of a file.")
+    return Path(path).resolve()
+
+
+@contextmanager
+def _damage_named(path: object) -> Iterator[None]:
+    """Name the file that HDF5 or anndata cannot read."""
+    try:
+        yield
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        raise ScreenError(
+            f"{path} cannot be read, it is damaged or cut off: {error}. Fetch or write it again."
+        ) from error
+
+
 def _annotation(files: list[h5py.File], names: list[str], label: str | None) -> ad.AnnData:
     """What all files say of their cells, and the genes."""
     parts = []
     for file in files:
         if missing := {"obs", "var"}.difference(file):
             raise ScreenError(f"{file.filename} holds no AnnData: {listed(missing)} missing.")
-        obsm = {key: read_elem(value) for key, value in file.get("obsm", {}).items()}
-        parts.append(ad.AnnData(obs=read_elem(file["obs"]), var=read_elem(file["var"]), obsm=obsm))
+        with _damage_named(file.filename):
+            obs, var = (read_elem(file[key]) for key in ("obs", "var"))
+            obsm = {key: read_elem(value) for key, value in file.get("obsm", {}).items()}
+            parts.append(ad.AnnData(obs=obs, var=var, obsm=obsm))
     genes = parts[0].var_names
     for file, part in zip(files, parts, strict=True):
         if part.var_names.equals(genes):
@@ -130,6 +161,14 @@ def _annotation(files: list[h5py.File], names: list[str], label: str | None) -> 
             f"{file.filename} has {how} than {files[0].filename}: write it again with the genes "
             "of the first, `adata[:, genes]`."
         )
+    for column in set.intersection(*(set(part.obs) for part in parts)):
+        dtypes = [_values_dtype(part.obs[column]) for part in parts]
+        numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in dtypes]
+        if any(numeric) and not all(numeric):
+            raise ScreenError(
+                f"obs[{column!r}] holds numbers in {files[numeric.index(True)].filename} and text "
+                f"in {files[numeric.index(False)].filename}: write it alike."
+            )
     if label is not None and label in parts[0].obs:
         raise ScreenError(f"obs has a column {label!r} already: give another `label`, or None.")
     cells = pd.Index(np.concatenate([part.obs_names for part in parts]))
@@ -141,6 +180,11 @@ def _annotation(files: list[h5py.File], names: list[str], label: str | None) -> 
         index_unique=None if cells.is_unique else "-",
         merge="same",
     )
+
+
+def _values_dtype(column: pd.Series) -> Any:
+    dtype = column.dtype
+    return dtype.categories.dtype if isinstance(dtype, pd.CategoricalDtype) else dtype
 
 
 def _matrices(files: list[h5py.File], key: str) -> list[Any]:

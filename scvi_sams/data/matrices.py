@@ -23,6 +23,7 @@ __all__ = [
     "CompactMatrix",
     "DiskMatrix",
     "MatrixRows",
+    "check_structure",
     "compact_rows",
     "compact_size",
     "compact_table",
@@ -36,9 +37,46 @@ __all__ = [
 MatrixRows: TypeAlias = sparse.csr_matrix | np.ndarray
 """Rows of a matrix in memory."""
 
+_CHECKED_ENTRIES = 2**24  # indices looked at together
 _MAX_GAP = 64  # rows: as many are read faster than a new piece is begun
 _MAX_PIECE = 4_096  # rows, so that sparse requests do not bring the whole matrix
 _PIECE_VALUES = 4_000_000  # of a dense piece: 16 MB of float32
+
+
+def check_structure(matrix: Any, source: str) -> None:
+    """Check the indices of a sparse matrix, which are trusted wherever it is read.
+
+    Raises
+    ------
+    ScreenError
+        If index pointers fall or end elsewhere than the entries, or an index is out of range.
+    """
+    is_disk = isinstance(matrix, CSRDataset | CSCDataset)
+    if not is_disk and getattr(matrix, "format", None) not in ("csr", "csc"):
+        return
+    parts = matrix.group if is_disk else vars(matrix)
+    starts, indices = (np.asarray(parts["indptr"][...]), parts["indices"])
+    by_column = isinstance(matrix, CSCDataset) or getattr(matrix, "format", None) == "csc"
+    n_rows, n_columns = matrix.shape[::-1] if by_column else matrix.shape
+    mend = "The matrix is damaged: read the original file again."
+    n_entries = indices.shape[0]
+    if (
+        len(starts) != n_rows + 1
+        or starts[0] != 0
+        or starts[-1] > n_entries
+        or (np.diff(starts) < 0).any()
+        or parts["data"].shape[0] != n_entries
+    ):
+        raise ScreenError(f"The index pointers of {source} do not rise to its entries. {mend}")
+    for first in range(0, int(starts[-1]), _CHECKED_ENTRIES):
+        piece = np.asarray(indices[first : min(first + _CHECKED_ENTRIES, int(starts[-1]))])
+        faulty = np.flatnonzero((piece < 0) | (piece >= n_columns))
+        if faulty.size:
+            row = int(np.searchsorted(starts, first + faulty[0], side="right")) - 1
+            raise ScreenError(
+                f"{source} has an index out of range, {piece[faulty[0]]} of {n_columns}, in "
+                f"{'column' if by_column else 'row'} number {row}. {mend}"
+            )
 
 
 def is_on_disk(values: Any) -> bool:

@@ -244,6 +244,7 @@ def draw_cells(
     """See ``SAMSVAE.counterfactual``."""
     n_cells, seed = checked("n_cells", n_cells), checked("seed", seed)
     library_size = checked("library_size", library_size)
+    gene_effects = checked("gene_effects", gene_effects)
     if isinstance(library_size, str):
         raise ScreenError(f"library_size={library_size!r} is no number: library sizes are given.")
     code = context_code(model, context)

@@ -48,7 +48,7 @@ def predict(
 ) -> ad.AnnData:
     """See ``SAMSVAE.predict``."""
     model._check_if_trained(warn=False)
-    n_samples = checked("n_samples", n_samples)
+    n_samples, return_mean = checked("n_samples", n_samples), checked("return_mean", return_mean)
     asked = parse_distinct(model, conditions)
     labels = asked.labels
     values, layer = [], []

@@ -28,7 +28,7 @@ from scvi.model.base import (
 )
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
 
-from scvi_sams._arguments import checked, settings_of
+from scvi_sams._arguments import check_names, checked, settings_of
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, listed
 from scvi_sams.data.checks import (
@@ -388,6 +388,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         ... )
         """
         check_adata(adata)
+        _check_setup(locals())
         categorical_covariate_keys = _as_list(categorical_covariate_keys)
         continuous_covariate_keys = _as_list(continuous_covariate_keys)
         if not (guide_targets is None or isinstance(guide_targets, str)):
@@ -1193,7 +1194,7 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
         >>> table = model.get_perturbed_probability()  # doctest: +SKIP
         >>> adata.obs["perturbed"] = table["probability"]  # doctest: +SKIP
         """
-        return perturbed_probability(self, adata, indices, own_gene)
+        return perturbed_probability(self, adata, indices, checked("own_gene", own_gene))
 
     @of_cells
     def get_aggregated_posterior(
@@ -1589,6 +1590,20 @@ class SAMSVAE(UnsupervisedTrainingMixin, RNASeqMixin, VAEMixin, ArchesMixin, Bas
             f"{type(self).__name__} estimates the marginal log-likelihood of cells by "
             "get_iwelbo(n_particles=...), whose draws of masks and effects all cells share."
         )
+
+
+def _check_setup(given: dict[str, Any]) -> None:
+    """Check the kinds of arguments of ``setup_anndata``, and that there are no others."""
+    for name, value in given.items():
+        checked(name, value)
+    if "source_registry" not in given["kwargs"]:  # else scvi-tools hands on arguments of its own
+        check_names(given["kwargs"], given, "setup_anndata")
+    if (key := given["context_key"]) is not None:
+        if key in (given["perturbation_key"], given["guide_key"]):
+            raise ScreenError(
+                f"context_key={key!r} is the column of the perturbations: give the column of what "
+                "their effects may depend on, such as cell type."
+            )
 
 
 def _as_list(keys: str | Sequence[str] | None) -> list[str] | None:

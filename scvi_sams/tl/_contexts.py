@@ -108,6 +108,7 @@ def context_differences(
     >>> scvi_sams.tl.context_differences(model, fdr=0.1).query("called")  # doctest: +SKIP
     """
     fdr, credible_level = checked("fdr", fdr), checked("credible_level", credible_level)
+    include_null = checked("include_null", include_null)
     effects = require_effects(model, "context_differences", contexts=True)
     across = None if donor_key is None else effects_across_donors(model, donor_key)
     raw_log_odds = effects.mask_log_odds().double() if across is None else across.log_odds

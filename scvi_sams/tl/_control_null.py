@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scvi_sams._arguments import checked
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data import Conditions
 
@@ -83,9 +84,8 @@ def add_control_null(
     ------
     ScreenError
         If a column or the control cells are missing, null perturbations were added before, or
-        the control cells do not suffice; the message says for how many they do.
-    ValueError
-        If ``n_null``, ``n_cells`` or ``max_control_share`` is out of its range, or ``n_cells`` is
+        the control cells do not suffice; the message says for how many they do. Also
+        if ``n_null``, ``n_cells`` or ``max_control_share`` is out of its range, or ``n_cells`` is
         given with ``guide_key``.
 
     Notes
@@ -107,12 +107,11 @@ def add_control_null(
     ...     adata, layer="counts", perturbation_key="perturbation_with_null", control="control"
     ... )
     """
-    if n_null is not None and n_null < 1:
-        raise ValueError(f"n_null={n_null} must be 1 or more, or None.")
-    if n_cells is not None and (n_cells < 1 or guide_key is not None):
-        raise ValueError(f"n_cells={n_cells} must be 1 or more, and is not for whole guides.")
-    if not 0 < max_control_share < 1:
-        raise ValueError(f"max_control_share={max_control_share} must be between 0 and 1.")
+    n_null, seed = checked("n_null", n_null), checked("seed", seed)
+    n_cells = None if n_cells is None else checked("n_cells", n_cells)
+    max_control_share = checked("max_control_share", max_control_share)
+    if n_cells is not None and guide_key is not None:
+        raise ScreenError(f"n_cells={n_cells} is not for whole guides: leave out one of the two.")
     for key in (perturbation_key, guide_key):
         if key is not None and key not in adata.obs:
             raise ScreenError(

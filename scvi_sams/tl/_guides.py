@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scvi_sams._exceptions import ScreenError
+from scvi_sams._arguments import checked
 from scvi_sams.model.efficacy import guide_table
 from scvi_sams.model.read_outs import check_level
 
@@ -72,8 +72,7 @@ def guides(
     >>> table = scvi_sams.tl.guides(model)  # doctest: +SKIP
     >>> table.query("can_be_told and efficacy_upper < 0.5")  # doctest: +SKIP
     """
-    if not 0 < fdr < 1:
-        raise ScreenError(f"fdr={fdr!r} is no rate between 0 and 1.")
+    fdr, own_gene = checked("fdr", fdr), checked("own_gene", own_gene)
     check_level(credible_level)
     table = guide_table(model, credible_level, own_gene)
     table["off_target"] = (table["q_value"] < fdr).to_numpy(bool)

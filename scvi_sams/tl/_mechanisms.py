@@ -129,7 +129,7 @@ def mechanisms(
     >>> model.train()  # doctest: +SKIP
     >>> scvi_sams.tl.mechanisms(model, fdr=0.1).query("called")  # doctest: +SKIP
     """
-    fdr = checked("fdr", fdr)
+    fdr, include_null = checked("fdr", fdr), checked("include_null", include_null)
     across = None if donor_key is None else effects_across_donors(model, donor_key)
     probability, log_odds, slab_mean, slab_std = inclusion_and_slab(model, "mechanisms", across)
     null = _null_names(model.perturbation_names, null)

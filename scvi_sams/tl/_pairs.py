@@ -9,6 +9,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from scvi_sams._arguments import checked
 from scvi_sams._exceptions import ScreenError, unknown_perturbations
 from scvi_sams.data.conditions import split_label
 from scvi_sams.data.tables import profile_frame
@@ -142,7 +143,7 @@ def pair_interactions(
     >>> found.to_df().loc["KLF1+CEBPA"].nlargest(10)  # doctest: +SKIP
     """
     require_pairs(model, "pair_interactions")
-    asked = parse_pairs(model, pairs)
+    asked, n_samples = parse_pairs(model, pairs), checked("n_samples", n_samples)
     check_level(credible_level)
     cells = model.counterfactual() if counterfactual is None else counterfactual
     rows = []
@@ -245,8 +246,7 @@ def rank_unmeasured_pairs(
     chosen = [n for n in names if n not in nulls] if perturbations is None else perturbations
     if unknown := [name for name in chosen if name not in names]:
         raise unknown_perturbations(unknown, names)
-    if n_pairs is not None and n_pairs < 1:
-        raise ScreenError(f"n_pairs={n_pairs}: at least one is needed.")
+    n_pairs, n_samples = checked("n_pairs", n_pairs), checked("n_samples", n_samples)
     if model.adata is None:
         raise ScreenError(
             "Which pairs were measured is in the AnnData, and the model was loaded without it: "

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scvi_sams._arguments import checked
 from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.conditions import as_labels, obs_column
 from scvi_sams.data.guides import TARGET, GuideSource
@@ -77,9 +78,8 @@ def add_permuted_null(
     Raises
     ------
     ScreenError
-        If guides or batches cannot be read, or null perturbations were added before.
-    ValueError
-        If ``n_null`` is below 1.
+        If guides or batches cannot be read, null perturbations were added before, or ``n_null`` is
+        below 1.
 
     Examples
     --------
@@ -92,8 +92,7 @@ def add_permuted_null(
     >>> adata.obsm["guides_with_null"].shape
     (60, 5)
     """
-    if n_null is not None and n_null < 1:
-        raise ValueError(f"n_null={n_null} must be 1 or more, or None.")
+    n_null, seed = checked("n_null", n_null), checked("seed", seed)
     controls = as_labels(control)
     source = GuideSource(
         guide_key, guide_targets, guide_threshold, names_uns_key, controls, combination_delimiter

@@ -69,6 +69,7 @@ def perturbation_distance(
     """
     checked("by", by)
     checked("metric", metric)
+    checked("fdr", fdr)
     if by == "mask":
         table = mechanisms(model, fdr)
         called = table.pivot(index="perturbation", columns="latent", values="called")

@@ -104,6 +104,24 @@ def test_another_fit_is_refused_at_once(fit, stop):
     assert left.is_dir()
 
 
+def test_damage_is_named(fit, stop):
+    left = stop()
+    for name, content in (
+        ("last.ckpt", b"none"),
+        ("last.ckpt", None),
+        ("history.json", b"[1]"),
+        ("fit.json", b"{}"),
+    ):
+        path = left / "resume" / name
+        whole = path.read_bytes()
+        path.unlink() if content is None else path.write_bytes(content)
+        done = fit("--resume")
+        path.write_bytes(whole)
+        assert done.code == 1
+        assert f"--resume: {path} is damaged" in done.error
+        assert "leave out --resume to begin anew" in done.error
+
+
 def test_another_screen_is_refused(fit, stop, screen_path, tmp_path):
     left = stop()
     screen = ad.read_h5ad(screen_path)

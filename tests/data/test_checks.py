@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 from scvi_sams._exceptions import ScreenError
-from scvi_sams.data import Conditions, checks
+from scvi_sams.data import Conditions, checks, matrices
 from scvi_sams.data.checks import (
     check_conditions,
     check_confounding,
@@ -33,6 +33,7 @@ STORAGES = [
 def _block_entries(request, monkeypatch):
     """Run with one cell or gene a block, a few, and all of them."""
     monkeypatch.setattr(checks, "_BLOCK_ENTRIES", request.param)
+    monkeypatch.setattr(matrices, "_CHECKED_ENTRIES", request.param)
 
 
 def _counts(dtype=np.float32):

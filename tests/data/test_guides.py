@@ -159,7 +159,7 @@ class TestMatrix:
             (CALLS - 1.0, {}, "negative or not finite"),
             (np.where(CALLS, np.nan, 0), {}, "negative or not finite"),
             (CALLS, {"guide_threshold": 5}, "calls no guide: the largest value.* is 1"),
-            (CALLS, {"guide_threshold": 0}, "must be above 0"),
+            (CALLS, {"guide_threshold": 0}, "guide_threshold=0 cannot be used: give a number > 0"),
             (CALLS.astype(str), {}, "not numeric: 'A_1'"),
             (CALLS * [0, 0, 0, 1], {}, "No cell has a guide that targets.*'NT_1'"),
         ],
@@ -260,6 +260,30 @@ class TestMatrix:
             for row in pd.DataFrame(calls, columns=names)[sorted(names)].to_numpy()
         ]
         assert _guides_of_cells(manager) == expected
+
+
+class TestMatrixThatIsNone:
+    def test_shape(self):
+        adata = _adata()
+        adata.obsm["guides"] = CALLS[:, :, None]
+        adata.uns["guides"] = pd.DataFrame(index=GUIDES)
+        with pytest.raises(ScreenError, match="must be a matrix .* not of shape"):
+            _registered(adata, guide_key="guides", guide_targets=TARGETS)
+
+    @pytest.mark.parametrize("key", ["guide_key", "dosage_key"])
+    def test_indices_out_of_range(self, key):
+        adata = _adata()
+        matrix = sparse.csr_matrix(CALLS)
+        matrix.indices[2] = 10**6
+        adata.obsm["guides"], adata.uns["names"] = matrix, GUIDES
+        keys = {key: "guides", "perturbation_names_uns_key": "names"}
+        keys |= {"guide_targets": TARGETS} if key == "guide_key" else {"control": None}
+        with pytest.raises(ScreenError, match="'guides'.* has an index out of range, 1000000"):
+            _registered(adata, **keys)
+
+    def test_targets_that_are_lists(self):
+        with pytest.raises(ScreenError, match="no single value, of 'A_2'"):
+            _by_calls(targets=dict(zip(GUIDES, ["A", ["A", "B"], "B", "NT"], strict=True)))
 
 
 class TestColumn:

@@ -151,6 +151,34 @@ def test_what_cannot_be_joined_is_named(files, parts, tmp_path):
         join_files(files, files[0], overwrite=True)
 
 
+def test_what_is_no_list_of_whole_files_is_named(files, parts, tmp_path):
+    joined = tmp_path / "screen.h5ad"
+    for given, arguments, message in (
+        (str(files[0]), {}, "give a list of paths"),
+        ([files[0], None], {}, "None is no path"),
+        ([files[0], files[0]], {}, "given more than once"),
+        (files, {"label": 5}, "give the name of a column"),
+        (files, {"joined": tmp_path}, "name a file in a folder that is there"),
+        (files, {"joined": tmp_path / "none" / "screen.h5ad"}, "folder that is there"),
+    ):
+        with pytest.raises(ScreenError, match=message):
+            join_files(given, **({"joined": joined} | arguments))
+    whole = files[0].read_bytes()
+    cut = tmp_path / "cut.h5ad"
+    cut.write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(ScreenError, match=r"cut\.h5ad cannot be read, it is damaged or cut off"):
+        join_files([*files, cut], joined)
+    parts[0].obs["dose"] = 1.0
+    parts[1].obs["dose"] = "high"
+    try:
+        for path, part in zip(files, parts[:2], strict=False):
+            part.write_h5ad(path)
+    finally:
+        del parts[0].obs["dose"], parts[1].obs["dose"]
+    with pytest.raises(ScreenError, match=r"obs\['dose'\] holds numbers in .*plate_0.* text in"):
+        join_files(files[:2], joined)
+
+
 @pytest.mark.parametrize("what", ["gone", "changed"])
 def test_files_that_are_not_as_they_were_are_named(files, parts, tmp_path, what):
     adata = join_files(files, tmp_path / "screen.h5ad")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from scvi_sams import SAMSVAE, ScreenError
+from scvi_sams import SAMSVAE, ScreenError, tl
 from scvi_sams._arguments import ARGUMENTS, check_names, checked
 from scvi_sams.data.loader import cells_of
 
 from .conftest import QUIET, SETUP, SIZE
+
+PUBLIC_METHODS = [
+    name
+    for name, method in vars(SAMSVAE).items()
+    if name.startswith(("get_", "predict", "counterfactual", "posterior_"))
+    and inspect.isfunction(method)
+]
 
 
 class TestTable:
@@ -65,8 +74,6 @@ class TestTable:
             checked(name, value)
 
     def test_defaults_are_in_range(self):
-        import inspect
-
         from scvi_sams.train import SAMSTrainingPlan
 
         for function in (SAMSVAE.__init__, SAMSVAE.train, SAMSTrainingPlan.__init__):
@@ -121,6 +128,49 @@ class TestUsed:
     def test_methods(self, fitted, call):
         with pytest.raises(ScreenError, match="cannot be used|is no number"):
             call(fitted)
+
+    NEEDED = {
+        "conditions": ["P001"],
+        "perturbation_key": "perturbation",
+        "control": "control",
+        "pairs": ["P001+P002"],
+    }
+
+    ANALYSES = tuple(name for name in tl.__all__ if name != "classify_pairs")  # of a table
+
+    @pytest.mark.parametrize("name", [*ANALYSES, *PUBLIC_METHODS])
+    def test_every_analysis(self, fitted, name):
+        """Whatever has an argument of the table refuses nonsense by its name, before it works."""
+        call = getattr(tl, name, None) or getattr(fitted, name)
+        parameters = inspect.signature(call).parameters
+        needed = self.NEEDED | {"model": fitted, "adata": fitted.adata}
+        asked = {key: needed[key] for key in needed.keys() & parameters.keys()}
+        for argument in ARGUMENTS.keys() & parameters.keys() - self.NEEDED.keys():
+            if argument in inspect.signature(SAMSVAE.setup_anndata).parameters:
+                continue  # refused as what the AnnData does not have
+            try:
+                call(**asked | {argument: object()})
+            except NotImplementedError:
+                continue  # of models of another kind
+            except ScreenError as error:
+                assert argument in str(error)  # noqa: PT017
+            else:
+                pytest.fail(f"{argument} was taken")
+
+    def test_setup(self, screen):
+        for name, value in (
+            ("batch_key", ["replicate"]),
+            ("context_key", ["replicate"]),
+            ("guide_key", 1),
+            ("guide_threshold", "5"),
+            ("is_count_data", "yes"),
+        ):
+            with pytest.raises(ScreenError, match=f"^{name}=.* cannot be used: give "):
+                SAMSVAE.setup_anndata(screen, **(SETUP | {name: value}))
+        with pytest.raises(ScreenError, match="setup_anndata has no 'batch_ky'.*'batch_key'"):
+            SAMSVAE.setup_anndata(screen, **SETUP, batch_ky="replicate")
+        with pytest.raises(ScreenError, match="context_key='perturbation' is the column of the p"):
+            SAMSVAE.setup_anndata(screen, **SETUP, context_key="perturbation")
 
     def test_one_key(self, screen):
         screen.obs["pct"] = 1.0 * np.arange(screen.n_obs)
