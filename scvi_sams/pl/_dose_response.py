@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["dose_response"]
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
@@ -16,9 +16,9 @@ from scvi_sams.pl._figure import (
     CATEGORICAL_COLORS,
     LINE_WIDTH,
     axes_or_new,
+    check_table,
     legend_beside,
     literal,
-    open_frame,
 )
 
 if TYPE_CHECKING:
@@ -88,10 +88,7 @@ def dose_response(
     if not 0 < credible_level < 1:
         raise ValueError(f"credible_level={credible_level} is not between 0 and 1.")
     needed = [f"{name}{end}" for name in ("ec50", "slope") for end in ("", "_lower", "_upper")]
-    if missing := [name for name in needed if name not in curves]:
-        raise ValueError(
-            f"`curves` has no column {', '.join(missing)}: give what dose_response() returned."
-        )
+    check_table(curves, needed, "`curves` has no column", "dose_response")
     low, high = curves["ec50"].min() / _DECADES, curves["ec50"].max() * _DECADES
     known = {} if measured is None else measured[["min", "max"]].to_dict("index")
     known = {name: known[name] for name in curves.index if name in known}
@@ -115,29 +112,20 @@ def dose_response(
         inside = (doses >= ends["min"]) & (doses <= ends["max"])
         ax.plot(doses, response, color=color, linewidth=0.7 * LINE_WIDTH, linestyle=(0, (3, 2)))
         ec50 = f"{row['ec50']:.2g} [{row['ec50_lower']:.2g}, {row['ec50_upper']:.2g}]"
-        ax.plot(
-            doses,
-            np.where(inside, response, np.nan),
-            color=color,
-            linewidth=1.3 * LINE_WIDTH,
-            label=f"{literal(name)}: {ec50}",
-        )
+        inner = np.where(inside, response, np.nan)
+        label = f"{literal(name)}: {ec50}"
+        ax.plot(doses, inner, color=color, linewidth=1.3 * LINE_WIDTH, label=label)
         if low <= row["ec50"] <= high:
-            ax.plot(
-                row["ec50"],
-                0.5,
-                "o",
-                color=color,
-                markersize=5,
-                markeredgecolor="white",
-                markeredgewidth=0.7,
-                zorder=4,
-            )
+            dot: dict[str, Any] = {
+                "markersize": 5,
+                "mec": "white",
+                "markeredgewidth": 0.7,
+            }
+            ax.plot(row["ec50"], 0.5, "o", color=color, zorder=4, **dot)
     ax.set(xscale="log", xlim=(low, high), ylim=(-0.02, 1.02))
     ax.set_xlabel("dose")
     ax.set_ylabel("share of the full shift")
     legend_beside(ax, f"EC50 [{credible_level:.0%} interval]")
-    open_frame(ax)
     return ax
 
 

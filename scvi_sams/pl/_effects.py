@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["model_vs_observed_effects", "pair_vs_additive_effects"]
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -19,9 +19,11 @@ from scvi_sams.pl._figure import (
     OTHER_COLOR,
     REFERENCE_LINE,
     axes_or_new,
+    check_table,
+    chosen,
     equal_axes,
     literal,
-    open_frame,
+    scale_of,
 )
 from scvi_sams.pl._point_labels import PointLabels
 
@@ -80,25 +82,15 @@ def model_vs_observed_effects(
     x, y = dense(observed.X).ravel(), dense(effects.X).ravel()
 
     ax = axes_or_new(ax, (4.8, 4.2))
-    low, high = min(x.min(), y.min(), 0.0), max(x.max(), y.max(), 0.0)
-    margin = 0.05 * max(high - low, 1e-3)
-    limits = (low - margin, high + margin)
+    limits = equal_axes(ax, x, y, 0.05)
     if x.size > MAX_POINTS:  # counted in hexagons
-        hexagons = ax.hexbin(
-            x,
-            y,
-            gridsize=70,
-            bins="log",
-            mincnt=1,
-            extent=(*limits, *limits),
-            cmap=_COUNT_COLORS,
-            linewidths=0.1,
-        )
+        style: dict[str, Any] = {"gridsize": 70, "bins": "log", "mincnt": 1, "linewidths": 0.1}
+        style |= {"extent": (*limits, *limits), "cmap": _COUNT_COLORS}
+        hexagons = ax.hexbin(x, y, **style)
         ax.figure.colorbar(hexagons, ax=ax, label="effects in a hexagon", shrink=0.6)
     else:
         ax.scatter(x, y, s=8, c=CATEGORICAL_COLORS[0], alpha=0.5, linewidths=0)
     ax.axline((0, 0), slope=1, **REFERENCE_LINE)
-    equal_axes(ax, limits)
     ax.set_xlabel("observed effect (log2 expression)")
     ax.set_ylabel("model's effect (log2 expression)")
     ax.set_title(
@@ -106,7 +98,6 @@ def model_vs_observed_effects(
         f"{counted(len(conditions), 'condition')} x {counted(len(genes), 'gene')}",
         fontsize="medium",
     )
-    open_frame(ax)
     return ax
 
 
@@ -146,15 +137,9 @@ def pair_vs_additive_effects(
     >>> found = scvi_sams.tl.pair_interactions(model, ["KLF1+CEBPA"])  # doctest: +SKIP
     >>> ax = scvi_sams.pl.pair_vs_additive_effects(found)  # doctest: +SKIP
     """
-    if missing := [name for name in _LAYERS_OF_PAIRS if name not in pairs.layers]:
-        raise ValueError(
-            f"The table has no layer {', '.join(missing)}: give what pair_interactions() returned."
-        )
-    known = list(pairs.obs_names)
-    if pair is None and len(known) == 1:
-        pair = known[0]
-    if pair not in known:
-        raise ValueError(f"pair={pair!r} is not in the table; it has {', '.join(known)}.")
+    has_none = "The table has no layer"
+    check_table(pairs.layers, _LAYERS_OF_PAIRS, has_none, "pair_interactions")
+    pair = chosen("pair", pair, pairs.obs_names)
     row = pairs[pair]
     y, x, lower, upper = (dense(row.layers[name]).ravel() for name in _LAYERS_OF_PAIRS)
     deviation = dense(row.X).ravel()
@@ -167,33 +152,17 @@ def pair_vs_additive_effects(
     for line in (ax.axhline, ax.axvline):
         line(0, color=OTHER_COLOR, linewidth=0.6, zorder=0)
     ax.axline((0, 0), slope=1, zorder=0, **REFERENCE_LINE)
-    ax.scatter(
-        np.delete(x, named),
-        np.delete(y, named),
-        s=6 if many else 12,
-        c=CATEGORICAL_COLORS[0],
-        alpha=0.4,
-        linewidths=0,
-        rasterized=many,
-    )
-    ax.vlines(
-        x[named],
-        (y - deviation + lower)[named],
-        (y - deviation + upper)[named],
-        color=CATEGORICAL_COLORS[1],
-        linewidth=1.2,
-    )
-    ax.scatter(x[named], y[named], s=18, c=CATEGORICAL_COLORS[1], linewidths=0, zorder=3)
-    low, high = min(x.min(), y.min(), 0.0), max(x.max(), y.max(), 0.0)
-    margin = 0.1 * max(high - low, 1e-3)
-    limits = (low - margin, high + margin)
-    equal_axes(ax, limits)
-    units = str(pairs.uns.get("scvi_sams", {}).get("units", ""))
-    scale = "log2 expression" if units.startswith("log2") else literal(units) or "effect"
+    style: dict[str, Any] = {"s": 6 if many else 12, "alpha": 0.4, "rasterized": many}
+    plain, marked = CATEGORICAL_COLORS[:2]
+    ax.scatter(np.delete(x, named), np.delete(y, named), c=plain, linewidths=0, **style)
+    low, high = ((y - deviation + end)[named] for end in (lower, upper))
+    ax.vlines(x[named], low, high, color=marked, linewidth=1.2)
+    ax.scatter(x[named], y[named], s=18, c=marked, linewidths=0, zorder=3)
+    limits = equal_axes(ax, x, y, 0.1)
+    scale = scale_of(pairs) or "effect"
     ax.set_xlabel(f"sum of the single effects ({scale})")
     ax.set_ylabel(f"effect of the pair ({scale})")
     ax.set_title("\n".join([literal(pair), *_kind(row.obs.iloc[0].to_dict())]), fontsize="medium")
-    open_frame(ax)
     diagonal = np.linspace(*limits, 200)
     avoid = np.column_stack([np.append(x, diagonal), np.append(y, diagonal)])
     ax.add_artist(PointLabels(x[named], y[named], row.var_names[named], avoid))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.tables import profile_frame
 from scvi_sams.pl._figure import (
     CATEGORICAL_COLORS,
@@ -15,8 +16,9 @@ from scvi_sams.pl._figure import (
     LINE_WIDTH,
     OTHER_COLOR,
     axes_or_new,
+    check_table,
     literal,
-    open_frame,
+    scale_of,
 )
 from scvi_sams.tl import top_genes
 
@@ -62,19 +64,16 @@ def gene_program(
     """
     name = f"latent_{latent}" if isinstance(latent, int) else latent
     if name not in programs.obs_names:
-        raise ValueError(
-            f"latent={latent!r} is not in the table; it has {', '.join(programs.obs_names)}."
-        )
-    if missing := [layer for layer in ("lower", "upper") if layer not in programs.layers]:
-        raise ValueError(
-            f"The table has no layer {', '.join(missing)}: give what gene_programs() returned."
-        )
+        has = ", ".join(programs.obs_names)
+        raise ScreenError(f"latent={latent!r} is not in the table; it has {has}.")
+    ends = ("lower", "upper")
+    check_table(programs.layers, ends, "The table has no layer", "gene_programs")
     program = programs[[name]]
     top = top_genes(program, n_genes)
     genes = top.sort_values("effect", ascending=False, kind="stable")["gene"]
     effect, lower, upper = (
         profile_frame(program, "programs", layer=layer).loc[name, genes].to_numpy()
-        for layer in (None, "lower", "upper")
+        for layer in (None, *ends)
     )
     ax = axes_or_new(ax, (4.0, 1.3 + _ROW_INCHES * max(len(genes), 5)))
     rows = np.arange(len(genes))
@@ -85,32 +84,11 @@ def gene_program(
     ax.set_yticks(rows, list(map(literal, genes)), fontsize=LABEL_SIZE)
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(len(genes) - 0.4, -0.6)
-    ax.set_xlabel(_effect_label(programs, name))
-    ax.set_title("\n".join([literal(name), *_summary(program)]), fontsize="medium")
-    open_frame(ax)
+    obs = program.obs.iloc[0]
+    label = f"effect ({scale})" if (scale := scale_of(programs)) else "effect"
+    ax.set_xlabel(f"{label} of moving it by {obs['move']:+.2g} s.d." if "move" in obs else label)
+    said = {"variance_share": "{:.0%} of the variance", "n_perturbations": "{:.1f} perturbations"}
+    parts = [text.format(obs[column]) for column, text in said.items() if column in obs]
+    ax.set_title("\n".join(filter(None, [literal(name), ", ".join(parts)])), fontsize="medium")
     ax.spines["left"].set_visible(False)
     return ax
-
-
-def _effect_label(programs: ad.AnnData, name: str) -> str:
-    units = str(programs.uns.get("scvi_sams", {}).get("units", ""))
-    scale = (
-        " (log2 expression)"
-        if units.startswith("log2")
-        else f" ({literal(units)})"
-        if units
-        else ""
-    )
-    if "move" not in programs.obs:
-        return f"effect{scale}"
-    return f"effect{scale} of moving it by {programs.obs.loc[name, 'move']:+.2g} s.d."
-
-
-def _summary(program: ad.AnnData) -> list[str]:
-    parts = []
-    obs = program.obs.iloc[0]
-    if "variance_share" in obs:
-        parts.append(f"{obs['variance_share']:.0%} of the variance")
-    if "n_perturbations" in obs:
-        parts.append(f"{obs['n_perturbations']:.1f} perturbations")
-    return [", ".join(parts)] if parts else []

@@ -16,9 +16,9 @@ from scvi_sams.pl._figure import (
     MAX_POINTS,
     OTHER_COLOR,
     axes_or_new,
+    check_table,
     legend_above,
     literal,
-    open_frame,
 )
 
 if TYPE_CHECKING:
@@ -61,10 +61,7 @@ def guide_efficacy(guides: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ... )
     >>> ax = scvi_sams.pl.guide_efficacy(guides)
     """
-    if missing := [name for name in _NEEDED if name not in guides]:
-        raise ScreenError(
-            f"`guides` has no column {', '.join(missing)}: give what tl.guides() returned."
-        )
+    check_table(guides, _NEEDED, "`guides` has no column", "tl.guides")
     if not 1 <= len(guides) <= _MAX_GUIDES:
         raise ScreenError(
             f"{len(guides)} guides: choose 1 to {_MAX_GUIDES} with guides.loc[[...]]."
@@ -82,8 +79,8 @@ def guide_efficacy(guides: pd.DataFrame, ax: Axes | None = None) -> Axes:
         )
         ax.plot(part["efficacy"], row[which], "o", color=color, markersize=4)
     handles = [
-        Line2D([], [], color=known_color, marker="o", markersize=4, label="can be told"),
-        Line2D([], [], color="0.6", marker="o", markersize=4, label="cannot"),
+        Line2D([], [], color=color, marker="o", markersize=4, label=label)
+        for color, label in ((known_color, "can be told"), ("0.6", "cannot"))
     ]
     if "off_target" in guides and (off := guides["off_target"].to_numpy(bool)).any():
         ring: dict[str, Any] = {"marker": "o", "mfc": "none", "markersize": 9}
@@ -94,7 +91,6 @@ def guide_efficacy(guides: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set(xlim=(-0.02, 1.02), ylim=(row[-1] + 0.8, -0.8))
     ax.set_xlabel("efficacy: share of cells in which it took")
     legend_above(ax, handles, handlelength=1.2)
-    open_frame(ax)
     return ax
 
 
@@ -143,23 +139,13 @@ def perturbed_probability(
     ax = axes_or_new(ax, (4.6, 3.4))
     shown = np.unique(np.linspace(0, len(r) - 1, min(len(r), MAX_POINTS)).astype(int))
     ax.plot(r[shown], y[shown], ".", color=OTHER_COLOR, markersize=3, zorder=1)
+    dot: dict[str, Any] = {"color": CATEGORICAL_COLORS[0], "marker": "o", "markersize": 5}
     group = np.minimum((r * 10).astype(int), 9)
-    for number in range(10):
-        here = group == number
+    for here in (group == number for number in range(10)):
         if here.sum() >= 5:
             error = y[here].std(ddof=1) / np.sqrt(here.sum())
-            ax.errorbar(
-                r[here].mean(),
-                y[here].mean(),
-                error,
-                fmt="o",
-                color=CATEGORICAL_COLORS[0],
-                markersize=5,
-                zorder=3,
-            )
-    handles = [
-        Line2D([], [], color=CATEGORICAL_COLORS[0], marker="o", markersize=5, label="mean"),
-    ]
+            ax.errorbar(r[here].mean(), y[here].mean(), error, linestyle="", zorder=3, **dot)
+    handles = [Line2D([], [], label="mean", **dot)]
     if control is not None:
         level = float(np.mean(np.asarray(control, dtype=float)))
         line = ax.axhline(level, color=CATEGORICAL_COLORS[1], linewidth=1, zorder=2)
@@ -169,5 +155,4 @@ def perturbed_probability(
     ax.set_xlabel("probability that it took")
     ax.set_ylabel("expression of the target")
     legend_above(ax, handles, handlelength=1.2)
-    open_frame(ax)
     return ax

@@ -120,18 +120,12 @@ def mask_heatmap(
         f"{n_moving:,} of {counted(len(mask), 'perturbation')} move{'s' * (n_moving == 1)} "
         f"{n_moved:,} of {counted(mask.shape[1], 'latent')}"
     )
-    left_out = [
-        counted(number, noun)
-        for number, noun in (
-            (len(mask) - len(rows), "perturbation"),
-            (mask.shape[1] - len(columns), "latent"),
-        )
-        if number
-    ]
+    n_left_out = {"perturbation": len(mask) - len(rows), "latent": mask.shape[1] - len(columns)}
+    left_out = [counted(number, noun) for noun, number in n_left_out.items() if number]
     if left_out:
         title += f"\nnot shown: {' and '.join(left_out)} without a mask"
     width = 2.8 + 0.22 * len(columns) + _PATHWAY_INCHES * (pathways is not None)
-    ax = axes_or_new(ax, (max(width, 5.0), 1.1 + _height(len(table))))
+    ax = axes_or_new(ax, (max(width, 5.0), 1.1 + _height(len(table))), framed=True)
     if effect is None:
         colors, limits, legend = PROBABILITY_COLORS, (0.0, 1.0), "inclusion probability"
     else:
@@ -205,7 +199,7 @@ def effect_heatmap(
 
     width = 2.6 + 0.14 * np.clip(table.shape[1], 16, _MAX_NAMED_GENES)
     width += _PATHWAY_INCHES * (pathways is not None)
-    ax = axes_or_new(ax, (width, 1.5 + _height(len(table))))
+    ax = axes_or_new(ax, (width, 1.5 + _height(len(table))), framed=True)
     kind = str(table.index.name or "condition")
     _draw(ax, table, DIVERGING_COLORS, (-limit, limit), "effect (log2)", kind, "gene", pathways)
     title = f"{counted(len(table), kind)}, {counted(n_all, 'gene')}"

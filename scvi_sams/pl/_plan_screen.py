@@ -16,7 +16,6 @@ from scvi_sams.pl._figure import (
     REFERENCE_LINE,
     axes_or_new,
     legend_beside,
-    open_frame,
 )
 
 if TYPE_CHECKING:
@@ -128,5 +127,4 @@ def plan_screen(
     ax.xaxis.set_minor_formatter(NullFormatter())
     if keys:
         legend_beside(ax, " x ".join(keys))
-    open_frame(ax)
     return ax

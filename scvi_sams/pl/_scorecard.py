@@ -16,7 +16,6 @@ from scvi_sams.pl._figure import (
     axes_or_new,
     legend_above,
     literal,
-    open_frame,
 )
 
 if TYPE_CHECKING:
@@ -77,26 +76,17 @@ def scorecard(card: Scorecard, measure: str = "pearson_perturbed", ax: Axes | No
         if own.size:
             # Spread by rank, so that the same card is always drawn alike.
             spread = 0.5 * ((np.argsort(np.argsort(own)) * 0.618 + 0.5) % 1 - 0.5)
-            ax.scatter(
-                own,
-                position + spread,
-                s=3 if many else 9,
-                color=color,
-                alpha=0.15 if many else 0.3,
-                linewidths=0,
-                rasterized=many,
-            )
+            style: dict[str, Any] = {"s": 3, "alpha": 0.15} if many else {"s": 9, "alpha": 0.3}
+            ax.scatter(own, position + spread, color=color, linewidths=0, rasterized=many, **style)
             shown += np.percentile(own, [2, 98]).tolist()
         ax.plot([row["lower"], row["upper"]], [position] * 2, color=color, linewidth=2.2, zorder=3)
-        ax.plot(
-            row["mean"],
-            position,
-            _MARKERS[kind],
-            color=color,
-            markeredgecolor="white",
-            markersize=7,
-            zorder=4,
-        )
+        mark: dict[str, Any] = {
+            "color": color,
+            "mec": "white",
+            "markersize": 7,
+            "zorder": 4,
+        }
+        ax.plot(row["mean"], position, _MARKERS[kind], **mark)
         shown += [row["lower"], row["upper"], row["mean"]]
     if (best := card.best_baseline(measure)) is not None:
         ax.axvline(rows.loc[best, "mean"], **_BEST)
@@ -117,5 +107,4 @@ def scorecard(card: Scorecard, measure: str = "pearson_perturbed", ax: Axes | No
     if best is not None:
         handles.append(Line2D([], [], label="best baseline", **_BEST))
     legend_above(ax, handles, handlelength=1.5)
-    open_frame(ax)
     return ax

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from scvi_sams.pl._figure import CATEGORICAL_COLORS, LINE_WIDTH, axes_or_new, open_frame
+from scvi_sams.pl._figure import CATEGORICAL_COLORS, LINE_WIDTH, axes_or_new
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +79,6 @@ def training_history(history: Mapping[str, pd.DataFrame], ax: Axes | None = None
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epoch")
     ax.set_ylabel("negative ELBO (nats a cell)")
-    open_frame(ax)
     if len(curves) > 1:
         ax.legend(frameon=False)
     return ax

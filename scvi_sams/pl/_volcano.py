@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["volcano"]
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,9 @@ from scvi_sams.pl._figure import (
     OTHER_COLOR,
     REFERENCE_LINE,
     axes_or_new,
+    chosen,
     legend_above,
     literal,
-    open_frame,
 )
 from scvi_sams.pl._point_labels import PointLabels
 
@@ -83,13 +83,7 @@ def volcano(
             f"The table has no column {', '.join(missing) or _CALLED + '...'}: give what "
             "differential_expression() returned."
         )
-    known = list(table["group1"].unique())
-    if condition is None and len(known) == 1:
-        condition = known[0]
-    if condition not in known:
-        raise ValueError(
-            f"condition={condition!r} is not in the table; it has {', '.join(map(str, known))}."
-        )
+    condition = chosen("condition", condition, table["group1"].unique())
     table = table[table["group1"] == condition]
     change = table["lfc_mean"].to_numpy(float)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -111,16 +105,10 @@ def volcano(
     )
     for name, genes, color in groups:
         for marker, drawn in (("o", genes & ~beyond), ("^", genes & beyond)):
-            ax.scatter(
-                change[drawn],
-                height[drawn],
-                s=6 if many else 12,
-                c=color,
-                marker=marker,
-                linewidths=0,
-                rasterized=many,
-                label=f"{genes.sum():,} {name}",
-            )
+            style: dict[str, Any] = {"c": color, "marker": marker, "rasterized": many}
+            style |= {"s": 6 if many else 12, "linewidths": 0}
+            label = f"{genes.sum():,} {name}"
+            ax.scatter(change[drawn], height[drawn], label=label, **style)
     delta = float(table["delta"].iloc[0])
     low, high = min(change.min(), -1.5 * delta), max(change.max(), 1.5 * delta)
     margin = 0.06 * max(high - low, 1e-3)
@@ -133,19 +121,13 @@ def volcano(
     versus = f"{literal(condition)} vs {literal(table['group2'].iloc[0])}"
     ax.set_title(versus, fontsize="medium", pad=20)
     legend_above(ax, ax.collections[-6::2], handletextpad=0.1, borderaxespad=0.1, markerscale=1.5)
-    open_frame(ax)
     # From both sides in turn, as one alone would crowd its names.
     size = np.where(called, np.abs(change), -1.0)
     rank = pd.Series(-size).groupby(change > 0).rank(method="first")
     strongest = np.lexsort((-size, rank))
     strongest = strongest[called[strongest]][: max(n_labels, 0)]
-    line = np.linspace(0, top, 100)
-    avoid = np.vstack(
-        [
-            np.column_stack([change, height]),
-            *(np.column_stack([np.full(100, side), line]) for side in (-delta, delta)),
-        ]
-    )
+    sides, line = np.repeat([-delta, delta], 100), np.tile(np.linspace(0, top, 100), 2)
+    avoid = np.column_stack([np.append(change, sides), np.append(height, line)])
     names = table.index[strongest]
     ax.add_artist(PointLabels(change[strongest], height[strongest], names, avoid))
     return ax

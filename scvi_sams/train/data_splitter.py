@@ -119,30 +119,25 @@ class SAMSDataSplitter(DataSplitter):
     def _decide(self) -> DataPlacement:
         if self.data_placement == "host":
             return "host"
-        in_workers = ""
+        obstacle = ""
         if self.data_loader_kwargs.get("num_workers", settings.dl_num_workers) > 0:
-            in_workers = "num_workers > 0 asks for other processes to form the minibatches"
-        otherwise: DataPlacement = "disk" if self._is_on_disk and not in_workers else "host"
-        if self.data_placement == "disk":
-            if in_workers:
-                self._say_obstacle(in_workers, otherwise)
-            return otherwise
-        if obstacle := in_workers or self._too_large():
-            self._say_obstacle(obstacle, otherwise)
-            return otherwise
-        return "device"
-
-    def _say_obstacle(self, obstacle: str, otherwise: DataPlacement) -> None:
-        if self.data_placement == "auto":
+            obstacle = "num_workers > 0 asks for other processes to form the minibatches"
+        otherwise: DataPlacement = "disk" if self._is_on_disk and not obstacle else "host"
+        if self.data_placement != "disk":
+            obstacle = obstacle or self._too_large()
+            if not obstacle:
+                return "device"
+        if obstacle and self.data_placement == "auto":
             logger.info("data_placement=%r: %s.", otherwise, obstacle)
-            return
-        source = "disk, in pools" if otherwise == "disk" else "the AnnData"
-        warnings.warn(
-            f"data_placement={self.data_placement!r}: {obstacle}. Minibatches are read from "
-            f"{source} instead, as with data_placement={otherwise!r}.",
-            UserWarning,
-            stacklevel=settings.warnings_stacklevel,
-        )
+        elif obstacle:
+            source = "disk, in pools" if otherwise == "disk" else "the AnnData"
+            warnings.warn(
+                f"data_placement={self.data_placement!r}: {obstacle}. Minibatches are read from "
+                f"{source} instead, as with data_placement={otherwise!r}.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+        return otherwise
 
     def train_dataloader(self) -> DataLoader:
         """Minibatches of training cells, in random order."""

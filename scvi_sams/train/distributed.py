@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = [
     "add_over_processes",
     "equalise_globals",
-    "largest_over_processes",
     "leave_globals_alone",
     "mean_over_processes",
     "n_processes",
@@ -29,45 +28,26 @@ __all__ = [
 
 
 def n_processes() -> int:
-    """Processes that train one model together; 1 outside of distributed training.
-
-    Examples
-    --------
-    >>> n_processes()
-    1
-    """
+    """Processes that train one model together; 1 outside of distributed training."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
 
 
 def seed_own_noise(seed: int | None, rank: int) -> None:
-    """Give each of several processes noise of its own; one keeps the stream of its seed.
-
-    Parameters
-    ----------
-    seed
-        Seed that the processes share; torch's own where there is none.
-    rank
-        Number of this process.
-    """
+    """Give each of several processes noise of its own; one keeps the stream of its seed."""
     if n_processes() > 1:
         torch.manual_seed((torch.initial_seed() if seed is None else seed) + rank)
 
 
 @torch.no_grad()
-def add_over_processes(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its sum over all processes, in place."""
+def add_over_processes(tensors: Iterable[Tensor], *, largest: bool = False) -> None:
+    """Replace each tensor by its sum, or elementwise maximum, over all processes, in place."""
     if n_processes() > 1:
         for tensor in tensors:
-            distributed.all_reduce(tensor, distributed.ReduceOp.SUM)
-
-
-@torch.no_grad()
-def largest_over_processes(tensor: Tensor) -> None:
-    """Replace a tensor by its elementwise maximum over all processes, in place."""
-    if n_processes() > 1:
-        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+            distributed.all_reduce(
+                tensor, distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM
+            )
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
@@ -93,10 +73,9 @@ def equalise_globals(module: PerturbationVAEModule) -> None:
     Each computes the same from the same sums, but different processors may round differently.
     """
     if n_processes() > 1:
-        for part in (module.effects, module.closed_form):
-            if part is not None:
-                for tensor in (*part.parameters(), *part.buffers()):
-                    distributed.broadcast(tensor, src=0)
+        for part in _global_parts(module):
+            for tensor in (*part.parameters(), *part.buffers()):
+                distributed.broadcast(tensor, src=0)
 
 
 def leave_globals_alone(plan: torch.nn.Module, module: PerturbationVAEModule) -> None:
@@ -104,10 +83,9 @@ def leave_globals_alone(plan: torch.nn.Module, module: PerturbationVAEModule) ->
 
     They change only at a global update, and are sent then (:func:`equalise_globals`).
     """
-    shared = {
-        id(buffer)
-        for part in (module.effects, module.closed_form)
-        if part is not None
-        for buffer in part.buffers()
-    }
+    shared = {id(buffer) for part in _global_parts(module) for buffer in part.buffers()}
     ignore_buffers(plan, [n for n, buffer in plan.named_buffers() if id(buffer) in shared])
+
+
+def _global_parts(module: PerturbationVAEModule) -> list[torch.nn.Module]:
+    return [part for part in (module.effects, module.closed_form) if part is not None]

@@ -22,32 +22,13 @@ _QUERY_SWEEPS = 10  # after each pass over the cells of a query, whose networks 
 
 
 class GlobalUpdates:
-    """Updates of the global latents between the steps of the networks.
-
-    Parameters
-    ----------
-    module
-        The module in training.
-    every
-        Steps between two updates.
-    mask_warmup_fraction
-        Share of the steps after which the masks are switched on.
-    seed
-        Of the rotation's random starts, which must not shift the noise of the cells.
-    """
+    """Updates of the global latents between the steps of the networks, every so many of them."""
 
     def __init__(
-        self,
-        module: PerturbationVAEModule,
-        *,
-        every: int,
-        mask_warmup_fraction: float,
-        seed: int,
+        self, module: PerturbationVAEModule, *, every: int, mask_warmup_fraction: float, seed: int
     ) -> None:
-        self.module = module
-        self.every = every
-        self.mask_warmup_fraction = mask_warmup_fraction
-        self.seed = seed
+        self.module, self.every, self.mask_warmup_fraction = module, every, mask_warmup_fraction
+        self.seed = seed  # of the rotation's random starts, which must not shift the cells' noise
 
     def is_due(self, step: int, n_steps: int) -> bool:
         """Whether there is anything to do after `step` of `n_steps` steps."""
@@ -67,25 +48,25 @@ class GlobalUpdates:
 
     def update(self, step: int, n_steps: int) -> None:
         """Switch the masks on, or update the global latents, whichever is due."""
-        module = self.module
+        module, n_cells = self.module, self.module.n_training_cells
         effects, closed_form = module.effects, module.closed_form
         if effects is None:
             return
         pool_statistics(module)
+        switches_on = self._switches_on(step, n_steps)
         if closed_form is None:
-            if self._switches_on(step, n_steps):
+            if switches_on:
                 effects.masks_on = True
             elif effects.masks_on:
                 effects.update_mask_prior()
         else:
             solved: SpikeAndSlab = effects  # type: ignore[assignment]
             if self._is_periodic(step, n_steps) and not effects.is_query:
-                closed_form.centre(solved, module.n_training_cells)
-            if self._switches_on(step, n_steps):
-                generator = torch.Generator().manual_seed(self.seed)
-                closed_form.switch_on(solved, module.n_training_cells, generator)
+                closed_form.centre(solved, n_cells)
+            if switches_on:
+                closed_form.switch_on(solved, n_cells, self._generator())
             elif effects.masks_on:
-                closed_form.update(solved, module.n_training_cells)
+                closed_form.update(solved, n_cells)
         equalise_globals(module)
 
     def finish(self) -> None:
@@ -93,33 +74,27 @@ class GlobalUpdates:
         module = self.module
         if module.closed_form is not None:
             solved: SpikeAndSlab = module.effects  # type: ignore[assignment]
-            generator = torch.Generator().manual_seed(self.seed)
-            module.closed_form.settle(solved, module.n_training_cells, generator)
+            module.closed_form.settle(solved, module.n_training_cells, self._generator())
             equalise_globals(module)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
 
 
 @torch.no_grad()
 def infer_effects(module: PerturbationVAEModule, dataloader: Any, n_passes: int) -> None:
     """Infer masks and effects of new perturbations, with every network as it is.
 
-    Parameters
-    ----------
-    module
-        Module of a query, by closed form.
-    dataloader
-        Minibatches of the cells of the query.
-    n_passes
-        Passes over them.
+    For a query by closed form, from so many passes over its minibatches.
     """
     module.eval()
     effects: SpikeAndSlab = module.effects  # type: ignore[assignment]
+    solver: Any = module.closed_form
     for _ in track(range(n_passes), description="Infer effects"):
         for tensors in dataloader:
             module.observe(module.inference(**module._get_inference_input(tensors)))
-        module.closed_form.share(effects, module.n_training_cells)  # type: ignore[union-attr]
-        module.closed_form.update(  # type: ignore[union-attr]
-            effects, module.n_training_cells, n_sweeps=_QUERY_SWEEPS
-        )
+        solver.share(effects, module.n_training_cells)
+        solver.update(effects, module.n_training_cells, n_sweeps=_QUERY_SWEEPS)
 
 
 @torch.no_grad()

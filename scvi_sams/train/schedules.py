@@ -31,15 +31,8 @@ def share_done(step: int, n_steps: int) -> float:
 def default_warmups(counts_per_cell: float, is_closed_form: bool) -> tuple[float, float]:
     """Shares of training before the divergence of the basal state and the masks are fully on.
 
-    :class:`~scvi_sams.train.SAMSTrainingPlan` says why. The gradient engine learns masks from the
-    start.
-
-    Parameters
-    ----------
-    counts_per_cell
-        Mean library size.
-    is_closed_form
-        Whether the closed-form engine trains the masks.
+    Of screens by mean library size; :class:`~scvi_sams.train.SAMSTrainingPlan` says why. The
+    gradient engine learns masks from the start.
 
     Examples
     --------
@@ -53,15 +46,8 @@ def default_warmups(counts_per_cell: float, is_closed_form: bool) -> tuple[float
 def default_pulse(counts_per_cell: float, prunes: bool) -> float:
     """Height of the pulse of the weight on the divergence of the basal state.
 
-    :class:`~scvi_sams.train.SAMSTrainingPlan` says what it is for. In shallow cells, and where
-    features have no counts to tell how sure they are, it would prune what is real.
-
-    Parameters
-    ----------
-    counts_per_cell
-        Mean library size; infinite for features.
-    prunes
-        Whether there is anything to prune: masks by closed form, and doses as they are.
+    It `prunes` where masks are by closed form and doses as they are. In shallow cells, and where
+    features have no counts (infinite here) to tell how sure they are, it would prune what is real.
 
     Examples
     --------
@@ -73,15 +59,6 @@ def default_pulse(counts_per_cell: float, prunes: bool) -> float:
 
 def linear_warmup(progress: float, duration: float, start: float = 0.0) -> float:
     """Weight that rises from ``start`` to one over the first ``duration`` of training.
-
-    Parameters
-    ----------
-    progress
-        Share of training done, from 0 to 1.
-    duration
-        Share of training that the rise takes; 0 for none.
-    start
-        Weight at the beginning.
 
     Examples
     --------
@@ -98,17 +75,6 @@ def cosine_learning_rate(
 ) -> float:
     """Factor on the learning rate: a short linear rise, then half a cosine.
 
-    Parameters
-    ----------
-    step
-        Steps done.
-    n_steps
-        Steps in all.
-    n_warmup_steps
-        Length of the rise.
-    final_factor
-        Factor at the end.
-
     Examples
     --------
     >>> cosine_learning_rate(1000, 1000)
@@ -122,17 +88,6 @@ def cosine_learning_rate(
 
 def pulse(progress: float, start: float, height: float, duration: float = 0.3) -> float:
     """Factor that jumps to a height, stays for half of the duration and returns to one.
-
-    Parameters
-    ----------
-    progress
-        Share of training done, from 0 to 1.
-    start
-        Where it begins.
-    height
-        The factor at its peak.
-    duration
-        Share of training that it takes.
 
     Examples
     --------

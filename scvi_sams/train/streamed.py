@@ -35,14 +35,8 @@ _N_CHECKED = 16  # minibatches of a pass; a GPU would wait at each
 def screen_of(source: Any, keys: Iterable[str | None]) -> ad.AnnData:
     """An AnnData of the cells of a loader, with columns of obs, and one count each.
 
-    It is registered in place of the cells, whose counts are not read for it.
-
-    Parameters
-    ----------
-    source
-        An ``annbatch.Loader``, or scvi-tools' ``AnnbatchDataModule``, which has one.
-    keys
-        Columns of obs.
+    It is registered in place of the cells, whose counts are not read for it. The source is an
+    ``annbatch.Loader``, or scvi-tools' ``AnnbatchDataModule``, which has one.
     """
     loader = getattr(source, "dataset", source)
     tables, genes = getattr(loader, "_obs", None), getattr(loader, "var", None)
@@ -160,13 +154,7 @@ class StreamedCells(LightningDataModule):
         return self._stream(self.val_idx) if self.n_val else []
 
     def inference_dataloader(self, indices: Any = None) -> _Stream:
-        """Minibatches for the methods of a model, in the order of the indices.
-
-        Parameters
-        ----------
-        indices
-            Positions in the collection; all cells by default.
-        """
+        """Minibatches for the methods of a model, of all cells or in the order of positions."""
         n_cells = self._loader.n_obs
         cells = np.arange(n_cells) if indices is None else np.asarray(indices, np.int64)
         if len(cells) == 0 or cells.min() < 0 or cells.max() >= n_cells:
@@ -174,25 +162,17 @@ class StreamedCells(LightningDataModule):
         return self._stream(cells)
 
     def _stream(self, cells: np.ndarray, shuffle: bool = False) -> _Stream:
-        sampler = _Requests(cells, self.batch_size, shuffle, self.chunk_size, self.preload_nchunks)
+        pool = {"chunk_size": self.chunk_size, "preload_nchunks": self.preload_nchunks}
+        sampler = _Requests(cells, self.batch_size, shuffle, **pool)
         return _Stream(self._loader, sampler, self._columns, self._is_count_data, shuffle)
 
 
 class _Requests:
     """Which rows annbatch is to read, and which of these make a minibatch: a sampler for it."""
 
-    def __init__(
-        self,
-        indices: np.ndarray,
-        batch_size: int,
-        shuffle: bool,
-        chunk_size: int,
-        preload_nchunks: int,
-    ) -> None:
+    def __init__(self, indices: np.ndarray, batch_size: int, shuffle: bool, **pool: Any) -> None:
         self.indices, self.batch_size, self.shuffle = indices, batch_size, shuffle
-        self._order = PoolSampler(
-            self, batch_size, shuffle, chunk_size=chunk_size, preload_nchunks=preload_nchunks
-        )
+        self._order = PoolSampler(self, batch_size, shuffle, **pool)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -15,7 +15,6 @@ from scvi_sams._exceptions import TrainingDivergedError
 from scvi_sams.train.distributed import (
     add_over_processes,
     equalise_globals,
-    largest_over_processes,
     leave_globals_alone,
     mean_over_processes,
     n_processes,
@@ -47,12 +46,7 @@ __all__ = ["EpochMeans", "SAMSTrainingPlan", "initialize_from", "parameter_group
 def parameter_groups(module: PerturbationVAEModule, global_lr: float) -> list[dict[str, Any]]:
     """Networks, and a second group of global latents where gradients train these.
 
-    Parameters
-    ----------
-    module
-        The module to train.
-    global_lr
-        Learning rate of the global latents. They are never decayed: their priors do that.
+    Global latents are never decayed: their priors do that.
     """
     shared = {id(parameter) for parameter in module.global_parameters()}
     trainable = [p for p in module.parameters() if p.requires_grad]
@@ -69,50 +63,40 @@ def initialize_from(dataloader: Any, module: PerturbationVAEModule, n_cells: int
 
     Where several processes train together, each reads its part of these cells.
     """
-    total = input_total = input_squares = library_total = largest_share = torch.zeros(())
-    covariate_total = covariate_squares = torch.zeros(())
-    n_read = 0
-    n_own_cells = -(-n_cells // n_processes())
+    sums: dict[str, Tensor] = {}
+    largest_share, n_read = torch.zeros(()), 0
     for batch in dataloader:
         counts = batch[REGISTRY_KEYS.X_KEY]
         counts = (counts if counts.layout == torch.strided else counts.to_dense()).double()
         inputs = torch.log1p(counts) if module.is_count_model else counts
-        total = total + counts.sum(0)
-        input_total = input_total + inputs.sum(0)
-        input_squares = input_squares + inputs.square().sum(0)
+        found = {"cells": counts.new_tensor(len(counts)), "counts": counts.sum(0)}
+        found |= {"input": inputs.sum(0), "input squared": inputs.square().sum(0)}
         if module.use_size_factor_key:
             library = batch[REGISTRY_KEYS.SIZE_FACTOR_KEY].double().flatten()
-            library_total = library_total + library.sum()
+            found["library"] = library.sum()
             largest_share = torch.maximum(largest_share, (counts.sum(1) / library).max())
         covariates = batch.get(REGISTRY_KEYS.CONT_COVS_KEY)
         if covariates is not None:
-            covariate_total = covariate_total + covariates.double().sum(0)
-            covariate_squares = covariate_squares + covariates.double().square().sum(0)
+            covariates = covariates.double()
+            found["covariates"] = covariates.sum(0)
+            found["covariates squared"] = covariates.square().sum(0)
+        sums = {name: sums.get(name, 0) + value for name, value in found.items()}
         n_read += len(counts)
-        if n_read >= n_own_cells:
+        if n_read >= -(-n_cells // n_processes()):
             break
-    if n_processes() > 1:
-        read = total.new_tensor(n_read)
-        library_total, largest_share = library_total.to(total), largest_share.to(total)
-        sums = [read, total, input_total, input_squares, library_total]
-        if covariate_total.dim():
-            sums += [covariate_total, covariate_squares]
-        add_over_processes(sums)
-        largest_over_processes(largest_share)
-        n_read = int(read)
-    input_mean, input_std = _mean_and_std(input_total, input_squares, n_read)
-    library_mean, largest = None, None
-    if module.use_size_factor_key:
-        library_mean, largest = library_total / n_read, largest_share
-    scales = None
-    if covariate_total.dim():
-        scales = _mean_and_std(covariate_total, covariate_squares, n_read)
-    module.initialize(total / n_read, input_mean, input_std, library_mean, largest, scales)
+    add_over_processes(sums.values())
+    mean = {name: total / sums["cells"] for name, total in sums.items()}
 
+    def mean_and_std(name: str) -> tuple[Tensor, Tensor]:
+        variance = mean[f"{name} squared"] - mean[name].square()
+        return mean[name], variance.clamp(min=0).sqrt()
 
-def _mean_and_std(total: Tensor, squares: Tensor, n_cells: int) -> tuple[Tensor, Tensor]:
-    mean = total / n_cells
-    return mean, (squares / n_cells - mean.square()).clamp(min=0).sqrt()
+    library_mean, largest = mean.get("library"), None
+    if library_mean is not None:
+        add_over_processes([largest_share], largest=True)
+        largest = largest_share
+    scales = mean_and_std("covariates") if "covariates" in mean else None
+    module.initialize(mean["counts"], *mean_and_std("input"), library_mean, largest, scales)
 
 
 class EpochMeans:
@@ -151,13 +135,7 @@ class EpochMeans:
         self._offered = []
 
     def read(self, n_training_cells: int) -> dict[str, Tensor | float]:
-        """Means by scvi-tools' names, and begin the next epoch; empty without a step.
-
-        Parameters
-        ----------
-        n_training_cells
-            Training cells, over which the global terms of the bound are spread.
-        """
+        """Means by scvi-tools' names, and begin the next epoch; empty without a step."""
         if not self._n_cells:
             return {}
         means = {name: total / self._n_cells for name, total in self._sums.items()}
