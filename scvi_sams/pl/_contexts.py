@@ -14,16 +14,17 @@ from scvi_sams.pl._figure import (
     CATEGORICAL_COLORS,
     LABEL_SIZE,
     axes_or_new,
+    check_table,
     legend_above,
     literal,
-    open_frame,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-_NEEDED = ("perturbation", "context", "latent", "shared_effect", "difference", "sd", "probability")
+_NEEDED = ["perturbation", "context", "latent", "shared_effect", "difference", "sd"]
+_NEEDED += ["probability", "called", "measured"]
 _ROW = ["perturbation", "latent"]
 _WIDTH = 1.96  # of an interval of 95%, in standard deviations
 _ROOM = 0.6  # of a row, for its contexts
@@ -66,11 +67,7 @@ def context_differences(
     ... )
     >>> ax = scvi_sams.pl.context_differences(table)
     """
-    if missing := [name for name in (*_NEEDED, "called", "measured") if name not in differences]:
-        raise ScreenError(
-            f"`differences` has no column {', '.join(missing)}: give what "
-            "tl.context_differences() returned."
-        )
+    check_table(differences, _NEEDED, "`differences` has no column", "tl.context_differences")
     if n_rows < 1 or differences.empty:
         raise ScreenError("There is no row to draw: give some, and n_rows=1 or more.")
     contexts = list(differences["context"].unique())
@@ -106,5 +103,4 @@ def context_differences(
     ax.set_ylim(len(place) - 0.4, -0.6)
     ax.set_xlabel("effect (s.d. of the basal state)")
     legend_above(ax, handles, handlelength=1.2)
-    open_frame(ax)
     return ax
