@@ -43,27 +43,19 @@ def _scvi_sams(screen: ad.AnnData) -> Found:
     return effects, model.get_perturbation_mask().loc[names], called.loc[names]
 
 
-def _perturbvi(screen: ad.AnnData, control: str | None = "control") -> Found:
+def _perturbvi(screen: ad.AnnData) -> Found:
     from perturbvi import PerturbData, fit_screen
 
-    names = sorted(set(screen.obs["perturbation"]) - {"control"})
     data = PerturbData(
         _log_expression(screen)[0],
         pd.get_dummies(screen.obs["perturbation"], dtype=float).reset_index(drop=True),
         gene_names=list(screen.var_names),
         covariates=pd.DataFrame({"log_size": np.log(screen.obs["size"].to_numpy(float))}),
-        control=control,
+        control="control",
     )
     n_genes = screen.n_vars
     fit = fit_screen(data, z_dim=20, l_dim=min(1_000, n_genes // 3), init="pca", verbose=False)
-    # Effects are from the mean of all cells: that of the controls is taken off if they have one.
-    effects = fit.BW if control else fit.BW - fit.BW.loc["control"]
-    mask = fit.PIP_B.loc[names]
-    return _summed(effects, screen), mask, mask > 0.95
-
-
-def _perturbvi_with_control(screen: ad.AnnData) -> Found:
-    return _perturbvi(screen, None)
+    return _summed(fit.BW, screen), fit.PIP_B, fit.PIP_B > 0.95
 
 
 def _mixscape(screen: ad.AnnData) -> Found:
@@ -120,7 +112,6 @@ def _peak_memory() -> float:
 METHODS = {
     "scvi_sams": _scvi_sams,
     "perturbvi": _perturbvi,
-    "perturbvi, less control": _perturbvi_with_control,
     "Mixscape": _mixscape,
     "raw means": _raw_means,
 }

@@ -26,11 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 # Modules that tell whether an environment has a method; ours, and means, need none.
-_MODULES = {
-    "perturbvi": "perturbvi",
-    "perturbvi, less control": "perturbvi",
-    "Mixscape": "pertpy",
-}
+_MODULES = {"perturbvi": "perturbvi", "Mixscape": "pertpy"}
 _LABELS = {"perturbation_key": "perturbation", "control": "control"}
 _SCREEN: dict[str, Any] = {
     "n_genes": 300,
