@@ -94,7 +94,7 @@ def context_differences(
         width = _WIDTH * part["sd"]
         ax.hlines(y, x - width, x + width, color=color, linewidth=1, zorder=2)
         for which, face in ((called, color), (~called, "white")):
-            ax.scatter(x[which], y[which], 16, edgecolors=color, facecolors=face, zorder=3)
+            ax.plot(x[which], y[which], "o", color=color, mfc=face, markersize=4, zorder=3)
         name = literal(context)
         handles.append(Line2D([], [], color=color, marker="o", markersize=4, label=name))
     ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
