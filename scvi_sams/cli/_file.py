@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["check_columns", "check_file_of_screen", "is_mudata"]
-
 from typing import TYPE_CHECKING
 
 import h5py

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["SIMULATED", "build_parser"]
-
 import argparse
 import sys
 from importlib.metadata import version

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["guard_tables", "print_report", "write_figures", "write_scorecard"]
-
 import csv
 import shutil
 import sys

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["FOLDER", "Stopped", "arguments_of", "stopped_fit"]
-
 import json
 from dataclasses import dataclass
 from importlib.metadata import version

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["remove_state", "train"]
-
 import hashlib
 import json
 import math

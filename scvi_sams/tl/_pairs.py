@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from scvi_sams.tl.pair_statistics import PairThresholds
     from scvi_sams.tl.summaries import EffectSummary
 
-__all__ = ["classify_pairs", "pair_interactions", "rank_unmeasured_pairs"]
-
 _N_CELLS_OF_MANY = 50  # where every pair is decoded
 
 _Draws = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -18,20 +18,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.data import Conditions
 
-__all__ = [
-    "LEAST_PAIRS",
-    "MeasuredPairs",
-    "PairCalibration",
-    "PairResiduals",
-    "ScoreGradient",
-    "calibrate_pairs",
-    "calibrated_summary",
-    "find_measured_pairs",
-    "pair_residuals",
-    "score_gradient",
-    "widen_interval",
-]
-
 LEAST_PAIRS = 8  # from which a variance is learned
 _LEAST_CELLS = 10  # of a pair, of either part and of controls; with fewer no standard error
 _MOST_PAIRS = 100  # a variance gains little from more, and each is decoded

@@ -33,16 +33,6 @@ if TYPE_CHECKING:
     from scvi_sams.model.counterfactual import Counterfactual
     from scvi_sams.tl.pair_calibration import PairCalibration, PairResiduals
 
-__all__ = [
-    "Calibration",
-    "ModelErrors",
-    "Pairs",
-    "model_errors",
-    "pair_draws",
-    "parse_pairs",
-    "require_pairs",
-]
-
 Pairs: TypeAlias = "Sequence[str | tuple[str, str] | Mapping[str, float]]"
 """Pairs as labels (``"A+B"``), two names, or two doses (``{"A": 1.0, "B": 0.5}``)."""
 

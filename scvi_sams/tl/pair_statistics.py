@@ -11,19 +11,6 @@ from scvi_sams.tl.summaries import summarize_effects
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "DEFAULT_THRESHOLDS",
-    "PAIR_CLASSES",
-    "PairRegression",
-    "PairThresholds",
-    "expected_surprise",
-    "pair_class",
-    "pair_summary",
-    "ratio",
-    "regress_pair",
-    "squared_length_of_sum",
-]
-
 PAIR_CLASSES = ("additive", "synergistic", "buffering", "epistatic", "neomorphic")
 _RIDGE = 0.01
 _LEAST_ADDITIVE = 0.01  # of |A|^2 + |B|^2: parts that cancel have no additive direction
