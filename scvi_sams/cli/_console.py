@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["PROGRAM", "CommandError", "Progress", "one_line", "say"]
-
 import io
 import sys
 

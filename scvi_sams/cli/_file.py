@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_columns", "check_file_of_screen", "is_mudata"]
-
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 
@@ -42,25 +40,18 @@ def check_file_of_screen(path: Path, args: argparse.Namespace) -> None:
                     f"{path} is HDF5 but holds no AnnData: {', '.join(sorted(missing))} missing; "
                     "write it with adata.write_h5ad"
                 )
-            columns = _columns(file["obs"])
+            columns = file["obs"].attrs.get("column-order")
     except OSError as error:
         raise CommandError(f"{path} cannot be read, and may be damaged: {error}") from error
-    if columns is not None:
-        check_columns(args, columns)
+    if columns is not None:  # an old file, say, does not list them
+        names = (name.decode() if isinstance(name, bytes) else str(name) for name in columns)
+        check_columns(args, names)
 
 
 def is_mudata(path: Path) -> bool:
     """Whether a file holds modalities, as of a MuData, in place of one AnnData."""
     with h5py.File(path) as file:
         return "mod" in file
-
-
-def _columns(obs: Any) -> list[str] | None:
-    """Names of the columns of a table; None where an old file, say, does not list them."""
-    order = obs.attrs.get("column-order")
-    if order is None:
-        return None
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in order]
 
 
 def check_columns(args: argparse.Namespace, columns: Iterable[str]) -> None:

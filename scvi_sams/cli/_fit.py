@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["fit"]
-
 import json
 import platform
 import sys

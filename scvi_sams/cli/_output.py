@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["check_file", "check_folder", "staged_file", "staged_folder"]
-
 import json
 import os
 import shutil

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["SIMULATED", "build_parser"]
-
 import argparse
 import sys
 from importlib.metadata import version
@@ -167,7 +165,7 @@ _REAL = {"type": _between(float, sys.float_info.min, float("inf"), "above 0")}
 _KINDS: dict[str, dict[str, Any]] = {
     "--control": {"nargs": "+"},
     "--combination-delimiter": {"default": "+"},
-    "--guide-threshold": {"type": _between(float, sys.float_info.min, float("inf"), "above 0")},
+    "--guide-threshold": _REAL,
     "--model": {"default": "samsvae", "choices": ("samsvae", "cpavae")},
     "--n-latent": _INTEGER,
     "--mask-evidence-cells": _REAL,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["plan"]
-
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt

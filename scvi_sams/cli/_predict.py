@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["load", "predict"]
-
 import json
 from typing import TYPE_CHECKING
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["guard_tables", "print_report", "write_figures", "write_scorecard"]
-
 import csv
 import shutil
 import sys
@@ -29,9 +27,7 @@ if TYPE_CHECKING:
 
     from scvi_sams.evaluation import Scorecard
 
-_SHOWN_PERTURBATIONS = 20
-_SHOWN_CONDITIONS = 5
-_SHOWN_GENES = 3
+_SHOWN_PERTURBATIONS, _SHOWN_CONDITIONS, _SHOWN_GENES = 20, 5, 3
 _LOG_WIDTH = 100  # columns, where there is no terminal that has its own
 _DRAWN_MEASURES = ("pearson", "pearson_perturbed", "relative_squared_error")
 _DRAWN_CELLS = 5_000
@@ -159,7 +155,7 @@ def print_report(
     if (n_hidden := len(strength) - _SHOWN_PERTURBATIONS) > 0:
         lines.append(f"  ... and {n_hidden:,} weaker, in {output / 'effects.csv'}")
     lines += ["  latents: how many it moves; strength: how far, in s.d. of the basal state", ""]
-    lines += [f"{label:27}  {text}" for label, text in _figures(summary)]
+    lines += [f"{label:27}  {text}" for label, text in _figures(summary).items()]
     if summary["scorecard_verdict"]:
         names = ", ".join(summary["held_out_conditions"][:_SHOWN_CONDITIONS])
         more = len(summary["held_out_conditions"]) - _SHOWN_CONDITIONS
@@ -189,26 +185,22 @@ def _top_genes(ate: ad.AnnData, condition: str) -> str:
     return ", ".join(f"{gene} {change:+.2f}" for gene, change in top.items())
 
 
-def _figures(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the summary says in numbers, with its labels."""
+def _figures(summary: dict[str, Any]) -> dict[str, str]:
+    """What the summary says in numbers, by labels."""
 
-    def number(value: float | None, digits: str) -> str:
-        return "none held out" if value is None else format(value, digits)
+    def number(name: str, digits: str) -> str:
+        return "none held out" if summary[name] is None else format(summary[name], digits)
 
     score = "held_out_ate_correlation"
-    return [
-        (
-            "active",
-            f"{summary['n_active_perturbations']:,} of "
-            f"{counted(summary['n_perturbations'], 'perturbation')}, "
-            f"{counted(summary['n_active_latents'], 'latent')}",
-        ),
-        ("held-out IWELBO", f"{number(summary['held_out_iwelbo'], ',.2f')} nats a cell"),
-        (
-            "held-out effect correlation",
-            f"{number(summary[score], '.3f')} (means of training cells: "
-            f"{number(summary[f'{score}_of_training_means'], '.3f')})",
-        ),
-        ("time", f"{summary['seconds']:,.0f} s, {summary['training_seconds']:,.0f} s of training"),
-        ("peak memory", f"{summary['peak_memory_mb'] or float('nan'):,.0f} MB"),
-    ]
+    of_means = number(f"{score}_of_training_means", ".3f")
+    seconds, of_training = summary["seconds"], summary["training_seconds"]
+    return {
+        "active": f"{summary['n_active_perturbations']:,} of "
+        f"{counted(summary['n_perturbations'], 'perturbation')}, "
+        f"{counted(summary['n_active_latents'], 'latent')}",
+        "held-out IWELBO": f"{number('held_out_iwelbo', ',.2f')} nats a cell",
+        "held-out effect correlation": f"{number(score, '.3f')} "
+        f"(means of training cells: {of_means})",
+        "time": f"{seconds:,.0f} s, {of_training:,.0f} s of training",
+        "peak memory": f"{summary['peak_memory_mb'] or float('nan'):,.0f} MB",
+    }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["FOLDER", "Stopped", "arguments_of", "stopped_fit"]
-
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,17 +70,12 @@ def arguments_of(args: argparse.Namespace) -> dict[str, Any]:
 def stopped_fit(args: argparse.Namespace) -> Stopped | None:
     """The last fit for this output that was stopped; None if there is none to go on from.
 
-    Raises
-    ------
-    CommandError
-        If it was another fit, whose result would not be that of these arguments.
+    Refuses one whose result would not be that of these arguments.
     """
     output = args.output.resolve()
     beside = output.parent.iterdir() if output.parent.is_dir() else ()
-    states = [
-        path / FOLDER / STATE for path in beside if path.name.startswith(f"{output.name}.partial-")
-    ]
-    states = [path for path in states if path.is_file()]
+    folders = [path for path in beside if path.name.startswith(f"{output.name}.partial-")]
+    states = [state for folder in folders if (state := folder / FOLDER / STATE).is_file()]
     if not states:
         return None
     last = max(states, key=lambda path: path.stat().st_mtime_ns)
@@ -94,9 +87,7 @@ def stopped_fit(args: argparse.Namespace) -> Stopped | None:
         float(state["seconds"]), str(state["screen"])
     if differs := sorted(n for n in then | now if then.get(n) != now.get(n)):
         name = differs[0]
-        option = name if name == "screen" else "--" + name.replace("_", "-")
-        if name == "version":
-            option = PROGRAM
+        option = {"screen": name, "version": PROGRAM}.get(name, "--" + name.replace("_", "-"))
         raise CommandError(
             f"--resume: the fit that was stopped in {folder} had {option} {_shown(then.get(name))}"
             f", and now it is {_shown(now.get(name))}; give the same arguments, or leave out "

@@ -2,16 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "CONDITION",
-    "CONTROL",
-    "MIN_CELLS",
-    "held_out_cells",
-    "make_model",
-    "read_screen",
-    "reported",
-]
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

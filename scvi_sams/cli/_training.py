@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["remove_state", "train"]
-
 import hashlib
 import json
 import math
@@ -45,26 +43,14 @@ def train(
 ) -> tuple[SAMSVAE | CPAVAE, float]:
     """Train and save the model at once: whatever fails from here on, it is there.
 
-    Parameters
-    ----------
-    model
-        The model, not trained yet.
-    held_out
-        Cells that are not trained on, shape ``(n_cells,)``.
-    args
-        Arguments of the command.
-    folder
-        Where results are written until they are finished.
-    stopped
-        The fit to go on from, in `folder`.
-
-    Returns
-    -------
-    tuple
-        The trained model, and the seconds that it took, those before a stop included.
+    Returns the trained model, which is another where training was done before the stop, and the
+    seconds that it took, those before a stop included.
     """
-    state: dict[str, Any] = {"arguments": arguments_of(args), "screen": _digest(model)}
-    state["seconds"] = 0.0
+    state: dict[str, Any] = {
+        "arguments": arguments_of(args),
+        "screen": _digest(model),
+        "seconds": 0.0,
+    }
     if stopped is not None:
         if stopped.state["screen"] != state["screen"]:
             raise CommandError(
@@ -77,22 +63,20 @@ def train(
             return type(model).load(str(folder / "model"), model.adata), state["seconds"]
     interactive = sys.stderr.isatty()
     scvi.settings.progress_bar_style = "tqdm" if interactive else "rich"  # rich: quiet in a log
-    nobody = np.array([], dtype=int)
-    keeper = _Keeper(folder / FOLDER, state, {} if stopped is None else stopped.history)
+    parts = [np.flatnonzero(~held_out), np.flatnonzero(held_out), np.array([], dtype=int)]
+    history = {} if stopped is None else stopped.history
+    keeper = _Keeper(folder / FOLDER, state, history)
     model.train(
         max_epochs=args.max_epochs,
         accelerator=args.accelerator,
         enable_progress_bar=interactive,
         callbacks=[keeper] if interactive else [_Progress(), keeper],
         # Nothing is chosen by the held-out cells; they are for the curve, and for warnings.
-        datasplitter_kwargs={
-            "external_indexing": [np.flatnonzero(~held_out), np.flatnonzero(held_out), nobody]
-        },
+        datasplitter_kwargs={"external_indexing": parts},
         check_val_every_n_epoch=1 if held_out.any() else None,
         ckpt_path=None if stopped is None else str(stopped.checkpoint),
     )
-    if stopped is not None:
-        _prepend(stopped.history, model.history_)
+    _prepend(history, model.history_)
     model.save(str(folder / "model"), overwrite=True)
     if model.stopped_in is not None:
         raise KeyboardInterrupt(f"interrupted in {model.stopped_in}")
@@ -122,13 +106,7 @@ class _Progress(Callback):
 
 
 def _duration(seconds: float) -> str:
-    """Seconds in words.
-
-    Examples
-    --------
-    >>> [_duration(seconds) for seconds in (0.2, 59.2, 119, 3_590, 9_000)]
-    ['1 s', '60 s', '2 min', '1 h 0 min', '2 h 30 min']
-    """
+    """Seconds in words."""
     if seconds <= 60:
         return f"{math.ceil(seconds)} s"
     minutes = math.ceil(seconds / 60)
@@ -211,8 +189,8 @@ def _digest(model: SAMSVAE | CPAVAE) -> str:
     for names in (adata.obs_names, adata.var_names):
         digest.update("\n".join(map(str, names)).encode("utf-8", "surrogatepass"))
     digest.update(np.asarray(registered_conditions(manager).codes, np.int64).tobytes())
-    total = manager.get_from_registry(scvi.REGISTRY_KEYS.X_KEY).sum(dtype=np.float64)
-    digest.update(np.float64(total).tobytes())
+    counts = manager.get_from_registry(scvi.REGISTRY_KEYS.X_KEY)
+    digest.update(np.float64(counts.sum(dtype=np.float64)).tobytes())
     return digest.hexdigest()
 
 

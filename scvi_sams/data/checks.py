@@ -28,23 +28,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.data.conditions import Conditions
 
-__all__ = [
-    "ScreenManager",
-    "check_adata",
-    "check_conditions",
-    "check_confounding",
-    "check_counts",
-    "check_covariates",
-    "check_doses",
-    "check_features",
-    "check_genes",
-    "check_size_factor",
-    "check_unchanged",
-    "in_order_of",
-    "registered_modality",
-]
-
-
 # Labels of cells that tools for demultiplexing could not assign.
 _LEFTOVERS = frozenset({"unassigned", "multiplet", "doublet", "negative", "ambiguous"})
 # Entries of a dense block: 64 MiB of float32, whatever the numbers of cells and genes.

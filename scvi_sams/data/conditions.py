@@ -25,17 +25,6 @@ if TYPE_CHECKING:
 
     DosageMatrix: TypeAlias = np.ndarray | sparse.spmatrix | sparse.sparray | pd.DataFrame
 
-__all__ = [
-    "Conditions",
-    "ConditionsLike",
-    "as_labels",
-    "is_missing",
-    "obs_column",
-    "padded_to_csr",
-    "split_label",
-    "unknown_parts",
-]
-
 ConditionsLike: TypeAlias = (
     "str | int | Mapping[str, float] | Iterable[str | int | Mapping[str, float]] "
     "| np.ndarray | sparse.spmatrix | sparse.sparray | pd.DataFrame"

@@ -25,15 +25,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.data.guides import GuideTargets
 
-__all__ = [
-    "ContextField",
-    "DoseField",
-    "PerturbationField",
-    "add_dose_registry",
-    "registered_conditions",
-    "registered_dosage",
-]
-
 
 class PerturbationField(ObsmField):
     """Registers what each cell received, by the positions of perturbations among their names.

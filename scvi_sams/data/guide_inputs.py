@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.data.guides import GuideTargets
 
-__all__ = ["guides_from_features", "guides_from_mudata", "guides_from_table"]
-
 KEY = "guides"
 """Where the functions below leave calls, in ``obsm``, and their table, in ``uns``."""
 

@@ -26,15 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scvi.data import AnnDataManager
 
-__all__ = [
-    "GuideCalls",
-    "GuideField",
-    "GuideSource",
-    "GuideTargets",
-    "Guides",
-    "guide_codes",
-]
-
 GuideTargets: TypeAlias = "Mapping[str, str] | pd.Series | pd.DataFrame | str"
 """Target of each guide: a dict, a Series, a DataFrame, or the key of ``adata.uns`` of one."""
 

@@ -20,8 +20,6 @@ from scvi_sams._exceptions import ScreenError, listed
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["check_sources", "join_files"]
-
 _SOURCES = "joined_files"  # attribute of a matrix: path, size and time of change of each file
 _PARTS = ("data", "indices")  # of a CSR matrix, besides where rows start
 

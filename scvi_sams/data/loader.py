@@ -32,17 +32,6 @@ if TYPE_CHECKING:
 
     Registered = dict[str, tuple[MatrixRows | DiskMatrix, torch.dtype]]
 
-__all__ = [
-    "DeviceCells",
-    "DiskCells",
-    "OrderedAnnDataLoader",
-    "PoolBatch",
-    "PoolSampler",
-    "cells_of",
-    "reads_from_disk",
-    "shuffled_pools",
-]
-
 
 def cells_of(adata: AnnData, indices: Any = None) -> np.ndarray:
     """Positions of the cells that somebody names, in the order asked for.

@@ -19,21 +19,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "CompactMatrix",
-    "DiskMatrix",
-    "MatrixRows",
-    "check_structure",
-    "compact_rows",
-    "compact_size",
-    "compact_table",
-    "is_on_disk",
-    "row_pieces",
-    "rows_at_once",
-    "rows_of",
-]
-
-
 MatrixRows: TypeAlias = sparse.csr_matrix | np.ndarray
 """Rows of a matrix in memory."""
 

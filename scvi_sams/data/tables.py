@@ -16,21 +16,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = [
-    "ProfileTable",
-    "aligned_profiles",
-    "dense",
-    "log_expression",
-    "log_expression_chunks",
-    "profile_frame",
-    "ratio",
-    "relative_to",
-    "row_correlation",
-    "row_of_genes",
-    "standard_error_frames",
-]
-
-
 ProfileTable: TypeAlias = ad.AnnData | pd.DataFrame
 """Conditions x genes: effects or mean expression, in ``X`` of an AnnData or as a DataFrame."""
 

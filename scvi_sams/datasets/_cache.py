@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["DatasetUnavailableError", "fetch", "is_whole"]
-
 import contextlib
 import json
 import os

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["simulated_bereket_2023", "simulated_lopez_2023"]
-
 from itertools import pairwise
 from typing import TYPE_CHECKING
 

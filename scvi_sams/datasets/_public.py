@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["fetch_screen", "public_screen", "tidy_screen"]
-
 import re
 import warnings
 from pathlib import Path

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["benchmark_screen", "simulated_screen"]
-
 from typing import TYPE_CHECKING, Any
 
 import numpy as np

@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "CELLS_PER_CHUNK",
-    "CONTROL",
-    "annotated",
-    "check_parameters",
-    "draw_conditions",
-    "draw_masks",
-    "draw_pairs",
-    "numbered_names",
-    "scaled_rates",
-]
-
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad

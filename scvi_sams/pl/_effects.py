@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["model_vs_observed_effects", "pair_vs_additive_effects"]
-
 from typing import TYPE_CHECKING, Any
 
 import numpy as np

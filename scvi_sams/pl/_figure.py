@@ -2,26 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "BAND_ALPHA",
-    "CATEGORICAL_COLORS",
-    "DIVERGING_COLORS",
-    "LABEL_SIZE",
-    "LINE_WIDTH",
-    "MAX_POINTS",
-    "OTHER_COLOR",
-    "PROBABILITY_COLORS",
-    "REFERENCE_LINE",
-    "axes_or_new",
-    "check_table",
-    "chosen",
-    "equal_axes",
-    "legend_above",
-    "legend_beside",
-    "literal",
-    "scale_of",
-]
-
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["guide_efficacy", "perturbed_probability"]
-
 from typing import TYPE_CHECKING, Any
 
 import numpy as np

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["effect_heatmap", "mask_heatmap"]
-
 import math
 from typing import TYPE_CHECKING, Any
 

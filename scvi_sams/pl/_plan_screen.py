@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["plan_screen"]
-
 from typing import TYPE_CHECKING, Literal
 
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["PointLabels"]
-
 from typing import TYPE_CHECKING, cast
 
 import numpy as np

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["scorecard"]
-
 from typing import TYPE_CHECKING, Any
 
 import numpy as np

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from scvi_sams.tl.pair_statistics import PairThresholds
     from scvi_sams.tl.summaries import EffectSummary
 
-__all__ = ["classify_pairs", "pair_interactions", "rank_unmeasured_pairs"]
-
 _N_CELLS_OF_MANY = 50  # where every pair is decoded
 
 _Draws = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -225,16 +223,9 @@ def rank_unmeasured_pairs(
 
     Raises
     ------
-    NotImplementedError
-        If perturbations do not act by a shift, and have no posterior (ConditionalVAE), or every
-        combination is a perturbation of its own (SVAEPlus by default).
-    UnknownPerturbationError
-        If ``perturbations`` names one that the model has not seen.
     ScreenError
-        If the model was loaded without its AnnData, every pair was measured, or an argument
-        cannot be used.
-    ValueError
-        If ``credible_level`` is not between 0 and 1.
+        If the model was loaded without its AnnData, or every pair was measured; else as
+        :func:`pair_interactions`.
 
     Examples
     --------
@@ -435,16 +426,15 @@ def _parts_of_pairs(
 ) -> dict[str, list[str]]:
     """The two parts of each pair, by its label."""
     known = set(conditions)
+    wanted = map(str, conditions if pairs is None else pairs)
+    parts = {name: split_label(name, delimiter) for name in wanted}
     if pairs is None:
-        parts = {str(name): split_label(str(name), delimiter) for name in conditions}
         parts = {n: of_n for n, of_n in parts.items() if len(of_n) == 2 and known.issuperset(of_n)}
         if not parts:
             raise ScreenError(
                 f"No condition of `effects` joins two parts by {delimiter!r} that are both among "
                 "its conditions: add the single perturbations."
             )
-        return parts
-    parts = {str(name): split_label(str(name), delimiter) for name in pairs}
     for name, of_name in parts.items():
         if len(of_name) != 2:
             raise ScreenError(f"{name!r} is no pair joined by {delimiter!r}.")

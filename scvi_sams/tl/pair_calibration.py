@@ -18,20 +18,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.data import Conditions
 
-__all__ = [
-    "LEAST_PAIRS",
-    "MeasuredPairs",
-    "PairCalibration",
-    "PairResiduals",
-    "ScoreGradient",
-    "calibrate_pairs",
-    "calibrated_summary",
-    "find_measured_pairs",
-    "pair_residuals",
-    "score_gradient",
-    "widen_interval",
-]
-
 LEAST_PAIRS = 8  # from which a variance is learned
 _LEAST_CELLS = 10  # of a pair, of either part and of controls; with fewer no standard error
 _MOST_PAIRS = 100  # a variance gains little from more, and each is decoded
@@ -42,31 +28,21 @@ _TOLERANCE = 1e-6
 class MeasuredPairs(NamedTuple):
     """Pairs measured at doses at which both parts were measured alone."""
 
-    perturbation: NDArray[np.int32]
-    """Positions of the perturbations of each pair, increasing, pairs x 2."""
-    dose: NDArray[np.float32]
-    """Their doses, pairs x 2."""
-    groups: NDArray[np.int64]
-    """Groups of cells of the pair and of its parts, in that order, pairs x 3."""
-    group: NDArray[np.int64]
-    """Group of each cell, 0 for controls and -1 for none of these."""
-    n_cells: NDArray[np.int64]
-    """Cells of each group."""
+    perturbation: NDArray[np.int32]  # their positions, increasing, pairs x 2
+    dose: NDArray[np.float32]  # pairs x 2
+    groups: NDArray[np.int64]  # of cells of the pair and of its parts, in that order, pairs x 3
+    group: NDArray[np.int64]  # of each cell, 0 for controls and -1 for none of these
+    n_cells: NDArray[np.int64]  # of each group
 
 
 class PairResiduals(NamedTuple):
     """Measured pairs against a model's posterior means, pairs x genes or a number a pair."""
 
-    deviation: NDArray[np.float64]
-    r"""Observed less modelled :math:`\varepsilon_{AB}`, ``(n_pairs, n_genes)``."""
-    deviation_error: NDArray[np.float64]
-    """Standard error of the observed, likewise."""
-    squared_parts: NDArray[np.float64]
-    r"""Modelled :math:`\delta_A^2 + \delta_B^2`, likewise."""
-    score: NDArray[np.float64]
-    """Observed less modelled interaction score, ``(n_pairs,)``."""
-    score_error: NDArray[np.float64]
-    """Standard error of the observed, likewise."""
+    deviation: NDArray[np.float64]  # observed less modelled, pairs x genes
+    deviation_error: NDArray[np.float64]  # standard error of the observed, likewise
+    squared_parts: NDArray[np.float64]  # sum of the squared modelled effects of both, likewise
+    score: NDArray[np.float64]  # observed less modelled interaction score, one a pair
+    score_error: NDArray[np.float64]  # standard error of the observed, likewise
 
     def without(self, pair: int) -> PairResiduals:
         """All pairs but one."""
@@ -76,14 +52,10 @@ class PairResiduals(NamedTuple):
 class PairCalibration(NamedTuple):
     """Variance of a model's errors about pairs, see :func:`calibrate_pairs`."""
 
-    n_pairs: int
-    """Pairs that it was learned from."""
-    absolute_variance: float
-    r""":math:`\alpha^2`, in squared units of the effects."""
-    relative_variance: float
-    r""":math:`\beta^2`, a share of the squared effects of the parts."""
-    score_variance: float
-    r""":math:`\tau^2` of the interaction score."""
+    n_pairs: int  # that it was learned from
+    absolute_variance: float  # in squared units of the effects
+    relative_variance: float  # a share of the squared effects of the parts
+    score_variance: float  # of the interaction score
 
     def deviation_variance(
         self, first: NDArray[np.floating], second: NDArray[np.floating]
@@ -96,10 +68,8 @@ class PairCalibration(NamedTuple):
 class ScoreGradient(NamedTuple):
     """Derivatives of the interaction score, each of shape ``(..., n_genes)``."""
 
-    pair: NDArray[np.float64]
-    """By the effect of the pair."""
-    parts: NDArray[np.float64]
-    """By the effect of either part."""
+    pair: NDArray[np.float64]  # by the effect of the pair
+    parts: NDArray[np.float64]  # by the effect of either part
 
 
 def score_gradient(
@@ -246,10 +216,19 @@ def calibrate_pairs(residuals: PairResiduals) -> PairCalibration:
     n_pairs = len(residuals.score)
     if n_pairs < LEAST_PAIRS:
         raise ValueError(f"{n_pairs} pairs: at least {LEAST_PAIRS} are needed.")
-    absolute, relative = _deviation_variances(residuals)
-    return PairCalibration(
-        n_pairs, absolute, relative, _extra_variance(residuals.score, residuals.score_error)
-    )
+    sampling = np.square(residuals.deviation_error).ravel()
+    excess = np.square(residuals.deviation).ravel() - sampling
+    size = residuals.squared_parts.ravel()
+    design = np.column_stack([np.ones_like(size), size])
+    found = np.array([max(float(excess.mean()), 0.0), 0.0])
+    for _ in range(_MAX_UPDATES):
+        # The square of a Normal deviate varies by its variance; what cannot vary tells nothing.
+        weight = ratio(np.ones_like(sampling), sampling + design @ found)
+        before, found = found, nnls(design * weight[:, None], excess * weight)[0]
+        if np.allclose(found, before, rtol=_TOLERANCE, atol=0):
+            break
+    extra = _extra_variance(residuals.score, residuals.score_error)
+    return PairCalibration(n_pairs, float(found[0]), float(found[1]), extra)
 
 
 def widen_interval(
@@ -295,23 +274,6 @@ def calibrated_summary(
         "surprise": float(np.hypot(float(summary["surprise"]), error)),
         "uncertainty": float(np.hypot(float(summary["uncertainty"]), error)),
     }
-
-
-def _deviation_variances(residuals: PairResiduals) -> tuple[float, float]:
-    """The same variance for all, and the one in proportion to the squared effects of the parts."""
-    sampling = np.square(residuals.deviation_error).ravel()
-    excess = np.square(residuals.deviation).ravel() - sampling
-    size = residuals.squared_parts.ravel()
-    design = np.column_stack([np.ones_like(size), size])
-    found = np.array([max(float(excess.mean()), 0.0), 0.0])
-    for _ in range(_MAX_UPDATES):
-        total = sampling + design @ found
-        # The square of a Normal deviate varies by its variance; what cannot vary tells nothing.
-        weight = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
-        before, found = found, nnls(design * weight[:, None], excess * weight)[0]
-        if np.allclose(found, before, rtol=_TOLERANCE, atol=0):
-            break
-    return float(found[0]), float(found[1])
 
 
 def _extra_variance(residuals: NDArray[np.float64], errors: NDArray[np.float64]) -> float:

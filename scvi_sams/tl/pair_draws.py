@@ -33,16 +33,6 @@ if TYPE_CHECKING:
     from scvi_sams.model.counterfactual import Counterfactual
     from scvi_sams.tl.pair_calibration import PairCalibration, PairResiduals
 
-__all__ = [
-    "Calibration",
-    "ModelErrors",
-    "Pairs",
-    "model_errors",
-    "pair_draws",
-    "parse_pairs",
-    "require_pairs",
-]
-
 Pairs: TypeAlias = "Sequence[str | tuple[str, str] | Mapping[str, float]]"
 """Pairs as labels (``"A+B"``), two names, or two doses (``{"A": 1.0, "B": 0.5}``)."""
 
@@ -118,18 +108,13 @@ class ModelErrors(NamedTuple):
 
     def of(self, index: np.ndarray, dose: np.ndarray) -> list[PairCalibration | None]:
         """Variances for each pair, learned without it; none where they are unknown."""
-        found: list[PairCalibration | None] = []
-        for pair in _keys(index, dose):
-            row = self.row.get(pair)
-            if pair[:2] in self.with_a_shift:
-                found.append(None)
-            elif row is None:
-                found.append(self.of_all)
-            elif len(self.row) > LEAST_PAIRS:
-                found.append(calibrate_pairs(self.residuals.without(row)))
-            else:
-                found.append(None)
-        return found
+        return [self._of_pair(pair) for pair in _keys(index, dose)]
+
+    def _of_pair(self, pair: tuple[float, ...]) -> PairCalibration | None:
+        row = self.row.get(pair)
+        if pair[:2] in self.with_a_shift or (row is not None and len(self.row) <= LEAST_PAIRS):
+            return None
+        return self.of_all if row is None else calibrate_pairs(self.residuals.without(row))
 
 
 def model_errors(model: SAMSVAE, calibration: Calibration, seed: int | None) -> ModelErrors | None:

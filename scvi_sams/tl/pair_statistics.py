@@ -11,20 +11,6 @@ from scvi_sams.tl.summaries import summarize_effects
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "DEFAULT_THRESHOLDS",
-    "PAIR_CLASSES",
-    "PairRegression",
-    "PairThresholds",
-    "Surprise",
-    "expected_surprise",
-    "pair_class",
-    "pair_summary",
-    "ratio",
-    "regress_pair",
-    "squared_length_of_sum",
-]
-
 PAIR_CLASSES = ("additive", "synergistic", "buffering", "epistatic", "neomorphic")
 _RIDGE = 0.01
 _LEAST_ADDITIVE = 0.01  # of |A|^2 + |B|^2: parts that cancel have no additive direction
@@ -34,23 +20,14 @@ class PairRegression(NamedTuple):
     """How a pair compares with its parts, each field of shape ``(...)``."""
 
     coefficient_1: NDArray[np.float64]
-    """Coefficient of the first part; 1 if additive."""
     coefficient_2: NDArray[np.float64]
-    """Coefficient of the second part; 1 if additive."""
     magnitude: NDArray[np.float64]
-    """Length of the two coefficients; the square root of 2 if additive."""
     dominance: NDArray[np.float64]
-    """Absolute log10 ratio of the sizes of the coefficients; 0 if additive."""
     fit: NDArray[np.float64]
-    """1 less the part of the pair that the coefficients do not explain; 1 if additive."""
     similarity: NDArray[np.float64]
-    """Cosine of the pair and the sum of its parts; 1 if additive."""
     interaction_score: NDArray[np.float64]
-    """Deviation along the sum of the parts, in units of that sum; 0 if additive."""
     deviation: NDArray[np.float64]
-    """Length of the deviation from the sum of the parts, in the units of the effects."""
     relative_deviation: NDArray[np.float64]
-    """The same over the length of the sum or of the pair, whichever is longer."""
 
 
 class PairThresholds(NamedTuple):
@@ -67,17 +44,6 @@ class PairThresholds(NamedTuple):
 
 
 DEFAULT_THRESHOLDS = PairThresholds()
-
-
-class Surprise(NamedTuple):
-    """How far a pair is expected to be from the sum of its parts, lengths over genes."""
-
-    surprise: float
-    """Root of the expected squared deviation: the error to expect of the additive prediction."""
-    expected_deviation: float
-    """Length of the expected deviation."""
-    uncertainty: float
-    """Root of the variance of the deviation, summed over genes."""
 
 
 def regress_pair(
@@ -147,32 +113,32 @@ def pair_class(
     is_masked = (np.minimum(c1, c2) <= thresholds.masked_coefficient) & (
         regression.dominance >= np.log10(thresholds.dominance_ratio)
     )
-    conditions = [
-        regression.relative_deviation < thresholds.relative_deviation,
-        regression.fit < thresholds.fit,
-        is_masked,
-        regression.interaction_score > 0,
-    ]
-    names = ["additive", "neomorphic", "epistatic", "synergistic"]
-    codes = [PAIR_CLASSES.index(name) for name in names]
-    return np.asarray(np.select(conditions, codes, PAIR_CLASSES.index("buffering")))
+    kinds = {
+        "additive": regression.relative_deviation < thresholds.relative_deviation,
+        "neomorphic": regression.fit < thresholds.fit,
+        "epistatic": is_masked,
+        "synergistic": regression.interaction_score > 0,
+    }
+    codes = [PAIR_CLASSES.index(name) for name in kinds]
+    return np.asarray(np.select(list(kinds.values()), codes, PAIR_CLASSES.index("buffering")))
 
 
-def expected_surprise(residuals: NDArray[np.floating]) -> Surprise:
-    r"""How surprising a pair would be to somebody who adds up its parts.
+def expected_surprise(residuals: NDArray[np.floating]) -> dict[str, float]:
+    r"""How far a pair is expected to be from the sum of its parts, lengths over genes.
 
     With draws x genes of the deviation :math:`\varepsilon` from additivity,
     :math:`\mathrm E\,|\varepsilon|^2 = |\mathrm E\,\varepsilon|^2 + \operatorname{tr}
-    \operatorname{Cov} \varepsilon`, each term estimated without bias. An expected deviation below
-    what so few draws can tell from 0 is 0.
+    \operatorname{Cov} \varepsilon`, each term estimated without bias: the squares of
+    ``surprise``, ``expected_deviation`` and ``uncertainty``. An expected deviation below what so
+    few draws can tell from 0 is 0.
     """
     draws = np.asarray(residuals, dtype=np.float64)
     if len(draws) < 2:
         raise ValueError(f"{len(draws)} draws: at least two are needed to know a variance.")
     total = float(np.square(draws).sum(-1).mean())
     variance = float(draws.var(axis=0, ddof=1).sum())
-    expected = max(total - variance, 0.0)
-    return Surprise(*(float(np.sqrt(value)) for value in (total, expected, variance)))
+    squares = {"surprise": total, "expected_deviation": max(total - variance, 0.0)}
+    return {name: float(np.sqrt(x)) for name, x in (squares | {"uncertainty": variance}).items()}
 
 
 def pair_summary(
@@ -202,4 +168,4 @@ def pair_summary(
     most = int(probability.argmax())
     summary |= {"class": PAIR_CLASSES[most], "class_probability": float(probability[most])}
     residuals = np.asarray(pair, dtype=np.float64) - first - second
-    return summary | expected_surprise(residuals)._asdict()
+    return summary | expected_surprise(residuals)

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from scvi.data import AnnDataManager
     from torch.utils.data import Dataset, Sampler
 
-__all__ = ["DataPlacement", "SAMSDataSplitter"]
-
-
 DataPlacement: TypeAlias = Literal["auto", "device", "host", "disk"]
 """Where training cells are kept, see :class:`SAMSDataSplitter`."""
 

@@ -16,16 +16,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.module.base import PerturbationVAEModule
 
-__all__ = [
-    "add_over_processes",
-    "equalise_globals",
-    "leave_globals_alone",
-    "mean_over_processes",
-    "n_processes",
-    "pool_statistics",
-    "seed_own_noise",
-]
-
 
 def n_processes() -> int:
     """Processes that train one model together; 1 outside of distributed training."""

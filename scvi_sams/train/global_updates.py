@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from scvi_sams.module.base import PerturbationVAEModule
     from scvi_sams.module.posteriors import EffectsPosterior, SpikeAndSlab
 
-__all__ = ["GlobalUpdates", "infer_effects", "summarise_globals"]
-
 _QUERY_SWEEPS = 10  # after each pass over the cells of a query, whose networks stay as they are
 
 

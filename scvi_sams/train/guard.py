@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["AdaptiveClipping", "DivergenceGuard", "describe_divergence"]
-
-
 _MEMORY = 0.98
 
 

@@ -11,8 +11,6 @@ from lightning.pytorch.callbacks import Callback
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-__all__ = ["Interruption"]
-
 
 class Interruption(Callback):
     """Take over Ctrl-C during training; the second one is not held up.

@@ -4,16 +4,6 @@ from __future__ import annotations
 
 import math
 
-__all__ = [
-    "cosine_learning_rate",
-    "default_pulse",
-    "default_warmups",
-    "linear_warmup",
-    "pulse",
-    "share_done",
-]
-
-
 _SHALLOW = 1_000  # counts a cell
 
 

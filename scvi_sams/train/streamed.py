@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from scvi.data import AnnDataManager
     from torch import Tensor
 
-__all__ = ["PARTS", "StreamedCells", "screen_of"]
-
 PARTS = ("train", "validation", "test")
 """What a column of obs calls the cells to train on, to validate on and to leave alone."""
 _N_CHECKED = 16  # minibatches of a pass; a GPU would wait at each

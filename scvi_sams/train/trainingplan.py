@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.module.base import PerturbationVAEModule
 
-__all__ = ["EpochMeans", "SAMSTrainingPlan", "initialize_from", "parameter_groups"]
-
 
 def parameter_groups(module: PerturbationVAEModule, global_lr: float) -> list[dict[str, Any]]:
     """Networks, and a second group of global latents where gradients train these.

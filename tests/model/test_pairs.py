@@ -77,7 +77,7 @@ class TestInteractions:
         found_ends = row[["interaction_score_lower", "interaction_score_upper"]].astype(float)
         np.testing.assert_allclose(found_ends, ends, atol=1e-3)
         assert row["surprise"] == pytest.approx(
-            expected_surprise(np.array(residuals)).surprise, rel=1e-3
+            expected_surprise(np.array(residuals))["surprise"], rel=1e-3
         )
 
     def test_ways_to_write_pairs(self, fitted):
