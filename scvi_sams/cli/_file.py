@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-_COLUMNS = ("perturbation_key", "dosage_key", "batch_key", "context_key", "donor_key")
-_COLUMNS += ("size_factor_key",)
+_COLUMNS = (
+    *("perturbation_key", "dosage_key", "batch_key", "context_key", "donor_key"),
+    "size_factor_key",
+)
 
 
 def check_file_of_screen(path: Path, args: argparse.Namespace) -> None:

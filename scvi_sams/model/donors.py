@@ -71,12 +71,13 @@ def effects_across_donors(model: SAMSVAE, donor_key: str) -> AcrossDonors:
     prior["mask_prior_logit"] = prior["mask_prior_logit"].clamp(-1e6, 1e6)  # of given masks
     first = effects.n_rows - n_deviations
     # A spread of effects is one thing, that of differences between contexts another.
+    parts: list[tuple[slice, Tensor, Tensor, Tensor | None]]
     parts = [(slice(first), score[:, :first], curvature[:, :first], None)]
     if n_deviations > 0:
-        by_context = (
+        of_deviations = [
             values[..., first:, :].unflatten(-2, (n, -1)) for values in (score, curvature, mean)
-        )
-        parts.append((slice(first, None), *_contrasts(*by_context)))
+        ]
+        parts.append((slice(first, None), *_contrasts(*of_deviations)))
     changes = [
         _change(score, curvature, reference, _of_rows(prior, rows, effects.n_rows))
         for rows, score, curvature, reference in parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["context_differences"]
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -97,7 +97,13 @@ def context_differences(
         width = _WIDTH * part["sd"]
         ax.hlines(y, x - width, x + width, color=color, linewidth=1, zorder=2)
         for which, face in ((called, color), (~called, "white")):
-            marker = {"color": color, "mfc": face, "markersize": 4, "linestyle": "", "zorder": 3}
+            marker: dict[str, Any] = {
+                "color": color,
+                "mfc": face,
+                "markersize": 4,
+                "linestyle": "",
+                "zorder": 3,
+            }
             ax.plot(x[which], y[which], "o", **marker)
         name = literal(context)
         handles.append(Line2D([], [], color=color, marker="o", markersize=4, label=name))
