@@ -11,6 +11,7 @@ from scipy import sparse
 
 from scvi_sams._exceptions import ScreenError, counted, listed
 from scvi_sams.data.guides import TARGET, target_table
+from scvi_sams.data.tables import layer_names
 
 if TYPE_CHECKING:
     import os
@@ -245,7 +246,7 @@ def guides_from_mudata(
     if guide_layer is not None and guide_layer not in guides.layers:
         raise ScreenError(
             f"The guides have no layer {guide_layer!r} (`guide_layer`), only "
-            f"{listed(guides.layers) or 'X'}."
+            f"{listed(layer_names(guides)) or 'X'}."
         )
     _check_unique(guides.obs_names, "the guides' obs_names")
     rows = guides.obs_names.get_indexer(screen.obs_names)
