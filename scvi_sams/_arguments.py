@@ -13,8 +13,6 @@ from scvi_sams._exceptions import ScreenError, listed, nearest
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ARGUMENTS", "check_names", "checked", "settings_of"]
-
 
 class _Kind(NamedTuple):
     """What an argument may be.

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["HostState", "download", "ignore_buffers", "torch_device"]
-
 
 class HostState:
     """Part of a module with numbers of Python that its ``state_dict`` carries.

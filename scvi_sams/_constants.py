@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["SAMS_REGISTRY_KEYS"]
-
 
 class _SAMSRegistryKeys(NamedTuple):
     PERTURBATION_KEY: str = "perturbation"

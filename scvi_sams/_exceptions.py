@@ -8,18 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = [
-    "FitWarning",
-    "ScreenError",
-    "TrainingDivergedError",
-    "UnknownPerturbationError",
-    "counted",
-    "listed",
-    "nearest",
-    "printable",
-    "unknown_perturbations",
-]
-
 
 class ScreenError(ValueError):
     """The AnnData, or an argument that describes it, cannot be used as it is.

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.data.tables import ProfileTable
 
-__all__ = ["BASELINES", "Baseline"]
 
 Baseline: TypeAlias = Callable[..., ad.AnnData]
 """Called with effects, conditions and the delimiter of their parts; see :data:`BASELINES`."""

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["export_cell_eval"]
-
 
 class CellEvalExport(NamedTuple):
     """Files for cell-eval, from :func:`export_cell_eval`."""

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["distribution_distance", "fit_components"]
 
 _N_COMPONENTS = 50
 

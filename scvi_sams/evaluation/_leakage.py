@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["check_leakage"]
-
 
 class _Finding(NamedTuple):
     """Outcome of one check; a leak is what is raised."""

@@ -32,25 +32,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.data.tables import ProfileTable
 
-__all__ = [
-    "EffectTables",
-    "MEASURES",
-    "Measure",
-    "Yardstick",
-    "collapse_index",
-    "collapse_of",
-    "coverage_of",
-    "effect_agreement",
-    "effect_correlation",
-    "interaction_correlation",
-    "interaction_residuals",
-    "interval_coverage",
-    "measured_combinations",
-    "parts_of",
-    "perturbation_discrimination",
-    "score_tables",
-]
-
 
 # -- agreement of effects ------------------------------------------------------------------------
 

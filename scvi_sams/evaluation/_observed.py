@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
-__all__ = ["CellGroups", "ControlMeans", "differential_expression_weights", "observed_effects"]
 
 CONTROL, LEFT_OUT = -1, -2
 """Conditions of cells that have none of those that are averaged."""

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["latent_recovery", "mask_recovery"]
-
 
 class MaskRecovery(NamedTuple):
     """Agreement of two masks after their latents were matched; see :func:`mask_recovery`."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["PredictorKind", "Scorecard", "compare_with_baselines", "summarise", "verdict"]
 
 PredictorKind: TypeAlias = Literal["model", "baseline", "ceiling"]
 

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from scvi_sams.evaluation._baselines import Baseline
     from scvi_sams.evaluation._report import PredictorKind
 
-__all__ = ["Predictor", "score_predictions", "scorecard"]
 
 _FEWEST_CELLS = 4  # two in each half, so that each has a variance
 _MIN_CONTROLS = 10

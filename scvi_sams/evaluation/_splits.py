@@ -18,24 +18,6 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
-__all__ = [
-    "HeldOutBy",
-    "SPLITS_UNS_KEY",
-    "SPLIT_LABELS",
-    "check_names",
-    "count_seen_perturbations",
-    "divide_training",
-    "random_share",
-    "split_batches",
-    "split_cells",
-    "split_column",
-    "split_conditions",
-    "split_doses",
-    "split_indices",
-    "split_pairs",
-    "split_perturbations",
-    "write_split",
-]
 
 SPLIT_LABELS = ("train", "validation", "test", "unused")
 """Labels of a split: gradients, choices during training, the final figures, and cells left out."""

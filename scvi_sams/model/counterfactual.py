@@ -28,16 +28,6 @@ if TYPE_CHECKING:
     from scvi_sams.module.base import GlobalDraws, PerturbationVAEModule
     from scvi_sams.module.likelihood import Observation
 
-__all__ = [
-    "Basal",
-    "Counterfactual",
-    "ExpressionScale",
-    "about_expectation",
-    "batch_names",
-    "draw_cells",
-    "prior_cells",
-    "seeded",
-]
 
 Basal: TypeAlias = "Literal['prior', 'control'] | ad.AnnData | Sequence[int]"
 """Where basal states come from, see ``SAMSVAE.predict``."""

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.model.samsvae import SAMSVAE
 
-__all__ = ["effects_across_donors"]
 
 _CELLS_AT_ONCE = 1024
 _LEAST_PAIRED = 0.25  # of what donors tell, for each to be held against itself

@@ -40,15 +40,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.model.samsvae import SAMSVAE
 
-__all__ = [
-    "EffectOf",
-    "Efficacy",
-    "efficacy_of",
-    "guide_table",
-    "multiples_of",
-    "perturbed_probability",
-    "why_no_efficacy",
-]
 
 EffectOf: TypeAlias = Literal["as_labelled", "where_it_took"]
 """Of which cells with a label an effect is, see ``SAMSVAE.counterfactual``."""

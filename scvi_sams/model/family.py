@@ -16,7 +16,6 @@ from scvi_sams.module import ConditionalVAEModule
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["CPAVAE", "ConditionalVAE", "SVAEPlus"]
 
 _DEFAULTS = {name: p.default for name, p in inspect.signature(SAMSVAE).parameters.items()}
 _NETWORKS = (

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.model.samsvae import SAMSVAE
 
-__all__ = ["all_on_one_latent", "still_falls", "validation_rose", "warn_of_fit"]
 
 _LONGER = "Train longer (max_epochs={}); all schedules follow the share that is done."
 _NARROWER = "Give it less room: fewer epochs (max_epochs={}) or narrower networks (n_hidden={})."

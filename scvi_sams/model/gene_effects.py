@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from scvi_sams.data import Conditions
     from scvi_sams.model.samsvae import SAMSVAE
 
-__all__ = ["ResponseSums", "fit_gene_effects", "gene_effects_table", "response_sums"]
 
 _MIN_CONTROLS = 50  # of fewer, their own noise is most of every difference from them
 # Weight of a gene's pooled variance: fewer cells know a variance to a third at best. With 10 or 40

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.model.samsvae import SAMSVAE
 
-__all__ = ["ModelFile", "load_model", "read_model_file", "save_model"]
 
 FORMAT = 1  # to be raised when an older version of this package could not read what is written
 _RECORD = "scvi_sams"

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from scvi_sams.model.efficacy import EffectOf
     from scvi_sams.model.samsvae import SAMSVAE
 
-__all__ = ["average_treatment_effect", "compared_means", "effect_scale", "predict"]
-
 
 @torch.inference_mode()
 def predict(

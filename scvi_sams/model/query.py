@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from scvi_sams.model.samsvae import SAMSVAE
     from scvi_sams.module.base import PerturbationVAEModule
 
-__all__ = ["added_perturbations", "start_query"]
-
 
 def added_perturbations(
     registry: dict[str, Any], adata: AnnData, new_perturbations: bool

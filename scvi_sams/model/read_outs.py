@@ -40,31 +40,6 @@ if TYPE_CHECKING:
     from scvi_sams.module.donors import AcrossDonors
     from scvi_sams.module.posteriors import EffectsPosterior
 
-__all__ = [
-    "check_level",
-    "context_code",
-    "context_names",
-    "delimiter_of",
-    "controls_of",
-    "deviation_table",
-    "field_state",
-    "inclusion_and_slab",
-    "latent_names",
-    "latent_representation",
-    "log_importance_weights",
-    "minibatches",
-    "of_cells",
-    "of_groups",
-    "of_samples",
-    "pair_table",
-    "pairs_together",
-    "parse_conditions",
-    "parse_distinct",
-    "perturbation_table",
-    "provenance",
-    "require_effects",
-    "require_part",
-]
 
 MAX_WEIGHT_ELEMENTS = 20_000_000  # of one decoded (particles, cells, genes) tensor
 MAX_EFFECT_ELEMENTS = 50_000_000  # of the draws of all effects held at once

@@ -113,7 +113,6 @@ if TYPE_CHECKING:
     from scvi_sams.module.base import PerturbationVAEModule
     from scvi_sams.train import DataPlacement
 
-__all__ = ["SAMSVAE"]
 
 _WARMUP_SHARE = 0.8  # the longest warm-up of the plan: before its end the bound still rises
 _MAX_PATIENCE, _MAX_LR_PATIENCE = 45, 30  # scvi-tools' own, meant for 400 epochs

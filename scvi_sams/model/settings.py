@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.model.samsvae import SAMSVAE
 
-__all__ = [
-    "choose_inference",
-    "make_module",
-    "median_doses",
-    "named_interactions",
-    "named_targets",
-    "target_genes",
-]
 
 logger = logging.getLogger(__name__)
 

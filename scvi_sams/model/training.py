@@ -33,16 +33,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.model.samsvae import SAMSVAE
 
-__all__ = [
-    "changed_settings",
-    "check_training_names",
-    "default_epochs",
-    "infer_query",
-    "reference_cells",
-    "streamed_reference_cells",
-    "tell_of_interruption",
-]
-
 
 def check_training_names(
     model_class: type[SAMSVAE],

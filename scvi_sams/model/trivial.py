@@ -9,7 +9,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["trivial_log_likelihood"]
 
 _LOG_DISPERSIONS = (-4.0, 8.0)  # from a gene that bursts in one cell of many to a Poisson
 _N_CUTS = 20  # of that range by the golden section, to a thousandth

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from scvi_sams.module.networks import BasalPosterior, Decoded
     from scvi_sams.module.posteriors import EffectsPosterior
 
-__all__ = ["CellPopulation", "GlobalDraws", "PerturbationVAEModule"]
-
 
 class CellPopulation(NamedTuple):
     """Basal states of cells and what else the decoder asks for.

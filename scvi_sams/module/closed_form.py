@@ -25,20 +25,6 @@ if TYPE_CHECKING:
     from scvi_sams.module.networks import Potential
     from scvi_sams.module.posteriors import SpikeAndSlab
 
-__all__ = [
-    "MAX_LOGIT",
-    "ClosedForm",
-    "learned_background_variance",
-    "MaskEvidence",
-    "mask_evidence",
-    "one_thread",
-    "MixturePosterior",
-    "safe_step",
-    "scale_mixture",
-    "selection_penalty",
-    "spike_slab",
-]
-
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:

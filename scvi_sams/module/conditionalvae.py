@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from scvi_sams.module.base import CellPopulation
     from scvi_sams.module.likelihood import Observation
 
-__all__ = ["ConditionalVAEModule"]
-
 
 class ConditionalVAEModule(PerturbationVAEModule):
     r"""VAE whose encoder and decoder see the doses of a cell.

@@ -12,7 +12,6 @@ from scvi_sams.module.doses import Doses
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ContextDeviations", "shared_part"]
 
 _MAX_ELEMENTS = 20_000_000  # of perturbations x candidates x contexts x latents, at once
 

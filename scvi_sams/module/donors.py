@@ -12,7 +12,6 @@ from scvi_sams.module.closed_form import mask_evidence
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SCALES", "AcrossDonors", "across_donors", "of_average_donor"]
 
 SCALES = (0.0, *(0.05 * 2 ** (k / 2) for k in range(11)))
 """Standard deviations between donors, up to 1.6 of that of the basal state."""

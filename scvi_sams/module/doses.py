@@ -13,17 +13,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "DirectEffects",
-    "Doses",
-    "GeneEffects",
-    "HillDoseResponse",
-    "HillDraws",
-    "PairInteractions",
-    "add_gene_effects",
-    "additive_shift",
-]
-
 
 class Doses(NamedTuple):
     """What cells received: as many columns as the most perturbations of a cell.

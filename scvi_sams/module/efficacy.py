@@ -16,29 +16,6 @@ if TYPE_CHECKING:
     from scvi_sams.module.doses import Doses
     from scvi_sams.module.networks import Potential
 
-__all__ = [
-    "Cells",
-    "Efficacies",
-    "Entries",
-    "Fold",
-    "Mixture",
-    "Prior",
-    "Projection",
-    "Solution",
-    "cell_probability",
-    "disagreement",
-    "efficacies",
-    "fit_mixture",
-    "fold_log_ratio",
-    "learned_fold",
-    "log_ratio",
-    "multiples_where_it_took",
-    "probability",
-    "project",
-    "solve",
-    "without_others",
-]
-
 
 # -- what a cell says -----------------------------------------------------------------------------
 

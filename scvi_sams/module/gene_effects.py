@@ -19,18 +19,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.module.doses import Doses
 
-__all__ = [
-    "ExpressionCurve",
-    "ResidualDraws",
-    "ResidualEffects",
-    "ScaleMixture",
-    "absorbed_by_residuals",
-    "absorbed_by_validation",
-    "product",
-    "shrunk",
-    "solve",
-]
-
 
 # -- what is kept, and drawn from -----------------------------------------------------------------
 

@@ -14,18 +14,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.module.networks import Decoded
 
-__all__ = [
-    "Dispersion",
-    "GeneLikelihood",
-    "expected_expression",
-    "expected_log_normalized",
-    "expected_log_normalized_expression",
-    "log_share",
-    "negative_binomial_log_likelihood",
-    "observation_distribution",
-    "observation_log_likelihood",
-]
-
 
 def log_share(logits: Tensor, ceiling: Tensor | None = None) -> Tensor:
     r"""Logarithm of the mean expression of each gene per unit of library.

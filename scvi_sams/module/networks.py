@@ -15,17 +15,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "BasalPosterior",
-    "Decoded",
-    "ExpressionDecoder",
-    "Potential",
-    "PotentialEncoder",
-    "SideInputLayers",
-    "covariates_of",
-    "network_covariates",
-]
-
 
 def covariates_of(tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
     """Covariates of a minibatch, under the names of the modules' arguments."""

@@ -18,22 +18,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.module.doses import Doses
 
-__all__ = [
-    "GIVEN_LOGIT",
-    "POSTERIORS",
-    "CorrelatedEmbeddings",
-    "EffectsPosterior",
-    "EmbeddingPosterior",
-    "MaskPrior",
-    "MaskPriorSharing",
-    "MeanFieldEmbeddings",
-    "PointEmbeddings",
-    "SpikeAndSlab",
-    "SpikeSlab",
-    "kl_bernoulli_log_prior",
-    "kl_centred_normal",
-    "relaxed_bernoulli",
-]
 
 GIVEN_LOGIT = 40.0  # of a mask that is given: its probability is exactly one in any precision
 _LEAST_LOG = -1e6  # stands in for the logarithm of zero, which has no product with zero

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["SparseEvidence", "log_bayes_factor", "procrustes", "sparse_rotation"]
 
 _N_ANGLES, _N_FINE = 18, 4  # five degrees apart, then 1.25 between the neighbours of the best
 # Of the root mean square effect: at first only effects that stand out pull the axes towards them,

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from scvi_sams.module.networks import BasalPosterior
     from scvi_sams.module.posteriors import EffectsPosterior, EmbeddingPosterior, MaskPriorSharing
 
-__all__ = ["SAMSVAEModule"]
-
 
 class SAMSVAEModule(PerturbationVAEModule):
     r"""Sparse additive mechanism shift VAE (Bereket and Karaletsos, NeurIPS 2023).

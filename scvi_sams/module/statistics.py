@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from scvi_sams.module.doses import Doses
     from scvi_sams.module.networks import Potential
 
-__all__ = ["RunningStatistics"]
-
 
 class RunningStatistics(nn.Module):
     """Sufficient statistics of the perturbation effects, averaged over recent cells.

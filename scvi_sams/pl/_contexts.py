@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["context_differences"]
-
 from typing import TYPE_CHECKING
 
 import numpy as np

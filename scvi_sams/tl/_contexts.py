@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.model import SAMSVAE
 
-__all__ = ["context_differences"]
-
 
 def context_differences(
     model: SAMSVAE,

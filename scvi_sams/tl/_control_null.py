@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["add_control_null", "null_perturbations"]
 
 NULL_PREFIX = "control_null_"
 PERMUTED_PREFIX = "permuted_null_"

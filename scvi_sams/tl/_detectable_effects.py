@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.model import SAMSVAE
 
-__all__ = ["detectable_effects"]
 
 _N_STATES = 50  # basal states over which expression is averaged, as of get_gene_effects
 _GRID = torch.arange(-8.0, 8.5, 0.5)  # log fold changes, as far as counts per 10,000 reach

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from scvi_sams.model import SAMSVAE
     from scvi_sams.model.counterfactual import Counterfactual
 
-__all__ = ["differential_expression"]
-
 
 def differential_expression(
     model: SAMSVAE,

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from scvi_sams.model import SAMSVAE
     from scvi_sams.model.counterfactual import Counterfactual
 
-__all__ = ["gene_programs", "top_genes"]
 
 _N_CELLS = 500
 

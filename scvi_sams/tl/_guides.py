@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.model import SAMSVAE
 
-__all__ = ["guides"]
-
 
 def guides(
     model: SAMSVAE,

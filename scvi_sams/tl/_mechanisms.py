@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.model import SAMSVAE
 
-__all__ = ["active_perturbations", "mechanisms"]
-
 
 def mechanisms(
     model: SAMSVAE,

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.data.guides import GuideTargets
 
-__all__ = ["add_permuted_null"]
 
 _MOST = 100  # null perturbations by default: their calls are then known to a hundredth
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from scvi_sams.model import SAMSVAE
     from scvi_sams.tl.call_power import LearnedEffects
 
-__all__ = ["plan_screen"]
 
 _MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the cells of the fit, by default
 _MECHANISM = 2.0  # standard deviations of the background, beyond which an effect stands out of it

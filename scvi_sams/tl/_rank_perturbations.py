@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from scvi_sams.model import SAMSVAE
     from scvi_sams.model.counterfactual import Counterfactual
 
-__all__ = ["rank_perturbations"]
 
 Target: TypeAlias = "pd.Series | Mapping[str, Sequence[str]] | NDArray[np.bool_]"
 

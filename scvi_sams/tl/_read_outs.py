@@ -19,8 +19,6 @@ from scvi_sams.model.read_outs import (
 if TYPE_CHECKING:
     from scvi_sams.model import SAMSVAE
 
-__all__ = ["direct_effects", "dose_response", "interaction_effects", "mask_prior"]
-
 
 def mask_prior(model: SAMSVAE, credible_level: float = 0.95) -> pd.DataFrame:
     """Prior probability that a mask is one, given or learned.

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from scvi_sams.model import SAMSVAE
     from scvi_sams.model.counterfactual import Counterfactual
 
-__all__ = ["perturbation_distance", "perturbation_graph"]
-
 
 def perturbation_distance(
     model: SAMSVAE,

@@ -13,8 +13,6 @@ from scvi_sams.tl.latent_matching import matched_correlation, paired
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["match_latents", "mechanism_stability"]
-
 
 def match_latents(reference: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     r"""Find the latents of another fit that do what those of a reference do.

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from scvi_sams.model import SAMSVAE
     from scvi_sams.tl.effect_prior import Similarity
 
-__all__ = ["predict_unseen"]
 
 _FEWEST = 10  # measured perturbations, of which an error of a mean can be known
 _SHARES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)

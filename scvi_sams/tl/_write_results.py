@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from scvi_sams.model import SAMSVAE
     from scvi_sams.model.counterfactual import Counterfactual
 
-__all__ = ["write_results"]
-
 
 def write_results(
     model: SAMSVAE,

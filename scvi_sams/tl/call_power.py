@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     from scvi_sams.model import SAMSVAE
     from scvi_sams.tl.effect_mixture import EffectMixture
 
-__all__ = [
-    "CallingProblem",
-    "LearnedEffects",
-    "bayesian_calls",
-    "bh_threshold",
-    "calling_problem",
-    "calling_threshold",
-    "depth_factor",
-    "least_effect",
-    "learned_effects",
-    "null_threshold",
-    "power",
-]
 
 _N_STATES = 50  # basal states over which what counts tell is averaged
 _STEP = 0.2  # of a finite difference, in standard deviations of the basal state

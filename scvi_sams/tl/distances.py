@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from scvi_sams.model.counterfactual import Counterfactual
 
-__all__ = ["effect_distance", "latent_gene_norm", "mask_distance", "neighbor_graph"]
-
 
 def effect_distance(
     effect: pd.DataFrame, latent_scale: pd.Series | None = None, metric: str = "euclidean"

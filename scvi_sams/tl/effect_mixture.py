@@ -10,7 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["EffectMixture", "learn_effects"]
 
 _RATIO = 2**0.5  # of neighbouring scales: a mixture of them is close to any scale in between
 _NULL_COUNTS = 10.0  # that favour zero, as in Stephens (2017)

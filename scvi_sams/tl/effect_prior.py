@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["EffectPrior", "Moments", "Noise", "Similarity", "similarities", "variance_ratios"]
 
 _LENGTHS = (1.0, 0.3, 0.1)  # in cosine distance: from nearly linear to the closest alone
 _LEAST_RATIO, _MOST_RATIO = 1e-2, 1e6  # of a gene's variance of effects to that of their errors

@@ -14,8 +14,6 @@ from scvi_sams.model.read_outs import check_level
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["bayesian_q_value", "calibrated_q_value", "effect_interval", "local_false_sign_rate"]
-
 
 def local_false_sign_rate(
     inclusion_probability: pd.DataFrame, slab_mean: pd.DataFrame, slab_std: pd.DataFrame

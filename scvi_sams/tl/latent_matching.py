@@ -13,8 +13,6 @@ from scvi_sams._exceptions import ScreenError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["matched_correlation", "paired", "standardised"]
-
 
 def matched_correlation(
     true: NDArray[np.float64], predicted: NDArray[np.float64]

@@ -17,13 +17,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = [
-    "EffectSummary",
-    "along_target",
-    "differential_expression_table",
-    "summarize_effects",
-    "total_variance_share",
-]
 
 _EPSILON = 1e-8  # of the Bayes factor, as in scvi-tools
 
