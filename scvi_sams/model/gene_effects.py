@@ -280,21 +280,24 @@ def fit_gene_effects(model: SAMSVAE) -> str | None:
     coupling, target = sums.coupling[rows][:, rows], fitted.target[rows].cpu()
     denoised = _denoised(predicted.score[rows], coupling, _OWN_NOISE * absorbed, error, target)
     solution = solve(score - product(coupling, denoised), coupling, error, target)
-    left_over = denoised + solution.mean
     # Where the cells of the perturbation are: at their mean dose, of which an effect is a share.
     dose = information / weight
-    before = predicted.baseline + predicted.score[rows] / weight
+    before = (predicted.at_rest[rows] + predicted.score[rows]) / weight
+    at_rest = predicted.at_rest[rows] / weight
+    cleaned = torch.maximum(before + dose * denoised, torch.minimum(before, at_rest))
     # The residuals hold the noise that the model did not absorb; the rest is an error of its own
     # effect, whose draws of masks and effects take the networks as known.
     variance = (1 - absorbed) * solution.variance + absorbed * error.square()
     spread = dose * variance.sqrt()
-    # No gene is known to fall below the error that it is known to.
-    after = torch.maximum(before + dose * left_over, torch.minimum(before, spread))
-    change = (predicted.curve.at(after) - predicted.curve.at(before)) / dose
+    # No level is known that is below the error that it is known to: fold changes from nothing, or
+    # to nothing, are not.
+    after = torch.maximum(cleaned + dose * solution.mean, spread)
+    change = predicted.curve.at(cleaned) - predicted.curve.at(before)
+    change += predicted.curve.at(after) - predicted.curve.at(torch.maximum(cleaned, spread))
     # A fold change is log-normal: its relative variance is that of the expression.
-    relative = spread / predicted.curve.slope(torch.maximum(after, spread))
+    relative = spread / predicted.curve.slope(after)
     std = relative.square().log1p().sqrt()
-    fitted.set_rows(rows, change, std / dose, solution.lfsr)
+    fitted.set_rows(rows, change / dose, std / dose, solution.lfsr)
     return None
 
 
@@ -363,14 +366,14 @@ class _Predicted(NamedTuple):
     ----------
     score
         Sum over cells of dose times effect, perturbations x genes.
-    baseline
-        Mean log expression without a perturbation, by gene.
+    at_rest
+        Sum over cells of dose times log expression without a perturbation, perturbations x genes.
     curve
-        The same as a function of a fold change of its gene.
+        Mean log expression without a perturbation as a function of a fold change of its gene.
     """
 
     score: torch.Tensor
-    baseline: torch.Tensor
+    at_rest: torch.Tensor
     curve: ExpressionCurve
 
 
@@ -407,7 +410,6 @@ def _predicted(
     ]
     unperturbed = expected_log_normalized_expression(px, at_rest.library, COUNTS_PER)
     curve = ExpressionCurve(_GRID, torch.stack([level.mean(0) for level in levels]))
-    baseline = unperturbed.mean(0).cpu()
 
     # States in the contexts that the cells of a condition are in, by their shares.
     n_contexts, contexts = module.n_contexts, _contexts(model)
@@ -431,7 +433,7 @@ def _predicted(
     at_share = (row_state + 0.5) * np.repeat(n_cells / np.maximum(n_states, 1), n_states)
     row_context = context_of_cell[first_cell[row_condition] + at_share.astype(np.int64)]
     n_perturbations, n_genes = len(model.perturbation_names), unperturbed.shape[1]
-    score = np.zeros((n_perturbations, n_genes))
+    score, level = np.zeros((2, n_perturbations, n_genes))
     n_at_once = max(1, _ROWS_AT_ONCE // n_genes)
     for start in range(0, len(row_condition), n_at_once):
         rows = row_condition[start : start + n_at_once]
@@ -444,14 +446,17 @@ def _predicted(
         )
         of_cells, px = decoded(state, doses)
         effect = expected_log_normalized_expression(px, of_cells.library, COUNTS_PER)
-        change = (effect - unperturbed[context * _N_STATES + state]).cpu().numpy()
+        before = unperturbed[context * _N_STATES + state]
+        change, rest = (effect - before).cpu().numpy(), before.cpu().numpy()
         share = (n_cells[rows] / n_states[rows]).astype(np.float32)
         of_row = padded_to_csr(
             conditions.index[rows], responses[rows] * share[:, None], n_perturbations
         )
         known = np.unique(of_row.indices)
         score[known] += of_row[:, known].T @ change
-    return _Predicted(torch.from_numpy(score).float(), baseline, curve)
+        level[known] += of_row[:, known].T @ rest
+    summed = torch.from_numpy(score).float(), torch.from_numpy(level).float()
+    return _Predicted(*summed, curve)
 
 
 # -- the table ------------------------------------------------------------------------------------
