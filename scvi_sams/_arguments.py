@@ -82,6 +82,7 @@ ARGUMENTS: dict[str, _Kind] = {
     "guide_key": _NAME_OR_NONE,
     "guide_threshold": _Kind(float, above=0, optional=True),
     "context_key": _NAME_OR_NONE,
+    "donor_key": _NAME_OR_NONE,
     # of constructors
     "n_latent": _COUNT,
     "n_hidden": _Kind(int, least=1),

@@ -86,7 +86,9 @@ def _positions(adata: AnnData, asked: np.ndarray) -> np.ndarray:
                 f"indices name cells that adata.obs_names has not: {listed(asked[cells < 0])}."
             )
         return cells
-    is_whole = kind in "iu" or (kind == "f" and (np.isfinite(asked) & (asked % 1 == 0)).all())
+    is_whole = kind in "iu" or (
+        kind == "f" and bool(np.isfinite(asked).all() and (asked % 1 == 0).all())
+    )
     if not is_whole:
         raise ScreenError(
             f"indices are of type {asked.dtype}: give positions, names of cells or a mask."

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
+from scvi_sams._arguments import checked
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
 from scvi_sams._exceptions import ScreenError, counted, listed
 from scvi_sams.model.read_outs import require_effects
@@ -160,7 +161,7 @@ def _donors(model: SAMSVAE, donor_key: str) -> NDArray[np.int64]:
         raise ScreenError(
             "donor_key: the model was loaded without its AnnData; give it to load()."
         )
-    if donor_key not in model.adata.obs:
+    if checked("donor_key", donor_key) not in model.adata.obs:
         raise ScreenError(
             f"donor_key: adata.obs has no column {donor_key!r}; there are "
             f"{listed(list(model.adata.obs), 20)}."
