@@ -44,7 +44,8 @@ def test_calls_hold_across_donors(variation):
         plain = tl.mechanisms(model, 0.1)
         width, wider = (t["effect_upper"] - t["effect_lower"] for t in (plain, table))
         both = plain["called"] & table["called"]
-        assert (wider[both] > 1.5 * width[both]).all()
+        assert (wider[both] > 1.2 * width[both]).all()  # donors may agree by chance
+        assert wider[both].mean() > 2 * width[both].mean()
     else:
         assert called["replicate"] == called[None]
 
