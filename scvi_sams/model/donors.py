@@ -10,7 +10,8 @@ from scvi import REGISTRY_KEYS
 
 from scvi_sams._arguments import checked
 from scvi_sams._constants import SAMS_REGISTRY_KEYS
-from scvi_sams._exceptions import ScreenError, counted, listed
+from scvi_sams._exceptions import ScreenError, counted
+from scvi_sams.data.conditions import obs_column
 from scvi_sams.model.read_outs import require_effects
 from scvi_sams.module.closed_form import MAX_LOGIT
 from scvi_sams.module.donors import SCALES, AcrossDonors, across_donors, of_average_donor
@@ -161,12 +162,7 @@ def _donors(model: SAMSVAE, donor_key: str) -> NDArray[np.int64]:
         raise ScreenError(
             "donor_key: the model was loaded without its AnnData; give it to load()."
         )
-    if checked("donor_key", donor_key) not in model.adata.obs:
-        raise ScreenError(
-            f"donor_key: adata.obs has no column {donor_key!r}; there are "
-            f"{listed(list(model.adata.obs), 20)}."
-        )
-    column = model.adata.obs[donor_key]
+    column = obs_column(model.adata, checked("donor_key", donor_key))
     if n_gaps := int(column.isna().sum()):
         raise ScreenError(
             f"donor_key: {counted(n_gaps, 'cell')} have no donor in adata.obs[{donor_key!r}]; "

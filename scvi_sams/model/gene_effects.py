@@ -45,6 +45,7 @@ _MIN_CONTROLS = 50  # of fewer, their own noise is most of every difference from
 # Weight of a gene's pooled variance: fewer cells know a variance to a third at best. With 10 or 40
 # the errors of effects move by less than a hundredth of themselves (Papalexi, simulated screens).
 _PRIOR_CELLS = 20
+_RIDGE = 1e-6  # of the information on a perturbation, or what is not told apart has no solution
 
 
 # -- one pass over the training cells -------------------------------------------------------------
@@ -175,6 +176,12 @@ def response_sums(
     )
 
 
+def of_each_alone(score: NDArray[np.float64], coupling: sparse.csr_matrix) -> NDArray[np.float64]:
+    """Least squares effects of perturbations; those that always come together share theirs."""
+    ridge = coupling + _RIDGE * sparse.diags(coupling.diagonal())
+    return spsolve(ridge.tocsc(), score).reshape(score.shape)
+
+
 def _contexts(model: SAMSVAE) -> NDArray[np.int64]:
     """Context of each cell, zero where there are none."""
     if model.module.n_contexts == 1:
@@ -218,7 +225,6 @@ _MAX_ABSORBED = 0.9  # beyond, the residuals would be nothing but effects
 # less in a fit that shrinks. Measured on seven screens, effects are best at a third to one.
 _OWN_NOISE = 0.5
 _LEAST_NOISE = 1e-3  # which nobody could tell
-_RIDGE = 1e-6
 _N_STATES = 50  # basal states; effects are differences of the same states, which vary little
 _ROWS_AT_ONCE = 2_000_000  # elements of decoded states x genes
 _GRID = torch.arange(-8.0, 8.5, 0.5)  # log fold changes, as far as counts per 10,000 reach
@@ -314,10 +320,8 @@ def _denoised(
     """
     if noise < _LEAST_NOISE:
         return torch.zeros_like(score)
-    # Of each perturbation alone; those that always come together share the effect.
-    ridge = coupling + _RIDGE * sparse.diags(coupling.diagonal())
-    effect = torch.from_numpy(spsolve(ridge.tocsc(), score.double().numpy()).reshape(score.shape))
-    return shrunk(effect.float(), math.sqrt(noise) * error, target).mean - effect.float()
+    effect = torch.from_numpy(of_each_alone(score.double().numpy(), coupling)).float()
+    return shrunk(effect, math.sqrt(noise) * error, target).mean - effect
 
 
 def _held_out_residuals(
@@ -453,8 +457,9 @@ def _predicted(
             conditions.index[rows], responses[rows] * share[:, None], n_perturbations
         )
         known = np.unique(of_row.indices)
-        score[known] += of_row[:, known].T @ change
-        level[known] += of_row[:, known].T @ rest
+        of_known = of_row[:, known].T
+        score[known] += of_known @ change
+        level[known] += of_known @ rest
     summed = torch.from_numpy(score).float(), torch.from_numpy(level).float()
     return _Predicted(*summed, curve)
 

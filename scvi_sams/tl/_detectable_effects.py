@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
-from scipy.sparse.linalg import spsolve
 from scipy.special import ndtri
 from scipy.stats import false_discovery_control, norm
 
@@ -18,7 +16,7 @@ from scvi_sams._exceptions import ScreenError
 from scvi_sams.data.conditions import Conditions, padded_to_csr
 from scvi_sams.data.field import registered_conditions
 from scvi_sams.model.counterfactual import COUNTS_PER
-from scvi_sams.model.gene_effects import response_sums
+from scvi_sams.model.gene_effects import of_each_alone, response_sums
 from scvi_sams.model.read_outs import inclusion_and_slab
 from scvi_sams.module.gene_effects import ExpressionCurve
 from scvi_sams.module.likelihood import expected_log_normalized_expression
@@ -250,10 +248,7 @@ def _differences(model: SAMSVAE) -> _Differences:
     sums = response_sums(model, cells, doses)
     known = np.flatnonzero(sums.coupling.diagonal() > 0)
     mean, error = np.zeros(sums.score.shape), np.full(sums.score.shape, np.inf)
-    coupling = sums.coupling[known][:, known]
-    # Perturbations that are always together share what they do.
-    coupling = coupling + 1e-6 * sparse.diags(coupling.diagonal())
-    mean[known] = spsolve(coupling.tocsc(), sums.score[known]).reshape(len(known), -1)
+    mean[known] = of_each_alone(sums.score[known], sums.coupling[known][:, known])
     error[known] = sums.errors()[0][known]
     return _Differences(mean, error)
 
