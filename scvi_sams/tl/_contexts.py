@@ -12,8 +12,7 @@ from scipy.stats import norm
 from scvi_sams._arguments import checked
 from scvi_sams.model.donors import effects_across_donors
 from scvi_sams.model.read_outs import deviation_table, perturbation_table, require_effects
-from scvi_sams.tl._mechanisms import _null_names, _null_q_value
-from scvi_sams.tl.error_rates import bayesian_q_value
+from scvi_sams.tl._mechanisms import _null_names, _q_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,8 +117,7 @@ def context_differences(
     second = deviation_table(model, on * (variance + mean.square()))
     shared = perturbation_table(model, on * mean)
     is_null = log_odds.index.isin(null_names := _null_names(model.perturbation_names, null))
-    bayesian = bayesian_q_value(probability[~is_null]).reindex(probability.index)
-    calibrated, n_null = _null_q_value(log_odds, is_null, None, fdr)
+    bayesian, calibrated, n_null = _q_values(probability, log_odds, is_null, None, fdr)
     q_value = np.fmax(bayesian, calibrated)
     called = (q_value <= fdr) & ~log_odds.index.isin(null_names)[:, None]
 

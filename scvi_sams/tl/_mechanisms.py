@@ -136,8 +136,7 @@ def mechanisms(
     mean = probability * slab_mean
     second_moment = probability * (slab_std**2 + slab_mean**2)
     further = _null_log_odds(null_tables)
-    bayesian = bayesian_q_value(probability[~is_null]).reindex(probability.index)
-    calibrated, n_null = _null_q_value(log_odds, is_null, further, fdr)
+    bayesian, calibrated, n_null = _q_values(probability, log_odds, is_null, further, fdr)
     columns = {
         "inclusion_probability": probability,
         "log_odds": log_odds,
@@ -218,9 +217,8 @@ def active_perturbations(
     further = _null_log_odds(null_tables)
     best = log_odds.max(axis=1).to_frame("any")
     active = (1 - np.prod(1 - probability, axis=1)).to_frame("any")
-    bayesian = bayesian_q_value(active[~is_null]).reindex(active.index)
     best_of_null = None if further is None else further.max(axis=1).to_frame()
-    calibrated, n_null = _null_q_value(best, is_null, best_of_null, fdr)
+    bayesian, calibrated, n_null = _q_values(active, best, is_null, best_of_null, fdr)
     table = pd.DataFrame(
         {
             "probability_active": active["any"],
@@ -248,16 +246,24 @@ def _null_names(names: list[str], null: Sequence[str] | None) -> list[str]:
     return null
 
 
-def _null_q_value(
-    score: pd.DataFrame, is_null: np.ndarray, further_null: pd.DataFrame | None, fdr: float
-) -> tuple[pd.DataFrame, int]:
-    """Calibrated q-values (NaN of null rows, or without any) and the size of the null."""
+def _q_values(
+    probability: pd.DataFrame,
+    score: pd.DataFrame,
+    is_null: np.ndarray,
+    further_null: pd.DataFrame | None,
+    fdr: float,
+) -> tuple[pd.DataFrame, pd.DataFrame, int]:
+    """Bayesian and calibrated q-values, NaN of null rows, and the size of the null.
+
+    Without a null all calibrated ones are NaN.
+    """
+    bayesian = bayesian_q_value(probability[~is_null]).reindex(probability.index)
     null_score = score[is_null]
     if further_null is not None:
         null_score = pd.DataFrame(np.concatenate([null_score, further_null]))
     n_null, n_real = len(null_score), int((~is_null).sum())
     if n_null == 0:
-        return score * np.nan, 0
+        return bayesian, score * np.nan, 0
     if (least := 1 / (n_null + 1)) > fdr:
         warnings.warn(
             f"With {n_null} null perturbations the estimated rate is {least:.2f} or more whatever "
@@ -266,7 +272,8 @@ def _null_q_value(
             UserWarning,
             stacklevel=3,
         )
-    return calibrated_q_value(score[~is_null], null_score).reindex(score.index), n_null
+    calibrated = calibrated_q_value(score[~is_null], null_score).reindex(score.index)
+    return bayesian, calibrated, n_null
 
 
 def _null_log_odds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
